@@ -1,0 +1,151 @@
+"""JSONL, CSV and Parquet files and Hub data sets -> Example, with file and line in every error.
+
+The usual column names are found by themselves (COLUMNS, first match wins); `data.fields` names others.
+A reference with `####` in it is read as GSM8K writes it: the working before, the final answer after.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.errors import DataError
+from qreason.recipe import SUFFIXES, Data
+from qreason.types import Example
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "id": ("id",),
+    "prompt": ("issue", "prompt", "question"),
+    "reference": ("resolution", "reference", "answer"),
+    "reasoning": ("steps", "reasoning"),
+    "accepted": ("accepted",),
+    "category": ("category",),
+    "split": ("split",),
+}
+"""What an example needs -> the columns it may come from."""
+
+MARKER = "####"
+Row = tuple[str, dict[str, Any]]
+"""(`file:line`, the row)"""
+
+
+def read(source: str | Path, data: Data | None = None, use: str = "heldout") -> list[Example]:
+    """All examples of a source; `use` is `sft` (needs reasoning), `prompts` or `heldout`.
+
+    Raises DataError with `file:line` for the first row that cannot be used.
+    """
+    data = data or Data()
+    name = str(source)
+    rows = read_jsonl(Path(name)) if name.endswith(".jsonl") else read_table(name, data, use)
+    examples: list[Example] = []
+    places: dict[str, str] = {}
+    for place, row in rows:
+        example = to_example(row, data.fields, place, needs_reasoning=use == "sft")
+        if example.id in places:
+            raise DataError(f"{place}: id '{example.id}' was used at {places[example.id]}; ids must be unique")
+        places[example.id] = place
+        examples.append(example)
+    if not examples:
+        raise DataError(f"{name}: no rows; a data file needs at least one")
+    return examples
+
+
+def read_jsonl(file: Path) -> Iterator[Row]:
+    """The rows of a JSON Lines file; empty lines are skipped."""
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; give the path of a readable file") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}:{line}: not UTF-8; save the file as UTF-8") from None
+    for number, line_text in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        if not line_text.strip():
+            continue
+        try:
+            row = json.loads(line_text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}:{number}: not JSON at column {error.colno}: {error.msg}; one object a line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{file}:{number}: not an object; write a row as {{...}}")
+        yield f"{file}:{number}", row
+
+
+def read_table(source: str, data: Data, use: str) -> Iterator[Row]:
+    """The rows of a CSV or Parquet file or a Hub data set, through `datasets`."""
+    import datasets
+
+    try:
+        if source.endswith(SUFFIXES):
+            kind = "csv" if source.endswith(".csv") else "parquet"
+            table = datasets.load_dataset(kind, data_files=source, split="train")
+        else:
+            split = data.splits.get(use, "test" if use == "heldout" else "train")  # type: ignore[call-overload]
+            table = datasets.load_dataset(source, data.name, split=split)
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{source}: cannot be loaded ({first_line}); check the file or the Hub id, and the connection"
+        ) from error
+    for number, row in enumerate(table, 2 if source.endswith(".csv") else 1):
+        yield f"{source}:{number}", row
+
+
+def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], place: str, needs_reasoning: bool) -> Example:
+    """One row -> Example; DataError names the column that is missing or of the wrong kind."""
+    texts: dict[str, str | None] = {}
+    for key in ("prompt", "reference", "reasoning", "id", "category", "split"):
+        column = find_column(row, key, fields)
+        value = row[column] if column else None
+        required = key in ("prompt", "reference")
+        if required and column is None:
+            wanted = fields.get(key) or " or ".join(f"'{name}'" for name in COLUMNS[key])
+            raise DataError(f"{place}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = str(value)
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{place}: '{column}' is {type(value).__name__}, not text")
+        if required and not (value or "").strip():
+            raise DataError(f"{place}: '{column}' is empty; fill it or remove the row")
+        texts[key] = value
+    reference, reasoning = texts["reference"] or "", texts["reasoning"]
+    if MARKER in reference:
+        working, _, reference = (part.strip() for part in reference.rpartition(MARKER))
+        reasoning = reasoning or working
+    if needs_reasoning and not (reasoning or "").strip():
+        raise DataError(f"{place}: no reasoning: SFT needs a column 'steps' or 'reasoning' (or data.fields.reasoning)")
+    file, _, line = place.rpartition(":")
+    return Example(
+        id=texts["id"] or f"{Path(file).stem}-{line}",
+        prompt=texts["prompt"] or "",
+        reference=reference,
+        accepted=read_accepted(row, fields, place),
+        reasoning=reasoning,
+        category=texts["category"],
+        split=texts["split"],
+        source=place,
+    )
+
+
+def find_column(row: Mapping[str, Any], key: str, fields: Mapping[Any, str]) -> str | None:
+    names = (fields[key],) if key in fields else COLUMNS[key]
+    return next((name for name in names if name in row), None)
+
+
+def read_accepted(row: Mapping[str, Any], fields: Mapping[Any, str], place: str) -> tuple[str, ...]:
+    column = find_column(row, "accepted", fields)
+    value = row[column] if column else None
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise DataError(f"{place}: '{column}' must be a list of texts")
+    return tuple(value)
+
+
+def check_lengths(lengths: Sequence[int], examples: Sequence[Example], room: int, why: str) -> None:
+    """DataError for the first example whose tokens do not fit into `room` tokens."""
+    for tokens, example in zip(lengths, examples, strict=True):
+        if tokens > room:
+            raise DataError(f"{example.source}: {tokens} tokens, but {why} leaves {room}; shorten or remove the row")

@@ -1,0 +1,141 @@
+"""The one way replies are made: rollouts, evaluation and sampling all go through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qreason.errors import DataError
+from qreason.models import Resident
+from qreason.types import Messages, Reply, Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS = 128
+"""Replies that are decoded side by side."""
+
+
+def render_ids(tokenizer: Any, prompts: Sequence[Messages]) -> list[list[int]]:
+    """Chat messages -> token ids, up to where the assistant begins."""
+    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def pad_left(tokenizer: Any, ids: Sequence[Sequence[int]], device: torch.device) -> dict[str, torch.Tensor]:
+    """Token ids, attention mask and positions, each (rows, longest)."""
+    import torch
+
+    longest = max(map(len, ids))
+    padded = [[tokenizer.pad_token_id] * (longest - len(row)) + list(row) for row in ids]
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+    return {
+        "input_ids": torch.tensor(padded, device=device),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }
+
+
+def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | None) -> torch.Tensor:
+    """The next token of each row, (rows,), from logits (rows, vocabulary)."""
+    import torch
+
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / sampling.temperature, -1)
+    if 0 < sampling.top_k < probabilities.shape[-1]:
+        least = probabilities.topk(sampling.top_k).values[:, -1:]
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        cut = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probabilities = probabilities.masked_fill(cut.scatter(-1, order, cut), 0)
+    if sampling.min_p > 0:
+        probabilities = probabilities.masked_fill(
+            probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True), 0
+        )
+    return torch.multinomial(probabilities, 1, generator=source).squeeze(1)
+
+
+class LocalGenerator:
+    """Replies of the resident model, adapter on. A prompt is read once, however many replies it gets."""
+
+    def __init__(self, resident: Resident, on_progress: Callable[[int], None] | None = None) -> None:
+        self.resident = resident
+        self.on_progress = on_progress or (lambda replies: None)
+        stops = resident.model.generation_config.eos_token_id
+        self.stops = {resident.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+
+    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]:
+        """n replies to each prompt, in order.
+
+        Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
+        """
+        import torch
+
+        ids = render_ids(self.resident.tokenizer, prompts)
+        room = self.resident.context_length - sampling.max_completion_length
+        for row, prompt in zip(ids, prompts, strict=True):
+            if len(row) > room:
+                raise DataError(
+                    f"prompt of {len(row)} tokens ('{prompt[-1]['content'][:60]}…'): a context of "
+                    f"{self.resident.context_length} less max_completion_length {sampling.max_completion_length} "
+                    f"leaves {room}; shorten it or lower max_completion_length"
+                )
+        source = None
+        if sampling.seed is not None:
+            source = torch.Generator(self.resident.device).manual_seed(sampling.seed)
+        replies: list[list[Reply]] = [[] for _ in prompts]
+        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+        step = max(1, ROWS // n)
+        with self.resident.inference() as model:
+            for start in range(0, len(order), step):
+                chosen = order[start : start + step]
+                completions = self.decode(model, [ids[index] for index in chosen], n, sampling, source)
+                texts = self.resident.tokenizer.batch_decode(completions, skip_special_tokens=True)
+                for position, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
+                    index = chosen[position // n]
+                    finished = bool(tokens) and tokens[-1] in self.stops
+                    replies[index].append(Reply(text, tuple(tokens), tuple(ids[index]), finished))
+                self.on_progress(len(completions))
+        return replies
+
+    def decode(
+        self, model: Any, ids: list[list[int]], n: int, sampling: Sampling, source: torch.Generator | None
+    ) -> list[list[int]]:
+        """Token ids of n replies for each row of prompt ids, the stop token included."""
+        import torch
+        from transformers import DynamicCache
+
+        inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
+        cache = DynamicCache(config=model.config)
+        logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        cache.batch_repeat_interleave(n)
+        logits = logits.repeat_interleave(n, 0)
+        mask = inputs["attention_mask"].repeat_interleave(n, 0)
+        position = inputs["position_ids"][:, -1:].repeat_interleave(n, 0)
+        stops = torch.tensor(sorted(self.stops), device=logits.device)
+        completions: list[list[int]] = [[] for _ in range(len(ids) * n)]
+        running = list(range(len(completions)))
+        for _ in range(sampling.max_completion_length):
+            tokens = draw(logits, sampling, source)
+            for index, token in zip(running, tokens.tolist(), strict=True):
+                completions[index].append(token)
+            alive = (~torch.isin(tokens, stops)).nonzero().squeeze(1)
+            if len(alive) == 0 or len(completions[running[int(alive[0])]]) == sampling.max_completion_length:
+                break
+            if len(alive) < len(running):  # finished rows leave the batch
+                running = [running[index] for index in alive.tolist()]
+                cache.batch_select_indices(alive)
+                tokens, mask, position = tokens[alive], mask[alive], position[alive]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            position = position + 1
+            logits = model(
+                input_ids=tokens.unsqueeze(1),
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+        return completions

@@ -1,0 +1,180 @@
+"""Tokenizer, base and adapters: one base resident in memory, at most one policy adapter on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qreason.errors import ModelError
+from qreason.hardware import Hardware
+from qreason.recipe import Lora, Model
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = {"qreason/tiny": Path(__file__).parent / "assets" / "tiny"}
+"""Bases that come with the package: name -> folder."""
+
+
+def locate(base: str) -> str:
+    """Where the weights of a base are: the folder of an embedded one, else what was given."""
+    return str(EMBEDDED.get(base, base))
+
+
+def load_tokenizer(base: str) -> Any:
+    """The base's tokenizer, padding on the left.
+
+    Raises ModelError without a chat template, or where padding would hide the end of a reply from the loss.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(base))
+    except Exception as error:
+        raise ModelError(f"{base}: {cannot_load(error)}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"{base}: the tokenizer has no chat template; take the instruct variant of the model")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ModelError(
+            f"{base}: the padding token is the end-of-reply token ({tokenizer.eos_token}), so training would unlearn "
+            "stopping; set another pad_token in the base's tokenizer_config.json, or take the instruct variant"
+        )
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_base(model: Model, hardware: Hardware) -> Any:
+    """The frozen causal model of a recipe in the machine's number format, 4-bit where the recipe says nf4."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = locate(model.base)
+    options: dict[str, Any] = {"dtype": getattr(torch, hardware.dtype), "attn_implementation": hardware.attention}
+    if hardware.device == "cuda":
+        options["device_map"] = {"": 0}
+    if model.quantization == "nf4":
+        options["quantization_config"] = four_bit(hardware)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        kind = (config.architectures or ["nothing"])[0]
+        if not kind.endswith(("ForCausalLM", "LMHeadModel")):
+            raise ModelError(f"{model.base}: a {kind}, not a causal language model; give a text generation model")
+        base = AutoModelForCausalLM.from_pretrained(path, **options)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{model.base}: {cannot_load(error)}") from error
+    base.requires_grad_(False)
+    return base.eval()
+
+
+def four_bit(hardware: Hardware) -> Any:
+    """NF4 with double quantization (QLoRA, Dettmers et al. 2023)."""
+    import bitsandbytes
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # On CPUs with AVX512-BF16, inference would repack the 4-bit weights in place and break training and merging.
+    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, hardware.dtype),
+    )
+
+
+def cannot_load(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"cannot be loaded as a model ({first[:200]}); give qreason/tiny, a Hub id or a folder with the weights"
+
+
+class Resident:
+    """A base in memory, and the policy adapter that is on it now (None: the bare base)."""
+
+    def __init__(self, settings: Model, hardware: Hardware) -> None:
+        self.settings = settings
+        self.hardware = hardware
+        self.tokenizer = load_tokenizer(settings.base)
+        self.model = load_base(settings, hardware)
+        self.adapter: Path | None = None
+        self.wrapped = False
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens, prompt and reply together."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def remove_adapter(self) -> None:
+        if self.wrapped:
+            self.model = self.model.unload()
+            self.wrapped, self.adapter = False, None
+
+    def load_adapter(self, folder: Path | None, *, trainable: bool = False) -> None:
+        """Put a saved adapter on the base in place of the one that is there; None leaves the bare base."""
+        from peft import PeftModel
+
+        if folder is not None and folder == self.adapter and not trainable:
+            return
+        self.remove_adapter()
+        if folder is None:
+            return
+        try:
+            self.model = PeftModel.from_pretrained(self.model, str(folder), is_trainable=trainable)
+        except Exception as error:
+            raise ModelError(f"{folder}: no adapter for {self.settings.base} ({str(error).splitlines()[0]})") from error
+        self.wrapped, self.adapter = True, folder
+
+    def new_adapter(self, lora: Lora) -> None:
+        """Put a fresh, trainable adapter on the base; it changes nothing until it is trained."""
+        from peft import LoraConfig, get_peft_model
+
+        self.remove_adapter()
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+        )
+        self.model = get_peft_model(self.model, config)
+        self.wrapped = True
+
+    @contextmanager
+    def inference(self, *, adapter: bool = True) -> Iterator[Any]:
+        """The model ready to answer, without gradients; `adapter=False` is the bare base. Restores training mode."""
+        import torch
+
+        was_training = self.model.training
+        self.model.eval()
+        bare = self.model.disable_adapter() if self.wrapped and not adapter else nullcontext()
+        try:
+            with torch.no_grad(), bare:
+                yield self.model
+        finally:
+            self.model.train(was_training)
+
+
+def fingerprint(base: str, config: Any) -> str:
+    """What identifies the weights of a base: a hash of the files of a folder, or the commit of a Hub model."""
+    folder = Path(locate(base))
+    if not folder.is_dir():
+        return f"commit:{getattr(config, '_commit_hash', None) or 'unknown'}"
+    return f"sha256:{hash_files(sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin')))}"
+
+
+def hash_files(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

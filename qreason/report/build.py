@@ -1,0 +1,81 @@
+"""A run folder's evaluations -> report.json and replies.jsonl (docs/contracts.md describes both)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.report.statistics import gain, mean, share, sign_test
+from qreason.run import Run, read_jsonl, write_json, write_jsonl
+
+Rows = list[dict[str, Any]]
+
+
+def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
+    """One pass over held-out rows as numbers. Greedy replies, except pass_at_1: the mean over the samples."""
+    report: dict[str, Any] = {
+        "after": after,
+        "rows": len(rows),
+        "seconds": round(seconds, 1),
+        "accuracy": share(column(rows, "accurate")),
+        "pass_at_1": mean(column(rows, "pass_at_1")),
+        "format": share(column(rows, "well_formed")),
+        "reward": mean(column(rows, "total")),
+        "parts": {name: mean([row["parts"][name] for row in rows]) for name in rows[0]["parts"]},
+        "reply_words": mean(column(rows, "words")),
+        "finished": share(column(rows, "finished")),
+    }
+    splits = sorted({row["split"] for row in rows if row["split"]})
+    report["splits"] = {name: measure_split([row for row in rows if row["split"] == name]) for name in splits}
+    return report
+
+
+def measure_split(rows: Rows) -> dict[str, Any]:
+    return {
+        "rows": len(rows),
+        "accuracy": share(column(rows, "accurate")),
+        "pass_at_1": mean(column(rows, "pass_at_1")),
+    }
+
+
+def compare(before: Rows, after: Rows, names: tuple[str, str]) -> dict[str, Any]:
+    """The gains from one pass to another on the same rows, paired by row."""
+    pairs = {"accuracy": "accurate", "pass_at_1": "pass_at_1", "reward": "total"}
+    gains: dict[str, Any] = {"from": names[0], "to": names[1]}
+    for name, key in pairs.items():
+        gains[name] = gain(column(before, key), column(after, key))
+    gains["accuracy"]["p"] = round(sign_test(column(before, "accurate"), column(after, "accurate")), 6)
+    return gains
+
+
+def column(rows: Rows, key: str) -> list[Any]:
+    return [row[key] for row in rows]
+
+
+def write_report(run: Run, evaluations: Sequence[Path]) -> dict[str, Any]:
+    """Put the evaluations of a run (folders, in order) together; returns the report."""
+    passes = [read_jsonl(folder / "evaluation.jsonl") for folder in evaluations]
+    names = [folder.name for folder in evaluations]
+    seconds = {entry["folder"]: entry["seconds"] for entry in run.manifest["steps"] if entry["stage"] == "evaluate"}
+    pairs = [(index, index + 1) for index in range(len(passes) - 1)]
+    if len(passes) > 2:
+        pairs.append((0, len(passes) - 1))
+    report = {
+        "recipe": run.recipe.name,
+        "seed": run.recipe.seed,
+        "rows": len(passes[0]),
+        "passes": [measure(rows, name, seconds[name]) for rows, name in zip(passes, names, strict=True)],
+        "gains": [compare(passes[a], passes[b], (names[a], names[b])) for a, b in pairs],
+    }
+    write_json(run.folder / "report.json", report)
+    kept = ("id", "prompt", "reply", "reference", "parts", "total")
+    write_jsonl(
+        run.folder / "replies.jsonl",
+        [
+            {"after": name, **{key: row[key] for key in kept}}
+            for together in zip(*passes, strict=True)
+            for name, row in zip(names, together, strict=True)
+        ],
+    )
+    return report

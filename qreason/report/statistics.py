@@ -1,0 +1,55 @@
+"""Intervals at 95 %: Wilson for shares, bootstrap over rows for means, paired bootstrap for gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Interval = dict[str, float | None]
+"""`mean`, `low`, `high`; all None where there is nothing to average."""
+
+RESAMPLES = 10_000
+Z = 1.959964
+
+
+def share(hits: Sequence[bool]) -> Interval:
+    """A share with its Wilson score interval (Wilson 1927)."""
+    n = len(hits)
+    if n == 0:
+        return {"mean": None, "low": None, "high": None}
+    p = sum(hits) / n
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    return interval(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean(values: Sequence[float | None]) -> Interval:
+    """A mean over rows with its percentile bootstrap interval; rows without a value are left out."""
+    import numpy
+
+    known = numpy.array([value for value in values if value is not None], dtype=float)
+    if len(known) == 0:
+        return {"mean": None, "low": None, "high": None}
+    source = numpy.random.default_rng(0)
+    means = known[source.integers(0, len(known), (RESAMPLES, len(known)))].mean(1)
+    low, high = numpy.percentile(means, [2.5, 97.5])
+    return interval(float(known.mean()), float(low), float(high))
+
+
+def gain(before: Sequence[float | None], after: Sequence[float | None]) -> Interval:
+    """The mean difference of paired rows with its bootstrap interval; a gain is one when `low` is above 0."""
+    pairs = zip(before, after, strict=True)
+    return mean([None if b is None or a is None else a - b for b, a in pairs])
+
+
+def sign_test(before: Sequence[float], after: Sequence[float]) -> float:
+    """Two-sided p of the exact sign test on paired rows (McNemar's exact test where rows are right or wrong)."""
+    up = sum(a > b for b, a in zip(before, after, strict=True))
+    down = sum(a < b for b, a in zip(before, after, strict=True))
+    n = up + down
+    tail = sum(math.comb(n, k) for k in range(min(up, down) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def interval(middle: float, low: float, high: float) -> Interval:
+    return {"mean": round(middle, 4), "low": round(low, 4), "high": round(high, 4)}

@@ -1,0 +1,85 @@
+"""Rewards that compare the answer of a reply with the reference, by rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from qreason.rewards.tags import read_answer
+from qreason.types import Example, Reply
+
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+
+
+def normalize(text: str) -> str:
+    """Lower case, single spaces, no outer quotes or punctuation: equal texts count as the same answer."""
+    return re.sub(r"\s+", " ", text.lower()).strip(" .,;:!?'\"`*")
+
+
+def read_number(text: str) -> float | None:
+    """The number a text consists of, with a currency sign, a percent sign or one unit word around it; else None."""
+    bare = normalize(text).removeprefix("$").removeprefix("€").strip()
+    match = NUMBER.match(bare)
+    if match is None or not re.fullmatch(r"\s*(%|[a-z°€$²³/]*)", bare[match.end() :]):
+        return None
+    return float(match.group().replace(",", ""))
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text."""
+    numbers = NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def correct(answer: str, references: Sequence[str]) -> float:
+    if normalize(answer) and normalize(answer) in {normalize(reference) for reference in references}:
+        return 2.0
+    expected = [read_number(reference) for reference in references]
+    found = last_number(answer)
+    return 1.5 if found is not None and found in expected else 0.0
+
+
+def correctness(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+    """2.0 for an accepted answer in its normalized wording, 1.5 for the right number, else 0.0.
+
+    The number counts only where the reference is a number (with at most a unit): a port number inside a
+    sentence does not make two sentences equal.
+    """
+    return [
+        correct(read_answer(reply.text), example.references)
+        for reply, example in zip(replies, examples, strict=True)
+    ]
+
+
+@cache
+def rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])
+
+
+def best(measure: Callable[[str, str], float], reply: Reply, example: Example) -> float:
+    """The best value of a measure(reference, answer) over the accepted wordings."""
+    answer = read_answer(reply.text)
+    return max(measure(reference, answer) for reference in example.references) if answer else 0.0
+
+
+def rouge_f1(reference: str, answer: str) -> float:
+    return float(rouge_scorer().score(reference, answer)["rougeL"].fmeasure)
+
+
+def rouge_l(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+    """F1 of the longest common subsequence of words (ROUGE-L, Lin 2004), best over the accepted wordings."""
+    return [best(rouge_f1, reply, example) for reply, example in zip(replies, examples, strict=True)]
+
+
+def length_similarity(reference: str, answer: str) -> float:
+    expected, found = len(reference.split()), len(answer.split())
+    return max(0.0, 1.0 - abs(found - expected) / expected) if expected else 0.0
+
+
+def length(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+    """1 for an answer with as many words as the reference, falling to 0 at none or twice as many."""
+    return [best(length_similarity, reply, example) for reply, example in zip(replies, examples, strict=True)]

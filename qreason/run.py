@@ -1,0 +1,254 @@
+"""The run folder: recipe, manifest, what each stage wrote; opening, continuing and starting over.
+
+    runs/NAME/
+      recipe.yaml       as resolved, with overrides
+      manifest.json     versions, seed, hardware, hashes of data and base, finished steps
+      report.json       every evaluation and the gains between them
+      replies.jsonl     the greedy replies of all evaluations, row by row, side by side
+      base/             evaluation of the untrained base
+      01-sft/           adapter/, metrics.jsonl, evaluation.json, evaluation.jsonl
+      02-grpo/          the same, and replies.jsonl: every scored rollout
+      03-merge/         model/
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from qreason import __version__, data
+from qreason.errors import RunFolderError
+from qreason.recipe import Recipe, Step
+from qreason.types import Example
+
+if TYPE_CHECKING:
+    from qreason.judge import Judge
+    from qreason.models import Resident
+    from qreason.types import Reward
+
+BASE = "base"
+"""What the untrained base is called where stages are named."""
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a stage wrote: its main file or folder, and one line for the terminal."""
+
+    path: Path
+    summary: str
+
+
+Stage = Callable[[Step, "Run"], Artifact]
+
+
+def stage_folders(steps: Sequence[Step]) -> list[str]:
+    """The folder of each step: `01-sft`, `02-grpo`, …; an evaluation lies with the stage it measures."""
+    folders, current, number = [], BASE, 0
+    for step in steps:
+        if step.stage != "evaluate":
+            number += 1
+            current = f"{number:02d}-{step.stage}"
+        folders.append(current)
+    return folders
+
+
+class Run:
+    """A recipe on its way through a run folder, and what it has in memory."""
+
+    def __init__(self, recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line: None) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.say = say
+        self.folders = stage_folders(recipe.steps)
+        self.manifest: dict[str, Any] = {}
+        self.step = 0
+        self._examples: dict[str, list[Example]] = {}
+
+    # --- opening -------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, recipe: Recipe, folder: Path, *, fresh: bool = False, say: Callable[[str], None]) -> Run:
+        """Start a run in a folder, or continue the one that is there.
+
+        Raises RunFolderError where the folder holds something else; `fresh` moves an earlier run aside.
+        """
+        run = cls(recipe, folder, say)
+        if folder.exists() and any(folder.iterdir()):
+            earlier = read_manifest(folder)
+            if fresh:
+                aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
+                folder.rename(aside)
+                say(f"--fresh: the earlier run is kept in {aside}")
+            else:
+                run.continue_from(earlier)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not run.manifest:
+            run.manifest = {
+                "qreason": __version__,
+                "recipe": recipe.name,
+                "seed": recipe.seed,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "versions": {name: version(name) for name in LIBRARIES},
+                "data": run.data_hashes(),
+                "steps": [],
+            }
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf-8")
+            run.save_manifest()
+        return run
+
+    @classmethod
+    def reopen(cls, folder: Path, say: Callable[[str], None] = lambda line: None) -> Run:
+        """The run that a folder holds, with the recipe it was made with."""
+        manifest = read_manifest(folder)
+        recipe = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
+        run = cls(recipe, folder, say)
+        run.manifest = manifest
+        return run
+
+    def continue_from(self, manifest: dict[str, Any]) -> None:
+        """Take over the finished steps of an earlier run of the same recipe."""
+        if manifest["recipe"] != self.recipe.name:
+            raise RunFolderError(
+                f"{self.folder} belongs to the recipe '{manifest['recipe']}', not '{self.recipe.name}'; "
+                "choose another folder with --out"
+            )
+        earlier = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
+        now = self.recipe.dump()
+        finished = len(manifest["steps"])
+        same_steps = earlier.pop("steps")[:finished] == now.pop("steps")[:finished]
+        if changed := [key for key in now if now[key] != earlier.get(key)] + ([] if same_steps else ["steps"]):
+            raise RunFolderError(
+                f"{self.folder} was made with other settings ({', '.join(changed)}); --fresh starts over and keeps "
+                "the earlier run beside it, --out DIR takes another folder"
+            )
+        if changed := [name for name, hash_ in self.data_hashes().items() if manifest["data"].get(name) != hash_]:
+            raise RunFolderError(
+                f"{self.folder}: the data changed since this run began (data.{', data.'.join(changed)}); "
+                "--fresh starts over, --out DIR takes another folder"
+            )
+        self.manifest = manifest
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe.dump(), sort_keys=False), encoding="utf-8")
+
+    def data_hashes(self) -> dict[str, str]:
+        """Data key -> SHA-256 of the file, or the Hub id as it stands in the recipe."""
+        from qreason.models import hash_files
+
+        sources = {key: getattr(self.recipe.data, key) for key in ("sft", "prompts", "heldout")}
+        return {
+            key: f"sha256:{hash_files([Path(source)])}" if Path(source).is_file() else f"hub:{source}"
+            for key, source in sources.items()
+            if source is not None
+        }
+
+    def save_manifest(self) -> None:
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    # --- stages --------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> int:
+        """How many steps are done."""
+        return len(self.manifest["steps"])
+
+    def stage_folder(self) -> Path:
+        """The folder of the step that runs now."""
+        return self.folder / self.folders[self.step]
+
+    def clear_stage_folder(self) -> Path:
+        """The folder of the step that runs now, empty: a step that was cut off starts again."""
+        folder = self.stage_folder()
+        if folder.exists():
+            self.say(f"{folder.name} was not finished: starting it again")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        return folder
+
+    def finish_step(self, seconds: float) -> None:
+        self.manifest["steps"].append(
+            {
+                "step": self.step,
+                "stage": self.recipe.steps[self.step].stage,
+                "folder": self.folders[self.step],
+                "seconds": round(seconds, 1),
+            }
+        )
+        self.save_manifest()
+
+    def adapter(self) -> Path | None:
+        """The newest adapter of the finished steps; None while there is only the base."""
+        done = [self.folder / entry["folder"] / "adapter" for entry in self.manifest["steps"]]
+        return next((folder for folder in reversed(done) if folder.exists()), None)
+
+    # --- what is in memory ---------------------------------------------------------------------
+
+    def examples(self, use: str) -> list[Example]:
+        """The examples of data.sft, data.prompts or data.heldout, read once."""
+        if use not in self._examples:
+            self._examples[use] = data.read(getattr(self.recipe.data, use), self.recipe.data, use)
+        return self._examples[use]
+
+    @cached_property
+    def resident(self) -> Resident:
+        """The base, loaded once for all stages."""
+        from qreason.hardware import detect
+        from qreason.models import Resident, fingerprint
+
+        hardware = detect()
+        resident = Resident(self.recipe.model, hardware)
+        base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base, resident.model.config)}
+        if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:
+            raise RunFolderError(
+                f"{self.folder}: the weights of {base['id']} changed since this run began; --fresh starts over"
+            )
+        self.manifest["hardware"] = hardware.as_dict()
+        self.save_manifest()
+        return resident
+
+    @cached_property
+    def judge(self) -> Judge:
+        from qreason.judge import Judge
+
+        return Judge(self.resident)
+
+    @cached_property
+    def rewards(self) -> Mapping[str, Reward]:
+        """The recipe's rewards, ready to be called."""
+        from qreason import rewards
+
+        return rewards.build(list(self.recipe.rewards), self.judge if "judge" in self.recipe.rewards else None)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder; RunFolderError where the folder is something else."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest["recipe"], manifest["steps"], manifest["data"]
+    except (OSError, ValueError, KeyError):
+        raise RunFolderError(f"{folder} is not empty and not a run folder; choose another one with --out") from None
+    return manifest
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write the whole file or nothing: an interruption leaves the earlier one."""
+    draft = file.with_suffix(file.suffix + ".draft")
+    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(file)
+
+
+def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool = False) -> None:
+    with file.open("a" if append else "w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,21 @@
+"""The stages by name. A stage reads the run folder, writes its own folder and returns what it wrote."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from qreason.run import Artifact, Run, Stage
+from qreason.recipe import Step
+
+STAGES = {
+    "sft": "qreason.stages.sft",
+    "grpo": "qreason.stages.grpo",
+    "evaluate": "qreason.stages.evaluate",
+    "merge": "qreason.stages.merge",
+}
+"""Stage -> the module whose function of the same name runs it; imported when it is needed."""
+
+
+def run_stage(step: Step, run: Run) -> Artifact:
+    stage: Stage = getattr(import_module(STAGES[step.stage]), step.stage)
+    return stage(step, run)

@@ -1,0 +1,162 @@
+"""Group relative policy optimization (DeepSeekMath, arXiv 2402.03300) on TRL's trainer.
+
+qreason makes the rollouts and scores them; TRL turns the scores into advantages and the advantages into steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.errors import QReasonError, TrainingError
+from qreason.generate import LocalGenerator
+from qreason.progress import progress_bar
+from qreason.prompts import SYSTEM_PROMPTS, render
+from qreason.recipe import Grpo, Step
+from qreason.rewards import combine
+from qreason.run import Artifact, Run, write_json, write_jsonl
+from qreason.types import Example, Messages, Reply, Reward, Score
+
+
+def grpo(step: Step, run: Run) -> Artifact:
+    """Train the newest adapter of the run (or a fresh one) against the recipe's rewards on data.prompts."""
+    settings = step.settings
+    assert isinstance(settings, Grpo)
+    examples = run.examples("prompts")[: settings.rows]
+    resident = run.resident
+
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import GRPOConfig, GRPOTrainer
+
+    from qreason.stages.training import Watch, quiet, train, trl_arguments
+
+    quiet()
+    set_seed(run.recipe.seed)
+    if (start := run.adapter()) is not None:
+        resident.load_adapter(start, trainable=True)
+    else:
+        resident.new_adapter(run.recipe.model.lora)
+    scorer = Scorer(run.rewards, run.recipe.rewards)
+    folder = run.clear_stage_folder()
+    rollouts = Rollouts(LocalGenerator(resident), scorer, examples, run, folder)
+    system = SYSTEM_PROMPTS[run.recipe.data.prompt]
+    sampling = run.recipe.sampling.model_dump()
+    arguments = GRPOConfig(
+        **{"reward_weights": list(run.recipe.rewards.values())}
+        | sampling
+        | trl_arguments(settings, run, folder)
+    )
+    with progress_bar(folder.name) as bar:
+        trainer = GRPOTrainer(
+            model=resident.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(
+                [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)]
+            ),
+            processing_class=resident.tokenizer,
+            reward_funcs=rollouts.columns(),
+            rollout_func=rollouts.make,
+            callbacks=[Watch(folder, bar, ("reward", "rewards/correctness/mean", "entropy"))],
+        )
+        adapter = train(trainer, run, folder)
+    groups, flat = rollouts.groups, rollouts.groups_without_signal
+    summary = f"{trainer.state.global_step} steps, {groups} groups; in {flat} ({flat / groups:.0%}) all scored the same"
+    return Artifact(adapter, summary)
+
+
+class Scorer:
+    """Scores replies with a recipe's rewards; says which reply a failing reward failed on."""
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+        self.rewards, self.weights = rewards, weights
+
+    def __call__(self, replies: Sequence[Reply], examples: Sequence[Example], folder: Path) -> list[Score]:
+        """Raises TrainingError where a reward raises, and keeps the reply in failed_reply.json of the folder."""
+        try:
+            return combine(self.rewards, self.weights, replies, examples)
+        except QReasonError:
+            raise
+        except Exception:
+            for name, reward in self.rewards.items():
+                for reply, example in zip(replies, examples, strict=True):
+                    self.score_one(name, reward, reply, example, folder)
+            raise
+
+    def score_one(self, name: str, reward: Reward, reply: Reply, example: Example, folder: Path) -> None:
+        try:
+            reward([reply], [example])
+        except Exception as error:
+            failed = {"id": example.id, "prompt": example.prompt, "reply": reply.text, "reference": example.reference}
+            write_json(folder / "failed_reply.json", {"reward": name, "error": repr(error), **failed})
+            raise TrainingError(
+                f"reward '{name}' raised {error!r} on a reply to {example.id}; "
+                f"the reply is in {folder / 'failed_reply.json'}, no adapter was written"
+            ) from error
+
+
+class Rollouts:
+    """The rollouts of a GRPO run: made by our generator, scored once, handed to TRL as one column a reward."""
+
+    def __init__(
+        self, generator: LocalGenerator, scorer: Scorer, examples: Sequence[Example], run: Run, folder: Path
+    ) -> None:
+        self.generator, self.scorer, self.examples = generator, scorer, examples
+        self.sampling = run.recipe.sampling.sampling()
+        self.folder = folder
+        self.replies: list[Reply] = []
+        self.scores: list[Score] = []
+        self.groups = self.groups_without_signal = 0
+
+    def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
+        """TRL's rollout seam: prompts come repeated, num_generations times in a row."""
+        group = trainer.num_generations
+        made = self.generator.generate(prompts[::group], n=group, sampling=self.sampling)
+        self.replies = [reply for replies in made for reply in replies]
+        self.scores = []
+        return {
+            "prompt_ids": [list(reply.prompt_ids) for reply in self.replies],
+            "completion_ids": [list(reply.token_ids) for reply in self.replies],
+            "logprobs": None,
+        }
+
+    def columns(self) -> list[Callable[..., list[float | None]]]:
+        """One reward function a part, for TRL to weight and log; the first one called scores the batch."""
+        return [self.column(name) for name in self.scorer.rewards]
+
+    def column(self, name: str) -> Callable[..., list[float | None]]:
+        def part(
+            completions: list[Any], example: list[int], trainer_state: Any, log_metric: Any, **kwargs: Any
+        ) -> list[float | None]:
+            if not self.scores:
+                self.score([self.examples[index] for index in example], trainer_state.global_step + 1, log_metric)
+            # A reply without a total teaches nothing: all its parts are withheld, so that TRL skips it.
+            return [score.parts[name] if score.total is not None else None for score in self.scores]
+
+        part.__name__ = name
+        return part
+
+    def score(self, examples: list[Example], step: int, log_metric: Callable[[str, float], None]) -> None:
+        self.scores = self.scorer(self.replies, examples, self.folder)
+        rows = [reply_row(*row) for row in zip(self.replies, examples, self.scores, strict=True)]
+        write_jsonl(self.folder / "replies.jsonl", [{"step": step, **row} for row in rows], append=True)
+        groups: dict[str, set[float | None]] = {}
+        for example, score in zip(examples, self.scores, strict=True):
+            groups.setdefault(example.id, set()).add(score.total)
+        flat = sum(len(totals) == 1 for totals in groups.values())
+        self.groups += len(groups)
+        self.groups_without_signal += flat
+        log_metric("groups_without_signal", flat / len(groups))
+
+
+def reply_row(reply: Reply, example: Example, score: Score) -> dict[str, Any]:
+    """A scored reply as it is kept on disk."""
+    return {
+        "id": example.id,
+        "prompt": example.prompt,
+        "reply": reply.text,
+        "reference": example.reference,
+        "parts": score.parts,
+        "total": score.total,
+    }

@@ -1,0 +1,64 @@
+"""Supervised fine-tuning: the adapter learns the form from written-up incidents; the loss covers the reply only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qreason.data import check_lengths
+from qreason.prompts import SYSTEM_PROMPTS, demonstrate, render
+from qreason.progress import progress_bar
+from qreason.recipe import Sft, Step
+from qreason.run import Artifact, Run
+from qreason.types import Example
+
+
+def sft(step: Step, run: Run) -> Artifact:
+    """Train an adapter on data.sft: a fresh one, or the newest one of the run."""
+    settings = step.settings
+    assert isinstance(settings, Sft)
+    examples = run.examples("sft")[: settings.rows]
+    resident = run.resident
+    rows = [conversation(example, SYSTEM_PROMPTS[run.recipe.data.prompt]) for example in examples]
+    lengths = [token_count(resident.tokenizer, row) for row in rows]
+    check_lengths(lengths, examples, resident.context_length, f"the base's context of {resident.context_length}")
+
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from qreason.stages.training import Watch, quiet, train, trl_arguments
+
+    quiet()
+    set_seed(run.recipe.seed)
+    if (start := run.adapter()) is not None:
+        resident.load_adapter(start, trainable=True)
+    else:
+        resident.new_adapter(run.recipe.model.lora)
+    folder = run.clear_stage_folder()
+    arguments = SFTConfig(
+        **{"max_length": resident.context_length, "completion_only_loss": True}
+        | trl_arguments(settings, run, folder)
+    )
+    with progress_bar(folder.name) as bar:
+        trainer = SFTTrainer(
+            model=resident.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=resident.tokenizer,
+            callbacks=[Watch(folder, bar, ("loss", "mean_token_accuracy"))],
+        )
+        adapter = train(trainer, run, folder)
+    return Artifact(adapter, f"{len(examples)} incidents, {trainer.state.global_step} steps")
+
+
+def conversation(example: Example, system: str) -> dict[str, Any]:
+    """TRL's prompt/completion row in chat messages."""
+    return {
+        "prompt": render(example, system),
+        "completion": [{"role": "assistant", "content": demonstrate(example)}],
+    }
+
+
+def token_count(tokenizer: Any, row: dict[str, Any]) -> int:
+    text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,105 @@
+"""What the training stages share: TRL's arguments, and what is watched while a trainer runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from qreason.errors import TrainingError
+from qreason.progress import Bar
+from qreason.recipe import Grpo, Sft
+from qreason.run import Run, write_jsonl
+
+OURS = {"rows", "trl"}
+"""Settings of a training step that are not fields of TRL's config."""
+
+
+def trl_arguments(settings: Sft | Grpo, run: Run, folder: Path) -> dict[str, Any]:
+    """The keyword arguments of SFTConfig and GRPOConfig, every one explicit."""
+    hardware = run.resident.hardware
+    return {
+        **settings.model_dump(exclude=OURS),
+        "output_dir": str(folder / "trainer"),
+        "seed": run.recipe.seed,
+        "use_cpu": hardware.device == "cpu",
+        "bf16": hardware.autocast == "bfloat16",
+        "fp16": hardware.autocast == "float16",
+        "dataloader_pin_memory": hardware.device == "cuda",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        **settings.trl,
+    }
+
+
+class Watch(TrainerCallback):
+    """Writes metrics.jsonl, moves the progress bar, and stops a run whose loss is no number."""
+
+    def __init__(self, folder: Path, bar: Bar, shown: tuple[str, ...]) -> None:
+        self.folder, self.bar, self.shown = folder, bar, shown
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.total(state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        row = {"step": state.global_step, **{key: finite(value) for key, value in numbers.items()}}
+        write_jsonl(self.folder / "metrics.jsonl", [row], append=True)
+        for key in ("loss", "grad_norm"):
+            if key in numbers and not math.isfinite(numbers[key]):
+                raise TrainingError(
+                    f"{key} is {numbers[key]} at step {state.global_step}; no adapter was written. "
+                    f"Lower the learning rate ({args.learning_rate:g}) or max_grad_norm ({args.max_grad_norm:g})"
+                )
+        self.bar.note(" ".join(f"{name.split('/')[-1]} {numbers[name]:.3g}" for name in self.shown if name in numbers))
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def train(trainer: Any, run: Run, folder: Path) -> Path:
+    """Run a TRL trainer on the resident model and save its adapter; nothing is saved after a failure."""
+    import torch
+
+    trainer.remove_callback(PrinterCallback)
+    recast_adapter(trainer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise TrainingError(f"{name} is no number after training; no adapter was written. Lower the learning rate")
+    model.save_pretrained(str(folder / "adapter"), selected_adapters=["default"])
+    run.resident.adapter = folder / "adapter"
+    return folder / "adapter"
+
+
+def recast_adapter(trainer: Any) -> None:
+    """Trainable weights stay float32: TRL casts a QLoRA adapter to bfloat16, which a float16 scaler cannot step."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def quiet() -> None:
+    """Only errors from the libraries: what matters is in the progress bar and in metrics.jsonl."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)

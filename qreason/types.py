@@ -1,0 +1,73 @@
+"""What flows: examples in, replies out, scores on replies; and the two seams, Reward and Generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Messages = list[dict[str, str]]
+"""Chat messages: `role` and `content` each."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of data: what is asked, what is right, and for SFT the steps between."""
+
+    id: str
+    prompt: str
+    reference: str
+    accepted: tuple[str, ...] = ()
+    """Other wordings of the reference that count as right."""
+    reasoning: str | None = None
+    category: str | None = None
+    split: str | None = None
+    source: str = ""
+    """`file:line` for messages."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every wording that is right, the reference first."""
+        return (self.reference, *(text for text in self.accepted if text != self.reference))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote, without special tokens; `finished` is False when it ran into the limit."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Score:
+    """The reward of a reply: its parts and their weighted sum; None where it could not be judged."""
+
+    total: float | None
+    parts: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 cut nothing off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_completion_length: int = 256
+    seed: int | None = None
+
+
+class Reward(Protocol):
+    """One number a reply, in order; None = could not be judged, never 0."""
+
+    def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]: ...
+
+
+class Generator(Protocol):
+    """The only seam between qreason and an inference engine."""
+
+    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]: ...

@@ -1,0 +1,277 @@
+"""Write data/helpdesk/*.jsonl from the knowledge in data/helpdesk/knowledge/, byte for byte from a seed.
+
+    python scripts/make_helpdesk.py            # rewrites the four files
+    python scripts/make_helpdesk.py --check    # fails when a file differs from what the seed gives
+
+The knowledge is a tree: category -> fault family -> root cause. A family has symptoms and systems, a cause
+has clues that decide for it, diagnostic steps and a fix in two wordings. Every `new_` entry is kept for the
+held-out half that tests unseen wordings and systems: neither training file nor the pretraining text has them.
+
+The first three families of a category are written up as incidents (sft.jsonl); prompts.jsonl covers all six.
+Of each cause's symptom x clue pairs, two are reserved for the held-out half that tests unseen combinations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
+SEED = 1
+WRITTEN_UP = 3  # families of a category that have incidents in sft.jsonl
+SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 200
+FIXED = 30  # the first rows of heldout.jsonl, half of each split
+SHINGLE, NEAR = 3, 0.5  # words a shingle, Jaccard similarity from which two issues are near duplicates
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One root cause of a fault family, with everything that is known about it."""
+
+    category: str
+    family: str
+    written_up: bool
+    systems: tuple[str, ...]
+    symptoms: tuple[str, ...]
+    new_systems: tuple[str, ...]
+    new_symptoms: tuple[str, ...]
+    cause: str
+    clues: tuple[str, ...]
+    new_clue: str
+    steps: tuple[str, ...]
+    fixes: tuple[str, ...]
+
+    @property
+    def reserved(self) -> frozenset[tuple[int, int]]:
+        """The (symptom, clue) pairs that only held-out rows combine."""
+        pairs = [(s, c) for s in range(len(self.symptoms)) for c in range(len(self.clues))]
+        return frozenset(random.Random(f"reserved {self.family} {self.cause}").sample(pairs, 2))
+
+    @property
+    def free(self) -> list[tuple[int, int]]:
+        """The (symptom, clue) pairs that training may combine."""
+        pairs = [(s, c) for s in range(len(self.symptoms)) for c in range(len(self.clues))]
+        return [pair for pair in pairs if pair not in self.reserved]
+
+
+def read_knowledge(folder: Path = HELPDESK / "knowledge") -> list[Cause]:
+    """All causes, in the order of the files."""
+    causes = []
+    for file in sorted(folder.glob("*.yaml")):
+        book: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for position, family in enumerate(book["families"]):
+            shared = {
+                "category": book["category"],
+                "family": family["id"],
+                "written_up": position < WRITTEN_UP,
+                **{key: tuple(family[key]) for key in ("systems", "symptoms", "new_systems", "new_symptoms")},
+            }
+            for entry in family["causes"]:
+                lists = {key: tuple(entry[key]) for key in ("clues", "steps", "fixes")}
+                causes.append(Cause(**shared, cause=entry["cause"], new_clue=entry["new_clue"], **lists))
+    return causes
+
+
+def sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+GREETINGS = ("Hi, ", "Hello team, ", "Good morning, ", "Hi helpdesk, ", "Sorry to bother you, but ")
+CLOSINGS = (" Can you help?", " Thanks!", " Please advise.", " This is urgent.", " Any idea?")
+
+
+def typo(text: str, rng: random.Random) -> str:
+    """One slip of the fingers in a long plain word: two letters swapped, one lost or one doubled."""
+    places = [match for match in re.finditer(r"\b[a-z]{6,}\b", text)]
+    if not places:
+        return text
+    start = rng.choice(places).start() + rng.randrange(1, 4)
+    slip = rng.choice(("swap", "lose", "double"))
+    if slip == "swap":
+        return text[:start] + text[start + 1] + text[start] + text[start + 2 :]
+    return text[:start] + (text[start] * 2 if slip == "double" else "") + text[start + 1 :]
+
+
+def write_issue(symptom: str, clue: str, rng: random.Random) -> str:
+    """A ticket as people write them: plain, terse, chatty, clue first, now and then with a typo."""
+    style = rng.choice(("plain", "plain", "terse", "chatty", "clue first"))
+    if style == "terse":
+        text = f"{symptom}; {clue}"
+    elif style == "chatty":
+        text = f"{rng.choice(GREETINGS)}{symptom}. {sentence(clue)}{rng.choice(CLOSINGS)}"
+    elif style == "clue first":
+        text = f"{sentence(clue)} {sentence(symptom)}"
+    else:
+        text = f"{sentence(symptom)} {sentence(clue)}"
+    return typo(text, rng) if rng.random() < 0.15 else text
+
+
+def training_issue(cause: Cause, rng: random.Random) -> str:
+    symptom, clue = rng.choice(cause.free)
+    system = rng.choice(cause.systems)
+    return write_issue(cause.symptoms[symptom].format(system=system), cause.clues[clue], rng)
+
+
+def write_steps(cause: Cause, rng: random.Random) -> str:
+    """Two of the diagnostic steps, in their order, then the cause they lead to."""
+    first, second = sorted(rng.sample(range(len(cause.steps)), 2))
+    return f"{sentence(cause.steps[first])} {sentence(cause.steps[second])} Cause: {cause.cause}."
+
+
+def shingles(text: str) -> frozenset[tuple[str, ...]]:
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return frozenset(tuple(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
+
+
+class NearDuplicates:
+    """An index of texts that answers whether another text is a near duplicate of one of them."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.sets: list[frozenset[tuple[str, ...]]] = []
+        self.where: dict[tuple[str, ...], list[int]] = {}
+        for text in texts:
+            self.add(text)
+
+    def add(self, text: str) -> None:
+        self.sets.append(shingles(text))
+        for shingle in self.sets[-1]:
+            self.where.setdefault(shingle, []).append(len(self.sets) - 1)
+
+    def __contains__(self, text: str) -> bool:
+        own = shingles(text)
+        candidates = {index for shingle in own for index in self.where.get(shingle, ())}
+        return any(len(own & self.sets[i]) >= NEAR * len(own | self.sets[i]) for i in candidates)
+
+
+Row = dict[str, Any]
+
+
+def make_heldout(causes: list[Cause]) -> list[Row]:
+    """Rows of both splits; the first FIXED take turns and spread over the categories."""
+    rng = random.Random(f"heldout {SEED}")
+    seen, new = [], []
+    for cause in rng.sample(causes, SEEN_ROWS):
+        symptom, clue = rng.choice(sorted(cause.reserved))
+        told = cause.symptoms[symptom].format(system=rng.choice(cause.systems))
+        seen.append(pair_row(cause, write_issue(told, cause.clues[clue], rng), rng) | {"split": "seen"})
+    for cause in rng.sample(causes, NEW_ROWS):
+        told = rng.choice(cause.new_symptoms).format(system=rng.choice(cause.new_systems))
+        new.append(pair_row(cause, write_issue(told, cause.new_clue, rng), rng) | {"split": "new"})
+    return number("heldout", [row for both in zip(seen, new, strict=True) for row in both])
+
+
+def pair_row(cause: Cause, issue: str, rng: random.Random) -> Row:
+    fixes = rng.sample(cause.fixes, len(cause.fixes))
+    return {
+        "category": cause.category,
+        "issue": issue,
+        "resolution": sentence(fixes[0]),
+        "accepted": [sentence(fix) for fix in fixes],
+    }
+
+
+def unique_issues(cause: Cause, apart: NearDuplicates, taken: set[str], rng: random.Random) -> Iterator[str]:
+    """Training issues of a cause that are no near duplicate of a held-out one and were not used yet."""
+    while True:
+        issue = training_issue(cause, rng)
+        if issue not in taken and issue not in apart:
+            taken.add(issue)
+            yield issue
+
+
+def make_training(causes: list[Cause], heldout: list[Row]) -> tuple[list[Row], list[Row]]:
+    """(incidents with steps for SFT, issue/resolution pairs for GRPO), rows shuffled."""
+    rng = random.Random(f"training {SEED}")
+    apart = NearDuplicates(row["issue"] for row in heldout)
+    taken: set[str] = set()
+    issues = {id(cause): unique_issues(cause, apart, taken, rng) for cause in causes}
+    written_up = [cause for cause in causes if cause.written_up]
+    incidents = []
+    for position in range(SFT_ROWS):
+        cause = written_up[position % len(written_up)]
+        incidents.append(
+            {
+                "category": cause.category,
+                "issue": next(issues[id(cause)]),
+                "steps": write_steps(cause, rng),
+                "resolution": sentence(rng.choice(cause.fixes)),
+            }
+        )
+    pairs = [
+        pair_row(causes[i % len(causes)], next(issues[id(causes[i % len(causes)])]), rng)
+        for i in range(PROMPT_ROWS)
+    ]
+    rng.shuffle(incidents)
+    rng.shuffle(pairs)
+    return number("incident", incidents), number("prompt", pairs)
+
+
+def judged_causes(causes: list[Cause]) -> list[Cause]:
+    """The causes of judge_pairs.jsonl: the pretraining text holds no comparison of their fixes."""
+    return random.Random(f"judged {SEED}").sample(causes, len(causes) // 9)
+
+
+def make_pairs(causes: list[Cause]) -> list[Row]:
+    """Labelled (reference, reply) pairs: the other wording or the same one, against a fix of another cause."""
+    rng = random.Random(f"pairs {SEED}")
+    judged = judged_causes(causes)
+    rows = []
+    for position in range(PAIR_ROWS):
+        cause = judged[position // 2 % len(judged)]
+        reference = rng.choice(cause.fixes)
+        if same := position % 2 == 0:
+            reply = rng.choice((reference, *(fix for fix in cause.fixes if fix != reference)))
+        else:
+            family = [other for other in causes if other.family == cause.family and other is not cause]
+            reply = rng.choice(rng.choice(family if rng.random() < 0.7 else causes).fixes)
+            same = reply in cause.fixes
+        rows.append({"reference": sentence(reference), "reply": sentence(reply), "label": int(same)})
+    return number("pair", rows)
+
+
+def number(prefix: str, rows: list[Row]) -> list[Row]:
+    return [{"id": f"{prefix}-{index:04d}"} | row for index, row in enumerate(rows, 1)]
+
+
+def make_all() -> dict[str, list[Row]]:
+    """File name -> rows."""
+    causes = read_knowledge()
+    heldout = make_heldout(causes)
+    incidents, pairs = make_training(causes, heldout)
+    return {
+        "sft.jsonl": incidents,
+        "prompts.jsonl": pairs,
+        "heldout.jsonl": heldout,
+        "judge_pairs.jsonl": make_pairs(causes),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
+    check = parser.parse_args().check
+    differ = []
+    for name, rows in make_all().items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        file = HELPDESK / name
+        if check and (not file.exists() or file.read_bytes() != text.encode()):
+            differ.append(name)
+        elif not check:
+            file.write_text(text, encoding="utf-8", newline="\n")
+            print(f"{file}: {len(rows)} rows")
+    for name in differ:
+        print(f"{HELPDESK / name} differs from what seed {SEED} gives: run scripts/make_helpdesk.py")
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

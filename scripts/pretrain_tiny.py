@@ -1,0 +1,198 @@
+"""Train the embedded base model qreason/assets/tiny/ from scratch on generated text.
+
+    python scripts/pretrain_tiny.py                   # about 45 minutes on 2 CPU cores
+    python scripts/pretrain_tiny.py --steps 2 --out /tmp/tiny
+
+A byte-level BPE tokenizer with Qwen2's pre-tokenizer, then a Qwen2 causal model: Muon for the hidden matrices,
+AdamW for the rest, a constant learning rate with a linear end. Prints loss and the judge's AUC on
+judge_pairs.jsonl, and writes safetensors in float16 with the tokenizer and a model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from make_helpdesk import HELPDESK, read_knowledge
+from tiny_corpus import Corpus
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from qreason.prompts import render_judge
+
+TINY = Path(__file__).parent.parent / "qreason" / "assets" / "tiny"
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+VOCABULARY, CONTEXT = 4096, 1024
+SPLIT = (  # Qwen2's pre-tokenizer: contractions, words, single digits, punctuation, space
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+BATCH, LENGTH = 32, 256  # sequences a step, tokens a sequence
+VERDICT_WEIGHT = 8.0
+
+
+def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    plain = (text.replace("<|im_start|>", "").replace("<|im_end|>", "").replace("<|endoftext|>", "") for text in texts)
+    bpe.train_from_iterator(plain, trainer)
+    bpe.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        chat_template=TEMPLATE,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    torch.manual_seed(1)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=256,
+            intermediate_size=1024,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str]) -> Iterator[torch.Tensor]:
+    """(BATCH, LENGTH) token ids of documents laid end to end, shuffled within a buffer by their order of drawing."""
+    ids: list[int] = []
+    while True:
+        for encoding in tokenizer(list(islice(documents, 400)))["input_ids"]:
+            ids.extend(encoding)
+        while len(ids) >= BATCH * LENGTH:
+            yield torch.tensor(ids[: BATCH * LENGTH]).view(BATCH, LENGTH)
+            ids = ids[BATCH * LENGTH :]
+
+
+def language_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, verdicts: torch.Tensor) -> torch.Tensor:
+    """Mean loss a token; a verdict of the judge is one token in sixty and counts VERDICT_WEIGHT times."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=ids).logits[:, :-1]
+    labels = ids[:, 1:].flatten()
+    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels, reduction="none")
+    weights = 1.0 + (VERDICT_WEIGHT - 1.0) * torch.isin(labels, verdicts)
+    return (losses * weights).mean()
+
+
+@torch.no_grad()
+def judge_auc(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
+    """Area under the ROC curve of the judge on judge_pairs.jsonl."""
+    pairs = [json.loads(line) for line in (HELPDESK / "judge_pairs.jsonl").read_text().splitlines()]
+    yes, no = (tokenizer.encode(word)[0] for word in ("yes", "no"))
+    scores = []
+    for pair in pairs:
+        asked = render_judge(pair["reference"], pair["reply"])
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        logits = model(**ids).logits[0, -1]
+        scores.append((logits[yes] - logits[no]).item())
+    good = [score for score, pair in zip(scores, pairs, strict=True) if pair["label"]]
+    bad = [score for score, pair in zip(scores, pairs, strict=True) if not pair["label"]]
+    return sum((g > b) + (g == b) / 2 for g in good for b in bad) / (len(good) * len(bad))
+
+
+def train(model: Qwen2ForCausalLM, stream: Iterator[torch.Tensor], held: list[torch.Tensor], args, tokenizer) -> dict:
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.02, adjust_lr_fn="original"),
+        torch.optim.AdamW(others, lr=args.lr / 4, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            o, lambda step: min((step + 1) / 50, 1.0, max(0.0, (args.steps - step) / (0.35 * args.steps)))
+        )
+        for o in optimizers
+    ]
+    verdicts = torch.tensor([tokenizer.encode(word)[0] for word in ("yes", "no")])
+    start, history = time.perf_counter(), []
+    for step, ids in enumerate(islice(stream, args.steps), 1):
+        loss = language_loss(model, ids, verdicts)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for tool in (*optimizers, *schedules):
+            tool.step()
+        model.zero_grad()
+        if step % args.report == 0 or step == args.steps:
+            with torch.no_grad():
+                held_loss = sum(language_loss(model, ids, verdicts).item() for ids in held) / len(held)
+            row = {
+                "step": step,
+                "loss": round(loss.item(), 4),
+                "held_out_loss": round(held_loss, 4),
+                "judge_auc": round(judge_auc(model, tokenizer), 4),
+                "minutes": round((time.perf_counter() - start) / 60, 1),
+            }
+            history.append(row)
+            print(json.dumps(row), flush=True)
+        if args.checkpoint and step % args.checkpoint == 0:
+            save(model, tokenizer, Path(f"{args.out}-{step}"))
+    return history[-1]
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    import copy
+
+    half = copy.deepcopy(model).half()
+    half.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--lr", type=float, default=0.02, help="of Muon; AdamW takes a quarter")
+    parser.add_argument("--report", type=int, default=100)
+    parser.add_argument("--checkpoint", type=int, default=0, help="also save every so many steps, beside --out")
+    parser.add_argument("--out", type=Path, default=TINY)
+    args = parser.parse_args()
+    causes = read_knowledge()
+    tokenizer = train_tokenizer(islice(Corpus(causes, 0).documents(), 30_000))
+    model = build_model(tokenizer)
+    held = list(islice(batches(tokenizer, Corpus(causes, 2).documents()), 4))
+    last = train(model, batches(tokenizer, Corpus(causes, 1).documents()), held, args, tokenizer)
+    if args.out.exists():
+        shutil.rmtree(args.out)
+    save(model, tokenizer, args.out)
+    print(f"{args.out}: {sum(f.stat().st_size for f in args.out.iterdir()) / 2**20:.1f} MiB, {last}")
+
+
+if __name__ == "__main__":
+    main()
