@@ -56,7 +56,9 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.argument("recipe"),
             click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME]."),
             click.option("--seed", type=click.IntRange(0), help="In place of the recipe's seed."),
-            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field; repeatable."),
+            click.option(
+                "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field; repeatable."
+            ),
             click.option("--fresh", is_flag=True, help="Start over; an earlier run is kept beside the folder."),
             click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
         )
@@ -68,7 +70,9 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @recipe_options
 @one_line_errors
-def run(recipe: str, out: Path | None, seed: int | None, overrides: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+def run(
+    recipe: str, out: Path | None, seed: int | None, overrides: tuple[str, ...], fresh: bool, as_json: bool
+) -> None:
     """Run all steps of RECIPE, or those that are left."""
     run_recipe(recipe, out, seed, overrides, fresh, as_json, only=None)
 
@@ -105,7 +109,6 @@ def run_recipe(
     folder = out or Path("runs") / recipe.name
     prepare_process()
     opened = Run.open(recipe, folder, fresh=fresh, say=say)
-    check_data(opened)
     if opened.finished:
         say(f"{folder}: {opened.finished} of {len(recipe.steps)} steps are done, continuing (--fresh starts over)")
     if only:
@@ -114,13 +117,6 @@ def run_recipe(
         for step in range(opened.finished, len(recipe.steps)):
             run_step(opened, step)
     show_report(opened, as_json)
-
-
-def check_data(run: Run) -> None:
-    """Read all data before anything is trained."""
-    for use in ("sft", "prompts", "heldout"):
-        if getattr(run.recipe.data, use) is not None:
-            run.examples(use)
 
 
 def run_one(run: Run, stage: str) -> None:
@@ -165,7 +161,9 @@ def show_report(run: Run, as_json: bool) -> None:
 
 @main.command()
 @click.argument("target", metavar="DIR|MODEL")
-@click.option("--task", type=click.Path(path_type=Path), required=True, help="JSONL, CSV or Parquet with prompts and references.")
+@click.option(
+    "--task", type=click.Path(path_type=Path), required=True, help="JSONL, CSV or Parquet with prompts and references."
+)
 @click.option("--samples", type=click.IntRange(1), default=4, show_default=True, help="Replies a row for pass@1.")
 @click.option("--rows", type=click.IntRange(1), help="Use only the first rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
@@ -205,15 +203,18 @@ def recipes() -> None:
 @one_line_errors
 def init(name: str, to: Path) -> None:
     """Copy the recipe NAME and its data here, ready to be changed."""
-    from qreason.recipe import find_recipe, load_recipe, shipped
+    import yaml
+
+    from qreason.recipe import find_recipe, load_recipe
 
     source = find_recipe(name)
-    recipe = load_recipe(source)
+    load_recipe(source)
     files = [(source, to / source.name)]
-    for key in ("sft", "prompts", "heldout"):
-        value = getattr(recipe.data, key)
-        if value and Path(value).is_file():
-            files.append((Path(value), to / Path(value).relative_to(shipped().resolve())))
+    paths = yaml.safe_load(source.read_text(encoding="utf-8"))["data"]
+    for path in (paths[key] for key in ("sft", "prompts", "heldout") if paths.get(key)):
+        # not the resolved path: that prefers a file of the current folder to the one beside the recipe
+        beside = (folder / path for folder in source.resolve().parents)
+        files += [(file, to / path) for file in beside if file.is_file()][:1]
     if taken := [target for _, target in files if target.exists()]:
         raise InputError(f"{taken[0]} is there already; choose another folder with --to")
     for origin, target in files:

@@ -67,7 +67,9 @@ def read_jsonl(file: Path) -> Iterator[Row]:
         try:
             row = json.loads(line_text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{file}:{number}: not JSON at column {error.colno}: {error.msg}; one object a line") from None
+            raise DataError(
+                f"{file}:{number}: not JSON at column {error.colno}: {error.msg}; one object a line"
+            ) from None
         if not isinstance(row, dict):
             raise DataError(f"{file}:{number}: not an object; write a row as {{...}}")
         yield f"{file}:{number}", row

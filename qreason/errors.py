@@ -1,13 +1,13 @@
 """What can go wrong, as one tree.
 
-    QReasonError
-    |-- InputError            the user can cure it; exit code 2
-    |   |-- RecipeError       a recipe: names the file, the line and the key
-    |   |-- DataError         a data file: names the file and the line
-    |   |-- ModelError        a base or an adapter that cannot be used
-    |   |-- RunFolderError    an output folder that belongs to something else
-    |   `-- MissingExtra      an optional dependency: names the extra
-    `-- TrainingError         training had to stop; exit code 1
+QReasonError
+|-- InputError            the user can cure it; exit code 2
+|   |-- RecipeError       a recipe: names the file, the line and the key
+|   |-- DataError         a data file: names the file and the line
+|   |-- ModelError        a base or an adapter that cannot be used
+|   |-- RunFolderError    an output folder that belongs to something else
+|   `-- MissingExtra      an optional dependency: names the extra
+`-- TrainingError         training had to stop; exit code 1
 """
 
 from __future__ import annotations
@@ -36,10 +36,6 @@ class ModelError(InputError):
 
 
 class RunFolderError(InputError):
-    pass
-
-
-class MissingExtra(InputError):
     pass
 
 

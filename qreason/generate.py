@@ -55,7 +55,11 @@ def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | Non
         probabilities = probabilities.masked_fill(
             probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True), 0
         )
-    return torch.multinomial(probabilities, 1, generator=source).squeeze(1)
+    # Inverse transform sampling: the first token whose cumulative probability exceeds a uniform number.
+    cumulative = probabilities.cumsum(-1)
+    uniform = torch.rand(len(logits), 1, generator=source, device=logits.device) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, uniform, right=True).squeeze(1)
+    return tokens.clamp(max=logits.shape[-1] - 1)
 
 
 class LocalGenerator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -92,10 +93,23 @@ def cannot_load(error: Exception) -> str:
     return f"cannot be loaded as a model ({first[:200]}); give qreason/tiny, a Hub id or a folder with the weights"
 
 
+def quiet() -> None:
+    """Only errors from the libraries: what matters is in the progress bar and in metrics.jsonl."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for library in ("trl", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 class Resident:
     """A base in memory, and the policy adapter that is on it now (None: the bare base)."""
 
     def __init__(self, settings: Model, hardware: Hardware) -> None:
+        quiet()
         self.settings = settings
         self.hardware = hardware
         self.tokenizer = load_tokenizer(settings.base)

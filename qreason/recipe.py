@@ -237,7 +237,9 @@ def find_recipe(name: str | Path) -> Path:
     named = {recipe.stem: recipe for recipe in shipped_recipes()}
     if str(name) in named:
         return named[str(name)]
-    raise RecipeError(f"{name}: no such recipe file{nearest(path.stem, named)}; `qreason recipes` lists the shipped ones")
+    raise RecipeError(
+        f"{name}: no such recipe file{nearest(path.stem, named)}; `qreason recipes` lists the shipped ones"
+    )
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -254,7 +256,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | Non
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{file}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{file}{where}: not YAML: {what}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{file}: a recipe is a mapping with name, model, data, rewards and steps")
     for override in overrides:
@@ -266,17 +269,21 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | Non
     except ValidationError as error:
         problems = "\n".join(describe(file, lines, problem) for problem in error.errors())
         raise RecipeError(problems) from None
-    return find_files(recipe, file)
+    return find_files(recipe, file, lines)
 
 
-def find_files(recipe: Recipe, file: Path) -> Recipe:
+def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) -> Recipe:
     """Make local paths absolute; those with a data suffix must exist, others may be Hub ids."""
     data = recipe.data
-    found = {
-        key: str(find_file(value, file, f"data.{key}"))
-        for key in ("sft", "prompts", "heldout")
-        if (value := getattr(data, key)) is not None
-    }
+    sources = {key: value for key in NEEDS if (value := getattr(data, key)) is not None}
+    found = {key: find_file(value, file) for key, value in sources.items()}
+    if missing := [key for key in found if found[key] is None]:
+        cure = "here or beside the recipe; give its path, or a Hub id"
+        raise RecipeError(
+            "\n".join(
+                f"{file}:{lines.get(('data', key), 1)}: data.{key}: no file {sources[key]} {cure}" for key in missing
+            )
+        )
     base = recipe.model.base
     if base.startswith((".", "/", "~")) or Path(base).is_dir():
         base = str(Path(base).expanduser().resolve())
@@ -285,24 +292,20 @@ def find_files(recipe: Recipe, file: Path) -> Recipe:
     )
 
 
-def find_file(value: str, recipe_file: Path, key: str) -> Path | str:
+def find_file(value: str, recipe_file: Path) -> str | None:
     """A data file, looked for in the current folder, then from the recipe's folder upwards; a Hub id as it is."""
     folders = [Path.cwd(), *recipe_file.resolve().parents]
     for folder in folders:
         if (folder / Path(value).expanduser()).is_file():
-            return (folder / Path(value).expanduser()).resolve()
-    if value.endswith(SUFFIXES) or value.startswith((".", "/", "~")):
-        raise RecipeError(
-            f"{recipe_file}: {key}: no file {value} here or beside the recipe; give its path, or a Hub id"
-        )
-    return value
+            return str((folder / Path(value).expanduser()).resolve())
+    return None if value.endswith(SUFFIXES) or value.startswith((".", "/", "~")) else value
 
 
 def set_value(raw: dict[str, Any], override: str) -> None:
     """Apply `a.b=value` (the value is YAML); `sft.x=value` reaches every sft step."""
     path, equals, value = override.partition("=")
     keys = path.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(keys) or (keys[0] in STAGES and len(keys) == 1):
         raise RecipeError(f"--set {override}: write it as key=value, for example --set model.base=qreason/tiny")
     try:
         parsed = yaml.safe_load(value)
@@ -329,7 +332,7 @@ def targets(raw: dict[str, Any], keys: list[str], override: str) -> Iterator[tup
             found = True
             settings = dict(step[name] or {}) if isinstance(step, dict) else {}
             raw["steps"][position] = {name: settings}
-            yield settings, keys[1:] or [""]
+            yield settings, keys[1:]
     if not found:
         raise RecipeError(f"--set {override}: the recipe has no {keys[0]} step")
 

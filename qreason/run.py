@@ -1,14 +1,14 @@
 """The run folder: recipe, manifest, what each stage wrote; opening, continuing and starting over.
 
-    runs/NAME/
-      recipe.yaml       as resolved, with overrides
-      manifest.json     versions, seed, hardware, hashes of data and base, finished steps
-      report.json       every evaluation and the gains between them
-      replies.jsonl     the greedy replies of all evaluations, row by row, side by side
-      base/             evaluation of the untrained base
-      01-sft/           adapter/, metrics.jsonl, evaluation.json, evaluation.jsonl
-      02-grpo/          the same, and replies.jsonl: every scored rollout
-      03-merge/         model/
+runs/NAME/
+  recipe.yaml       as resolved, with overrides
+  manifest.json     versions, seed, hardware, hashes of data and base, finished steps
+  report.json       every evaluation and the gains between them
+  replies.jsonl     the greedy replies of all evaluations, row by row, side by side
+  base/             evaluation of the untrained base
+  01-sft/           adapter/, metrics.jsonl, evaluation.json, evaluation.jsonl
+  02-grpo/          the same, and replies.jsonl: every scored rollout
+  03-merge/         model/
 """
 
 from __future__ import annotations
@@ -81,8 +81,14 @@ class Run:
         """Start a run in a folder, or continue the one that is there.
 
         Raises RunFolderError where the folder holds something else; `fresh` moves an earlier run aside.
+        All data is read before the folder is touched.
         """
         run = cls(recipe, folder, say)
+        for use in ("sft", "prompts", "heldout"):
+            if getattr(recipe.data, use) is not None:
+                run.examples(use)
+        if folder.is_file():
+            raise RunFolderError(f"{folder} is a file; choose a folder with --out")
         if folder.exists() and any(folder.iterdir()):
             earlier = read_manifest(folder)
             if fresh:
@@ -233,7 +239,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         manifest["recipe"], manifest["steps"], manifest["data"]
-    except (OSError, ValueError, KeyError):
+        (folder / "recipe.yaml").stat()
+    except (OSError, ValueError, KeyError, TypeError):
         raise RunFolderError(f"{folder} is not empty and not a run folder; choose another one with --out") from None
     return manifest
 
@@ -251,4 +258,5 @@ def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool =
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    # not splitlines(): a reply may hold U+2028 or U+0085, which JSON leaves as they are
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

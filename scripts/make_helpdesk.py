@@ -91,7 +91,7 @@ CLOSINGS = (" Can you help?", " Thanks!", " Please advise.", " This is urgent.",
 
 def typo(text: str, rng: random.Random) -> str:
     """One slip of the fingers in a long plain word: two letters swapped, one lost or one doubled."""
-    places = [match for match in re.finditer(r"\b[a-z]{6,}\b", text)]
+    places = list(re.finditer(r"\b[a-z]{6,}\b", text))
     if not places:
         return text
     start = rng.choice(places).start() + rng.randrange(1, 4)
@@ -207,8 +207,7 @@ def make_training(causes: list[Cause], heldout: list[Row]) -> tuple[list[Row], l
             }
         )
     pairs = [
-        pair_row(causes[i % len(causes)], next(issues[id(causes[i % len(causes)])]), rng)
-        for i in range(PROMPT_ROWS)
+        pair_row(causes[i % len(causes)], next(issues[id(causes[i % len(causes)])]), rng) for i in range(PROMPT_ROWS)
     ]
     rng.shuffle(incidents)
     rng.shuffle(pairs)

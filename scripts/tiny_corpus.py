@@ -1,8 +1,9 @@
 """The text that the embedded model is pretrained on, generated from a seed.
 
 Runbooks and notes about every fault family, helpdesk chats in formats other than the recipe's, questions about
-causes and fixes, comparison judgements, arithmetic, short instructions, and repeated random words. No document has the tags <reasoning> or <answer>, a `new_` wording, a reserved symptom/clue pair in
-a ticket, or a comparison of the fixes of the causes in judge_pairs.jsonl.
+causes and fixes, comparison judgements, arithmetic, short instructions, and repeated random words. No document
+has the tags <reasoning> or <answer>, a `new_` wording, a reserved symptom/clue pair in a ticket, or a comparison
+of the fixes of the causes in judge_pairs.jsonl.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def sign_test(before: Sequence[float], after: Sequence[float]) -> float:
     up = sum(a > b for b, a in zip(before, after, strict=True))
     down = sum(a < b for b, a in zip(before, after, strict=True))
     n = up + down
-    tail = sum(math.comb(n, k) for k in range(min(up, down) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    tail = sum(math.comb(n, k) for k in range(min(up, down) + 1))
+    return min(1.0, tail / 2 ** (n - 1)) if n else 1.0
 
 
 def interval(middle: float, low: float, high: float) -> Interval:

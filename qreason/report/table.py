@@ -59,7 +59,7 @@ def gains_table(gains: Sequence[dict[str, Any]]) -> Table:
 
 def report_table(report: dict[str, Any]) -> Group:
     """Both tables: the passes with 95 % intervals, then the paired gains."""
-    rows = [passes_table(report["passes"])]
+    rows: list[Table | Text] = [passes_table(report["passes"])]
     if report["gains"]:
         rows += [Text(""), gains_table(report["gains"])]
     note = f"\n{report['rows']} held-out rows, seed {report['seed']}; brackets are 95 % intervals"

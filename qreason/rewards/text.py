@@ -15,7 +15,8 @@ NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 
 def normalize(text: str) -> str:
     """Lower case, single spaces, no outer quotes or punctuation: equal texts count as the same answer."""
-    return re.sub(r"\s+", " ", text.lower()).strip(" .,;:!?'\"`*")
+    outer = " ,;:!?'\"`*"
+    return re.sub(r"\s+", " ", text.lower()).lstrip(outer).rstrip(outer + ".")  # a leading point belongs to .5
 
 
 def read_number(text: str) -> float | None:
@@ -48,8 +49,7 @@ def correctness(replies: Sequence[Reply], examples: Sequence[Example]) -> list[f
     sentence does not make two sentences equal.
     """
     return [
-        correct(read_answer(reply.text), example.references)
-        for reply, example in zip(replies, examples, strict=True)
+        correct(read_answer(reply.text), example.references) for reply, example in zip(replies, examples, strict=True)
     ]
 
 

@@ -16,10 +16,10 @@ from qreason.prompts import HELPDESK, SYSTEM_PROMPTS, render
 from qreason.recipe import Draw, Evaluate, Model, Step
 from qreason.report.build import measure, write_report
 from qreason.rewards import REWARDS, build
+from qreason.rewards.scoring import Scorer, reply_row
 from qreason.rewards.tags import follows_format, read_answer
 from qreason.rewards.text import correct
 from qreason.run import Artifact, Run, write_json, write_jsonl
-from qreason.stages.grpo import Scorer, reply_row
 from qreason.types import Example
 
 MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2}
@@ -76,9 +76,7 @@ def measure_rows(
         greedy = [replies[0] for replies in generator.generate(prompts, n=1, sampling=draw.sampling(greedy=True))]
         sampled = generator.generate(prompts, n=samples, sampling=draw.sampling(seed=seed))
     rows = []
-    for example, reply, score, drawn in zip(
-        examples, greedy, scorer(greedy, examples, folder), sampled, strict=True
-    ):
+    for example, reply, score, drawn in zip(examples, greedy, scorer(greedy, examples, folder), sampled, strict=True):
         marks = [correct(read_answer(sample.text), example.references) for sample in drawn]
         rows.append(
             reply_row(reply, example, score)
@@ -119,9 +117,6 @@ def evaluate_task(target: str, task: Path, *, samples: int, rows: int | None) ->
         examples = data.read(task)
         resident = Resident(Model(base=target), detect())
         scorer = Scorer(build(list(REWARDS), None), MAIN_WEIGHTS)
-    from qreason.stages.training import quiet
-
-    quiet()
     start = time.perf_counter()
     measured = measure_rows(
         resident,
@@ -135,5 +130,3 @@ def evaluate_task(target: str, task: Path, *, samples: int, rows: int | None) ->
         folder=Path.cwd(),
     )
     return {"model": target, "task": str(task)} | measure(measured, task.stem, time.perf_counter() - start)
-
-

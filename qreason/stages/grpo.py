@@ -5,18 +5,17 @@ qreason makes the rollouts and scores them; TRL turns the scores into advantages
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.errors import QReasonError, TrainingError
 from qreason.generate import LocalGenerator
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
 from qreason.recipe import Grpo, Step
-from qreason.rewards import combine
-from qreason.run import Artifact, Run, write_json, write_jsonl
-from qreason.types import Example, Messages, Reply, Reward, Score
+from qreason.rewards.scoring import Scorer, reply_row
+from qreason.run import Artifact, Run, write_jsonl
+from qreason.types import Example, Messages, Reply, Score
 
 
 def grpo(step: Step, run: Run) -> Artifact:
@@ -30,9 +29,8 @@ def grpo(step: Step, run: Run) -> Artifact:
     from transformers import set_seed
     from trl import GRPOConfig, GRPOTrainer
 
-    from qreason.stages.training import Watch, quiet, train, trl_arguments
+    from qreason.stages.training import Watch, train, trl_arguments
 
-    quiet()
     set_seed(run.recipe.seed)
     if (start := run.adapter()) is not None:
         resident.load_adapter(start, trainable=True)
@@ -44,9 +42,7 @@ def grpo(step: Step, run: Run) -> Artifact:
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
     sampling = run.recipe.sampling.model_dump()
     arguments = GRPOConfig(
-        **{"reward_weights": list(run.recipe.rewards.values())}
-        | sampling
-        | trl_arguments(settings, run, folder)
+        **{"reward_weights": list(run.recipe.rewards.values())} | sampling | trl_arguments(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
         trainer = GRPOTrainer(
@@ -64,36 +60,6 @@ def grpo(step: Step, run: Run) -> Artifact:
     groups, flat = rollouts.groups, rollouts.groups_without_signal
     summary = f"{trainer.state.global_step} steps, {groups} groups; in {flat} ({flat / groups:.0%}) all scored the same"
     return Artifact(adapter, summary)
-
-
-class Scorer:
-    """Scores replies with a recipe's rewards; says which reply a failing reward failed on."""
-
-    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
-        self.rewards, self.weights = rewards, weights
-
-    def __call__(self, replies: Sequence[Reply], examples: Sequence[Example], folder: Path) -> list[Score]:
-        """Raises TrainingError where a reward raises, and keeps the reply in failed_reply.json of the folder."""
-        try:
-            return combine(self.rewards, self.weights, replies, examples)
-        except QReasonError:
-            raise
-        except Exception:
-            for name, reward in self.rewards.items():
-                for reply, example in zip(replies, examples, strict=True):
-                    self.score_one(name, reward, reply, example, folder)
-            raise
-
-    def score_one(self, name: str, reward: Reward, reply: Reply, example: Example, folder: Path) -> None:
-        try:
-            reward([reply], [example])
-        except Exception as error:
-            failed = {"id": example.id, "prompt": example.prompt, "reply": reply.text, "reference": example.reference}
-            write_json(folder / "failed_reply.json", {"reward": name, "error": repr(error), **failed})
-            raise TrainingError(
-                f"reward '{name}' raised {error!r} on a reply to {example.id}; "
-                f"the reply is in {folder / 'failed_reply.json'}, no adapter was written"
-            ) from error
 
 
 class Rollouts:
@@ -148,15 +114,3 @@ class Rollouts:
         self.groups += len(groups)
         self.groups_without_signal += flat
         log_metric("groups_without_signal", flat / len(groups))
-
-
-def reply_row(reply: Reply, example: Example, score: Score) -> dict[str, Any]:
-    """A scored reply as it is kept on disk."""
-    return {
-        "id": example.id,
-        "prompt": example.prompt,
-        "reply": reply.text,
-        "reference": example.reference,
-        "parts": score.parts,
-        "total": score.total,
-    }

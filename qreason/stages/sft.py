@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qreason.data import check_lengths
-from qreason.prompts import SYSTEM_PROMPTS, demonstrate, render
 from qreason.progress import progress_bar
+from qreason.prompts import SYSTEM_PROMPTS, demonstrate, render
 from qreason.recipe import Sft, Step
 from qreason.run import Artifact, Run
 from qreason.types import Example
@@ -26,9 +26,8 @@ def sft(step: Step, run: Run) -> Artifact:
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from qreason.stages.training import Watch, quiet, train, trl_arguments
+    from qreason.stages.training import Watch, train, trl_arguments
 
-    quiet()
     set_seed(run.recipe.seed)
     if (start := run.adapter()) is not None:
         resident.load_adapter(start, trainable=True)
@@ -36,8 +35,7 @@ def sft(step: Step, run: Run) -> Artifact:
         resident.new_adapter(run.recipe.model.lora)
     folder = run.clear_stage_folder()
     arguments = SFTConfig(
-        **{"max_length": resident.context_length, "completion_only_loss": True}
-        | trl_arguments(settings, run, folder)
+        **{"max_length": resident.context_length, "completion_only_loss": True} | trl_arguments(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
         trainer = SFTTrainer(

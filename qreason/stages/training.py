@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from pathlib import Path
@@ -39,7 +38,7 @@ def trl_arguments(settings: Sft | Grpo, run: Run, folder: Path) -> dict[str, Any
     }
 
 
-class Watch(TrainerCallback):
+class Watch(TrainerCallback):  # type: ignore[misc]
     """Writes metrics.jsonl, moves the progress bar, and stops a run whose loss is no number."""
 
     def __init__(self, folder: Path, bar: Bar, shown: tuple[str, ...]) -> None:
@@ -92,14 +91,3 @@ def recast_adapter(trainer: Any) -> None:
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-
-
-def quiet() -> None:
-    """Only errors from the libraries: what matters is in the progress bar and in metrics.jsonl."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)

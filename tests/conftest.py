@@ -1,0 +1,58 @@
+"""Shared fixtures: a small recipe with its data in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = """\
+name: small
+model: {base: qreason/tiny}
+data:
+  sft: sft.jsonl
+  prompts: prompts.jsonl
+  heldout: heldout.jsonl
+rewards: {correctness: 0.1, format: 0.1}
+sampling: {temperature: 0.9}
+steps:
+  - evaluate
+  - sft: {learning_rate: 1e-5}
+  - evaluate
+  - grpo: {num_generations: 4}
+  - merge
+"""
+
+RecipeWriter = Callable[..., Path]
+
+
+def jsonl(rows: list[dict[str, object]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder with the data of the small recipe."""
+    monkeypatch.chdir(tmp_path)
+    row = {"issue": "printer is offline", "resolution": "Restart the spooler."}
+    (tmp_path / "sft.jsonl").write_text(jsonl([{"id": f"s{i}", **row, "steps": "Looked."} for i in range(3)]))
+    (tmp_path / "prompts.jsonl").write_text(jsonl([{"id": f"p{i}", **row} for i in range(4)]))
+    (tmp_path / "heldout.jsonl").write_text(jsonl([{"id": f"h{i}", **row} for i in range(2)]))
+    return tmp_path
+
+
+@pytest.fixture
+def write_recipe(workplace: Path) -> RecipeWriter:
+    """Writes small.yaml, with (old, new) replacements in its text; returns the file."""
+
+    def write(*replacements: tuple[str, str], name: str = "small.yaml") -> Path:
+        text = SMALL
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        (workplace / name).write_text(text)
+        return workplace / name
+
+    return write

@@ -1,0 +1,108 @@
+"""Who may import whom: downwards only, and the heavy libraries inside functions."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "qreason"
+FILES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "unsloth", "accelerate"}
+
+LAYERS = (
+    {"types", "errors"},
+    {"rewards", "rewards.judged", "rewards.tags", "rewards.text"},  # recipe asks them for NAMES
+    {"recipe"},
+    {
+        *("models", "generate", "judge", "rewards.scoring", "data", "prompts", "run", "hardware"),
+        *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
+    },
+    {"stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge"},
+    {"cli"},
+    {"__main__"},
+)
+"""From the ground up; a module imports from its own layer or from those before it."""
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for file in FILES}
+
+
+def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, str]]:
+    """(module, name imported from it or nothing) of every import statement."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def own_imports(module: str) -> Iterator[tuple[str, str]]:
+    """(module of the package, name imported from it or nothing), wherever the import stands."""
+    for target, name in imports(ast.walk(ast.parse(MODULES[module].read_text("utf-8")))):
+        if target.partition(".")[0] == "qreason":
+            inner = target.removeprefix("qreason").lstrip(".")
+            submodule = f"{inner}.{name}".lstrip(".")
+            yield (submodule, "") if submodule in MODULES else (inner or "__init__", name)
+
+
+def at_import_time(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Statements that run when a module is imported: not those in functions or under TYPE_CHECKING."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        for part in ("body", "orelse", "finalbody"):
+            yield from at_import_time(getattr(node, part, []))
+
+
+def layer(module: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if module in names)
+
+
+def test_every_module_has_its_layer() -> None:
+    assert MODULES.keys() - {"__init__"} == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"__init__"}))
+def test_imports_point_down(module: str) -> None:
+    upwards = [target for target, _ in own_imports(module) if target != "__init__" and layer(target) > layer(module)]
+    assert upwards == []
+
+
+def test_package_itself_imports_nothing() -> None:
+    assert list(imports(ast.walk(ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))))) == []
+
+
+def test_recipe_takes_only_the_names_of_the_rewards() -> None:
+    assert {name for target, name in own_imports("recipe") if target.startswith("rewards")} == {"NAMES"}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("stages.")))
+def test_stages_meet_through_the_run_folder(module: str) -> None:
+    others = {target for target, _ in own_imports(module) if target.partition(".")[0] == "stages"}
+    assert others <= {"stages.training"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"stages.training"}))
+def test_heavy_libraries_are_imported_inside_functions(module: str) -> None:
+    early = {
+        target.partition(".")[0] for target, _ in imports(at_import_time(ast.parse(MODULES[module].read_text()).body))
+    }
+    assert not early & HEAVY
+
+
+def test_heavy_shared_code_of_the_stages_is_imported_inside_functions() -> None:
+    # stages.training has TRL's callback classes as bases, so importing it imports torch.
+    for module in MODULES:
+        statements = at_import_time(ast.parse(MODULES[module].read_text()).body)
+        assert "qreason.stages.training" not in {target for target, _ in imports(statements)}, module

@@ -1,0 +1,267 @@
+"""The command line through its real entry point: what it prints, its exit codes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from qreason.cli import main
+from qreason.recipe import load_recipe, shipped_recipes
+from qreason.run import Run
+
+RecipeWriter = Callable[..., Path]
+ROW = '{"id": "a", "issue": "x", "resolution": "y", "steps": "z"}'
+
+
+def qreason(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """The one line of a command that ends with exit code 2, no traceback, and nothing on stdout."""
+    result = qreason(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line.removeprefix("qreason: ")
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file with its bytes and the time it was written."""
+    return {str(f): (f.read_bytes(), f.stat().st_mtime_ns) for f in folder.rglob("*") if f.is_file()}
+
+
+# --- cheap commands ------------------------------------------------------------------------------
+
+
+def light(*arguments: str) -> str:
+    """Run qreason in a process of its own that must stay under 0.7 s of CPU time and import no torch."""
+    code = (
+        "import sys\nfrom qreason.cli import main\n"
+        f"sys.argv = ['qreason', *{list(arguments)!r}]\n"
+        "try:\n    main()\nfinally:\n    sys.stderr.write(' '.join(sys.modules))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert not {"torch", "transformers", "trl", "peft", "datasets", "numpy"} & set(done.stderr.split())
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.7
+    return done.stdout
+
+
+def test_help_is_light_and_names_every_command() -> None:
+    told = light("--help")
+    assert all(f"  {command} " in told for command in main.commands)
+
+
+def test_validate_is_light_and_counts_rows() -> None:
+    told = light("validate", "quickstart")
+    assert "rows: sft 1500, prompts 3240, heldout 360" in told
+    assert told.endswith("valid\n")
+
+
+def test_module_runs_like_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "qreason", "--version"], capture_output=True, text=True, check=True)
+    assert "version" in done.stdout
+
+
+def test_recipes_lists_each_with_what_it_is() -> None:
+    lines = qreason("recipes").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [file.stem for file in shipped_recipes()]
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_validate_reads_overrides(write_recipe: RecipeWriter) -> None:
+    assert "base org/model" in qreason("validate", write_recipe(), "--set", "model.base=org/model").stdout
+
+
+# --- init ----------------------------------------------------------------------------------------
+
+
+def test_init_copies_a_recipe_with_its_data_and_the_copy_validates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert qreason("init").exit_code == 0
+    copy = load_recipe("quickstart.yaml")
+    assert copy.data.sft == str(tmp_path / "data" / "helpdesk" / "sft.jsonl")
+    assert qreason("validate", "quickstart.yaml").stdout.endswith("valid\n")
+
+
+def test_init_copies_into_the_folder_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert qreason("init", "quickstart", "--to", "mine").exit_code == 0
+    assert (tmp_path / "mine" / "quickstart.yaml").is_file()
+    assert load_recipe("mine/quickstart.yaml").data.sft == str(tmp_path / "mine" / "data" / "helpdesk" / "sft.jsonl")
+
+
+def test_init_refuses_to_overwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The second init found the data of the first one in the current folder and ended in a traceback.
+    monkeypatch.chdir(tmp_path)
+    qreason("init")
+    before = content(tmp_path)
+    assert "quickstart.yaml is there already" in refused("init")
+    assert content(tmp_path) == before
+
+
+def test_init_leaves_nothing_where_one_file_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "helpdesk").mkdir(parents=True)
+    (tmp_path / "data" / "helpdesk" / "heldout.jsonl").write_text("mine")
+    assert "heldout.jsonl is there already" in refused("init")
+    assert not (tmp_path / "quickstart.yaml").exists()
+
+
+def test_init_into_another_folder_after_init_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    qreason("init")
+    assert qreason("init", "--to", "second").exit_code == 0
+    assert (tmp_path / "second" / "data" / "helpdesk" / "sft.jsonl").is_file()
+
+
+def test_init_of_an_unknown_recipe_names_the_nearest() -> None:
+    assert "(did you mean 'quickstart'?)" in refused("init", "quickstrat")
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("rewards:", "reward_:", None),
+        (
+            "temperature:",
+            "temperatur:",
+            "small.yaml:8: unknown key 'sampling.temperatur' (did you mean 'temperature'?)",
+        ),
+        ("format: 0.1", "format: -0.1", "small.yaml:7: rewards.format: "),
+        ("format: 0.1", "format: .nan", "small.yaml:7: rewards.format: "),
+        ("format: 0.1", "formal: 0.1", "small.yaml:7: rewards: unknown reward 'formal' (did you mean 'format'?)"),
+        ("num_generations: 4", "num_generations: 5", "small.yaml:13: steps.3.grpo: "),
+        ("sft: sft.jsonl", "sft: gone.jsonl", "small.yaml:4: data.sft: no file gone.jsonl"),
+        ("  - merge", " - merge", "small.yaml:14: not YAML"),
+        ("temperature: 0.9", "temperature: 0.9\x00", "small.yaml: not YAML"),
+    ],
+)
+def test_bad_recipe_gives_a_line_that_names_the_key(
+    write_recipe: RecipeWriter, workplace: Path, command: str, old: str, new: str, named: str | None
+) -> None:
+    file = write_recipe((old, new))
+    if named is None:  # two problems, two lines: the unknown key and the missing one
+        assert len(qreason(command, file).stderr.splitlines()) == 2
+    else:
+        assert named in refused(command, file)
+    assert not (workplace / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+@pytest.mark.parametrize("use", ["sft", "prompts", "heldout"])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (f"{ROW}\n{{'id': 2}}\n".encode(), ":2: not JSON at column 2"),
+        (f'{ROW}\n{{"id": "b", "issue": "x", "steps": "z"}}\n'.encode(), ":2: no reference: "),
+        (f'{ROW}\n{{"id": "b", "issue": 1.5, "resolution": [], "steps": "z"}}\n'.encode(), ":2: 'resolution' is list"),
+        (b"", ": no rows"),
+        (f"{ROW}\n\xfc\n".encode("latin-1"), ":2: not UTF-8"),
+        (f"{ROW}\n\n{ROW}\n".encode(), ":3: id 'a' was used at "),
+    ],
+    ids=["malformed", "missing field", "wrong type", "empty", "not UTF-8", "duplicate id"],
+)
+def test_bad_data_gives_one_line_that_names_file_and_line(
+    write_recipe: RecipeWriter, workplace: Path, command: str, use: str, text: bytes, named: str
+) -> None:
+    file = write_recipe()
+    (workplace / f"{use}.jsonl").write_bytes(text)
+    assert refused(command, file).startswith(f"{workplace / use}.jsonl{named}")
+    assert not (workplace / "runs").exists()
+
+
+@pytest.mark.parametrize("override", ["seed", "sft.rows=0", "nonsense=1", "export.gguf=q8_0", "model.base.x=1"])
+def test_bad_override_gives_one_line(write_recipe: RecipeWriter, override: str) -> None:
+    assert refused("validate", write_recipe(), "--set", override)
+
+
+def test_unknown_recipe_gives_one_line() -> None:
+    assert refused("run", "no-such-recipe").startswith("no-such-recipe: no such recipe file")
+
+
+def test_unknown_option_is_bad_input() -> None:
+    assert qreason("run", "quickstart", "--nonsense").exit_code == 2
+
+
+def test_folder_of_another_recipe_is_left_as_it_was(write_recipe: RecipeWriter, workplace: Path) -> None:
+    Run.open(load_recipe(write_recipe()), workplace / "out", say=lambda line: None).finish_step(1.0)
+    before = content(workplace / "out")
+    other = write_recipe(("name: small", "name: other"), name="other.yaml")
+    for command in ("run", "sft", "grpo", "merge"):
+        assert "belongs to the recipe 'small', not 'other'" in refused(command, other, "--out", workplace / "out")
+    assert content(workplace / "out") == before
+
+
+def test_folder_that_is_no_run_is_left_as_it_was(write_recipe: RecipeWriter, workplace: Path) -> None:
+    (workplace / "out").mkdir()
+    (workplace / "out" / "thesis.txt").write_text("years of work")
+    before = content(workplace / "out")
+    assert "not a run folder" in refused("run", write_recipe(), "--out", "out")
+    assert "not a run folder" in refused("run", write_recipe(), "--out", "out", "--fresh")
+    assert content(workplace / "out") == before
+
+
+def test_stage_out_of_turn_is_refused(write_recipe: RecipeWriter) -> None:
+    file = write_recipe()
+    assert ", not grpo" in refused("grpo", file)
+
+
+def test_stage_of_a_finished_run_is_refused(write_recipe: RecipeWriter, workplace: Path) -> None:
+    file = write_recipe(("  - evaluate\n", ""), ("  - grpo: {num_generations: 4}\n  - merge\n", ""))
+    Run.open(load_recipe(file), workplace / "runs" / "small", say=lambda line: None).finish_step(1.0)
+    result = qreason("sft", file)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith("all steps are done; --fresh starts over")
+
+
+@pytest.mark.parametrize("task", ["gone.jsonl", "heldout.jsonl"])
+def test_evaluate_on_a_bad_task_file_gives_one_line(workplace: Path, task: str) -> None:
+    (workplace / "heldout.jsonl").write_text(f"{ROW}\nbroken\n")
+    assert refused("evaluate", "some/model", "--task", workplace / task).startswith(str(workplace / task))
+
+
+def test_evaluate_of_an_adapter_names_the_cure(workplace: Path) -> None:
+    (workplace / "adapter").mkdir()
+    (workplace / "adapter" / "adapter_config.json").write_text("{}")
+    assert "is an adapter; give its run folder" in refused("evaluate", "adapter", "--task", "heldout.jsonl")
+
+
+def test_finished_run_prints_its_report_as_json_and_continues_nothing(
+    write_recipe: RecipeWriter, workplace: Path
+) -> None:
+    file = write_recipe(
+        ("  - sft: {learning_rate: 1e-5}\n  - evaluate\n  - grpo: {num_generations: 4}\n  - merge\n", "")
+    )
+    run = Run.open(load_recipe(file), workplace / "out", say=lambda line: None)
+    (run.folder / "base").mkdir()
+    row = {"id": "h0", "prompt": "x", "reply": "y", "reference": "z", "parts": {"format": 0.0}, "total": 0.0}
+    numbers = {"split": None, "accurate": False, "well_formed": False, "words": 1, "finished": True, "pass_at_1": 0.5}
+    (run.folder / "base" / "evaluation.jsonl").write_text(json.dumps(row | numbers) + "\n")
+    run.finish_step(1.0)
+    result = qreason("run", file, "--out", "out", "--json")
+    assert result.exit_code == 0
+    assert "1 of 1 steps are done" in result.stderr
+    report = json.loads(result.stdout)
+    assert report == json.loads((run.folder / "report.json").read_text())
+    assert report["passes"][0]["after"] == "base"
+    assert report["passes"][0]["pass_at_1"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert report["gains"] == []
+    assert os.listdir(run.folder / "base") == ["evaluation.jsonl"]

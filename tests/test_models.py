@@ -1,0 +1,98 @@
+"""Bases and adapters: what is loaded, and what is refused with a cure."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from qreason.errors import ModelError
+from qreason.hardware import detect
+from qreason.models import EMBEDDED, Resident, fingerprint, load_base, load_tokenizer
+from qreason.recipe import Lora, Model
+
+TINY = EMBEDDED["qreason/tiny"]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A copy of the embedded base, to be broken."""
+    return Path(shutil.copytree(TINY, tmp_path / "base"))
+
+
+def set_config(folder: Path, file: str, **values: object) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_base_without_a_chat_template_is_refused(broken: Path) -> None:
+    (broken / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="no chat template"):
+        load_tokenizer(str(broken))
+
+
+def test_a_base_that_pads_with_its_stop_token_is_refused(broken: Path) -> None:
+    set_config(broken, "tokenizer_config.json", pad_token="<|im_end|>")
+    with pytest.raises(ModelError, match="unlearn stopping"):
+        load_tokenizer(str(broken))
+
+
+def test_a_model_that_does_not_generate_is_refused(tmp_path: Path) -> None:
+    small = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=50)
+    BertForMaskedLM(small).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="BertForMaskedLM, not a causal language model"):
+        load_base(Model(base=str(tmp_path)), detect())
+
+
+def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="Hub id") as caught:
+        Resident(Model(base=str(tmp_path)), detect())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fresh_adapter_changes_nothing_and_leaves_with_its_layers(own_resident: Resident) -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with own_resident.inference() as model:
+        bare = model(input_ids=ids).logits
+    own_resident.new_adapter(Lora())
+    with own_resident.inference() as model:
+        assert torch.equal(model(input_ids=ids).logits, bare)
+    own_resident.remove_adapter()
+    assert not any("lora" in name for name, _ in own_resident.model.named_parameters())
+
+
+def test_an_adapter_for_another_shape_is_refused(own_resident: Resident, tmp_path: Path) -> None:
+    own_resident.new_adapter(Lora(r=4))
+    own_resident.model.save_pretrained(str(tmp_path))
+    own_resident.remove_adapter()
+    set_config(tmp_path, "adapter_config.json", r=8)
+    with pytest.raises(ModelError, match="no adapter for qreason/tiny"):
+        own_resident.load_adapter(tmp_path)
+
+
+def test_four_bit_weights_answer_nearly_like_the_full_ones(resident: Resident) -> None:
+    four = Resident(Model(base="qreason/tiny", quantization="nf4"), detect())
+    assert four.model.is_loaded_in_4bit
+    ids = resident.tokenizer("The print spooler", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        full = torch.log_softmax(resident.model(input_ids=ids).logits.float(), -1)
+        small = torch.log_softmax(four.model(input_ids=ids).logits.float(), -1)
+    assert 0 < (full.exp() * (full - small)).sum(-1).mean() < 0.5
+
+
+def test_the_fingerprint_of_a_folder_follows_its_weights(broken: Path) -> None:
+    before = fingerprint(str(broken), None)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert before == fingerprint("qreason/tiny", None)
+    assert fingerprint(str(broken), None) != before
+
+
+def test_the_embedded_base_is_small_enough_and_of_the_promised_kind() -> None:
+    config = json.loads((TINY / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2ForCausalLM"]
+    assert config["hidden_size"] % 256 == 0
+    assert sum(file.stat().st_size for file in TINY.iterdir()) <= 16 * 2**20
+    assert (TINY / "README.md").is_file()

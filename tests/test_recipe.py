@@ -1,0 +1,225 @@
+"""Recipes: strict, overridable, and every problem named with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qreason.errors import RecipeError
+from qreason.recipe import Grpo, Sft, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RecipeWriter = Callable[..., Path]
+
+
+def problems(file: Path, *overrides: str) -> list[str]:
+    """The lines of the error that loading a recipe gives."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, overrides)
+    return str(caught.value).splitlines()
+
+
+def line_of(file: Path, text: str) -> int:
+    return next(number for number, line in enumerate(file.read_text().splitlines(), 1) if text in line)
+
+
+# --- what loads ----------------------------------------------------------------------------------
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_every_shipped_recipe_loads_and_says_what_it_is(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert recipe.name == file.stem
+    assert file.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_exponent_without_a_point_is_a_float(write_recipe: RecipeWriter) -> None:
+    # PyYAML reads 1e-5 as a string.
+    sft = load_recipe(write_recipe()).steps[1].sft
+    assert sft is not None
+    assert sft.learning_rate == 1e-5
+
+
+def test_bare_step_takes_its_defaults(write_recipe: RecipeWriter) -> None:
+    recipe = load_recipe(write_recipe(("- sft: {learning_rate: 1e-5}", "- sft:")))
+    assert [step.stage for step in recipe.steps] == ["evaluate", "sft", "evaluate", "grpo", "merge"]
+    assert recipe.steps[1].settings == Sft()
+
+
+def test_data_lies_beside_the_recipe_wherever_it_is_loaded_from(
+    write_recipe: RecipeWriter, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_recipe()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert load_recipe(file).data.sft == str(file.parent / "sft.jsonl")
+
+
+def test_hub_ids_are_kept(write_recipe: RecipeWriter) -> None:
+    data = load_recipe(write_recipe(("sft: sft.jsonl", "sft: openai/gsm8k"))).data
+    assert data.sft == "openai/gsm8k"
+    assert Path(str(data.heldout)).is_absolute()
+
+
+def test_trl_fields_pass_through(write_recipe: RecipeWriter) -> None:
+    recipe = load_recipe(write_recipe(("{num_generations: 4}", "{num_generations: 4, trl: {delta: 1.5}}")))
+    assert recipe.steps[3].grpo == Grpo(num_generations=4, trl={"delta": 1.5})
+
+
+def test_dump_loads_again_to_an_equal_recipe(write_recipe: RecipeWriter, workplace: Path) -> None:
+    recipe = load_recipe(write_recipe(), ["grpo.trl.delta=1.5", "data.fields.prompt=issue"], seed=3)
+    again = workplace / "again.yaml"
+    again.write_text(yaml.safe_dump(recipe.dump()))
+    assert load_recipe(again) == recipe
+
+
+# --- overrides -----------------------------------------------------------------------------------
+
+
+def test_set_overrides_plain_fields(write_recipe: RecipeWriter) -> None:
+    sets = ["model.base=org/model", "rewards.format=5e-1", "model.lora.r=4", "data.fields.prompt=issue"]
+    recipe = load_recipe(write_recipe(), sets)
+    assert recipe.model.base == "org/model"
+    assert recipe.rewards == {"correctness": 0.1, "format": 0.5}
+    assert recipe.model.lora.r == 4
+    assert recipe.data.fields == {"prompt": "issue"}
+
+
+def test_set_reaches_every_step_of_a_stage(write_recipe: RecipeWriter) -> None:
+    recipe = load_recipe(write_recipe(), ["evaluate.rows=7", "sft.learning_rate=3e-4", "sft.trl.neftune_noise_alpha=5"])
+    measured = [step.evaluate.rows for step in recipe.steps if step.evaluate]
+    assert measured == [7, 7]
+    assert recipe.steps[1].sft == Sft(learning_rate=3e-4, trl={"neftune_noise_alpha": 5})
+
+
+def test_later_set_wins(write_recipe: RecipeWriter) -> None:
+    assert load_recipe(write_recipe(), ["seed=4", "seed=5"]).seed == 5
+
+
+def test_seed_argument_wins_over_recipe_and_set(write_recipe: RecipeWriter) -> None:
+    assert load_recipe(write_recipe(("name: small", "name: small\nseed: 2")), ["seed=4"], seed=9).seed == 9
+
+
+def test_set_of_a_stage_that_is_not_there_is_refused(write_recipe: RecipeWriter) -> None:
+    assert problems(write_recipe(("  - merge\n", "")), "merge.dtype=float32") == [
+        "--set merge.dtype=float32: the recipe has no merge step"
+    ]
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "model..base=x", ".=1", "sft=3", ""])
+def test_set_in_another_form_is_refused(write_recipe: RecipeWriter, override: str) -> None:
+    (problem,) = problems(write_recipe(), override)
+    assert problem.startswith(f"--set {override}: write it as key=value")
+
+
+def test_set_below_a_plain_value_is_refused(write_recipe: RecipeWriter) -> None:
+    (problem,) = problems(write_recipe(), "name.first=x")
+    assert "'name' holds a value, not a mapping" in problem
+
+
+def test_set_of_an_unknown_key_names_the_nearest(write_recipe: RecipeWriter) -> None:
+    (problem,) = problems(write_recipe(), "sft.learning_rat=1")
+    assert "unknown key 'steps.1.sft.learning_rat' (did you mean 'learning_rate'?)" in problem
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("rewards:", "reward:", "unknown key 'reward' (did you mean 'rewards'?)"),
+        ("learning_rate:", "learningrate:", "unknown key 'steps.1.sft.learningrate' (did you mean 'learning_rate'?)"),
+        ("- merge", "- merg", "unknown key 'steps.4.merg' (did you mean 'merge'?)"),
+        ("heldout:", "held_out:", "unknown key 'data.held_out' (did you mean 'heldout'?)"),
+        ("base:", "bas:", "unknown key 'model.bas' (did you mean 'base'?)"),
+        ("temperature: 0.9", "temperature: hot", "sampling.temperature: "),
+        ("format: 0.1", "format: -0.1", "rewards.format: "),
+        ("format: 0.1", "format: .nan", "rewards.format: "),
+        ("format: 0.1", "format: .inf", "rewards.format: "),
+        ("correctness: 0.1, format: 0.1", "correctness: 0, format: 0.0", "all weights are 0"),
+        ("{correctness: 0.1, format: 0.1}", "{}", "rewards: "),
+        ("format: 0.1", "formats: 0.1", "unknown reward 'formats' (did you mean 'format'?)"),
+        ("num_generations: 4", "num_generations: 3", "must be a multiple of num_generations (3)"),
+        ("num_generations: 4", "num_generations: 1", "steps.3.grpo.num_generations: "),
+        ("- merge", "- {merge: , sft: }", "a step is one stage"),
+        ("name: small", "name: ../small", "name: "),
+    ],
+)
+def test_problem_is_named_with_its_line(write_recipe: RecipeWriter, old: str, new: str, said: str) -> None:
+    file = write_recipe((old, new))
+    assert any(line.startswith(f"{file}:{line_of(file, new)}: ") and said in line for line in problems(file))
+
+
+def test_all_problems_are_reported_at_once(write_recipe: RecipeWriter) -> None:
+    file = write_recipe(("temperature: 0.9", "temperatur: 0.9"), ("format: 0.1", "format: -1"), ("- merge", "- merg"))
+    assert sorted(line.split(":")[1] for line in problems(file)) == ["14", "7", "8"]
+
+
+def test_missing_key_is_named(write_recipe: RecipeWriter) -> None:
+    (problem,) = problems(write_recipe(("name: small\n", "")))
+    assert problem.endswith(": 'name' is missing")
+
+
+def test_every_missing_data_file_is_named_with_its_line(write_recipe: RecipeWriter) -> None:
+    file = write_recipe(("sft: sft.jsonl", "sft: nowhere.jsonl"), ("heldout: heldout.jsonl", "heldout: ./gone"))
+    first, second = problems(file)
+    assert first.startswith(f"{file}:4: data.sft: no file nowhere.jsonl")
+    assert second.startswith(f"{file}:6: data.heldout: no file ./gone")
+
+
+def test_step_without_its_data_is_refused(write_recipe: RecipeWriter) -> None:
+    (problem,) = problems(write_recipe(("  prompts: prompts.jsonl\n", "")))
+    assert "data.prompts is missing: the grpo step needs prompts" in problem
+
+
+def test_evaluating_twice_in_a_row_is_refused(write_recipe: RecipeWriter) -> None:
+    (problem,) = problems(write_recipe(("- merge", "- evaluate\n  - evaluate")))
+    assert "two evaluate steps in a row" in problem
+
+
+def test_file_that_is_not_utf8_is_refused(workplace: Path) -> None:
+    file = workplace / "latin.yaml"
+    file.write_bytes("name: schön".encode("latin-1"))
+    (problem,) = problems(file)
+    assert problem.startswith(f"{file}: not UTF-8")
+
+
+@pytest.mark.parametrize("text", ["name: x\nmodel: [1", "name: x\n\tmodel: y", "name: 'x\n"])
+def test_file_that_is_not_yaml_is_refused_with_a_line(workplace: Path, text: str) -> None:
+    file = workplace / "broken.yaml"
+    file.write_text(text)
+    (problem,) = problems(file)
+    assert problem.startswith((f"{file}:1: not YAML", f"{file}:2: not YAML", f"{file}:3: not YAML"))
+
+
+def test_binary_file_is_refused_in_one_line(workplace: Path) -> None:
+    file = workplace / "binary.yaml"
+    file.write_bytes(b"name: \x00\x01")
+    (problem,) = problems(file)
+    assert problem.startswith(f"{file}: not YAML")
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- a\n- list\n"])
+def test_file_that_is_no_mapping_is_refused(workplace: Path, text: str) -> None:
+    file = workplace / "other.yaml"
+    file.write_text(text)
+    (problem,) = problems(file)
+    assert problem.startswith(f"{file}: a recipe is a mapping")
+
+
+def test_unknown_recipe_name_gives_the_nearest(workplace: Path) -> None:
+    (problem,) = problems(Path("quickstrat"))
+    assert "(did you mean 'quickstart'?)" in problem
+
+
+def test_loaded_recipe_cannot_be_changed(write_recipe: RecipeWriter) -> None:
+    recipe = load_recipe(write_recipe())
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 2  # type: ignore[misc]

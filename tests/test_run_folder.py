@@ -1,0 +1,215 @@
+"""Run folders: starting, continuing, refusing, starting over. No model is loaded here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qreason.errors import DataError, RunFolderError
+from qreason.recipe import load_recipe
+from qreason.run import Run, read_jsonl, stage_folders, write_json, write_jsonl
+
+RecipeWriter = Callable[..., Path]
+
+
+def start(file: Path, *overrides: str, finished: int = 0, fresh: bool = False) -> Run:
+    """Open the run of a recipe in ./out, and call its next `finished` steps done."""
+    run = Run.open(load_recipe(file, overrides), Path("out"), fresh=fresh, say=lambda line: None)
+    for _ in range(finished):
+        run.step = run.finished
+        run.finish_step(1.0)
+    return run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def refused(file: Path, *overrides: str, fresh: bool = False) -> str:
+    """The message that refuses to open ./out, which must stay as it was."""
+    before = content(Path("out"))
+    with pytest.raises(RunFolderError) as caught:
+        start(file, *overrides, fresh=fresh)
+    assert content(Path("out")) == before
+    return str(caught.value)
+
+
+def test_new_run_writes_down_where_it_comes_from(write_recipe: RecipeWriter) -> None:
+    run = start(write_recipe(), "seed=7")
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    assert manifest["recipe"] == "small"
+    assert manifest["seed"] == 7
+    assert manifest["steps"] == []
+    assert {"torch", "transformers", "trl", "peft"} <= manifest["versions"].keys()
+    assert {key: len(value) for key, value in manifest["data"].items()} == dict.fromkeys(
+        ("sft", "prompts", "heldout"), len("sha256:") + 64
+    )
+
+
+def test_recipe_as_resolved_is_kept_and_reopens_equal(write_recipe: RecipeWriter) -> None:
+    run = start(write_recipe(), "sft.learning_rate=3e-4")
+    assert Run.reopen(run.folder).recipe == load_recipe(write_recipe(), ["sft.learning_rate=3e-4"])
+
+
+def test_empty_folder_is_taken(write_recipe: RecipeWriter, workplace: Path) -> None:
+    (workplace / "out").mkdir()
+    assert start(write_recipe()).finished == 0
+
+
+def test_second_run_continues_after_the_finished_steps(write_recipe: RecipeWriter) -> None:
+    start(write_recipe(), finished=2)
+    again = start(write_recipe())
+    assert again.finished == 2
+    assert [entry["folder"] for entry in again.manifest["steps"]] == ["base", "01-sft"]
+
+
+def test_folder_of_another_recipe_is_refused(write_recipe: RecipeWriter) -> None:
+    start(write_recipe(), finished=1)
+    assert "belongs to the recipe 'small', not 'other'" in refused(write_recipe(("name: small", "name: other")))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("seed=9", "seed"), ("model.lora.r=4", "model"), ("rewards.format=0.5", "rewards"), ("sft.rows=2", "steps")],
+)
+def test_changed_settings_are_refused_by_name(write_recipe: RecipeWriter, override: str, key: str) -> None:
+    start(write_recipe(), finished=2)
+    assert f"made with other settings ({key})" in refused(write_recipe(), override)
+
+
+def test_settings_of_a_step_that_has_not_run_may_change(write_recipe: RecipeWriter) -> None:
+    start(write_recipe(), finished=2)
+    assert start(write_recipe(), "grpo.beta=0.1").finished == 2
+    assert Run.reopen(Path("out")).recipe.steps[3].grpo.beta == 0.1  # type: ignore[union-attr]
+
+
+def test_appended_steps_continue_the_run(write_recipe: RecipeWriter) -> None:
+    start(write_recipe(), finished=5)
+    longer = start(write_recipe(("- merge", "- merge\n  - sft: {rows: 1}")))
+    assert longer.finished == 5
+    assert longer.folders[5:] == ["04-sft"]
+
+
+def test_removed_finished_step_is_refused(write_recipe: RecipeWriter) -> None:
+    start(write_recipe(), finished=5)
+    assert "(steps)" in refused(write_recipe(("  - merge\n", "")))
+
+
+def test_changed_data_is_refused_by_name(write_recipe: RecipeWriter, workplace: Path) -> None:
+    file = write_recipe()
+    start(file, finished=1)
+    with (workplace / "prompts.jsonl").open("a") as stream:
+        stream.write('{"id": "p9", "issue": "x", "resolution": "y"}\n')
+    assert "the data changed since this run began (data.prompts)" in refused(file)
+
+
+def test_data_is_read_before_a_folder_is_touched(write_recipe: RecipeWriter, workplace: Path) -> None:
+    # A run on broken data used to leave a folder, which then refused the cured data as changed.
+    file = write_recipe()
+    cured = (workplace / "sft.jsonl").read_bytes()
+    (workplace / "sft.jsonl").write_text("broken\n")
+    with pytest.raises(DataError):
+        start(file)
+    assert not Path("out").exists()
+    (workplace / "sft.jsonl").write_bytes(cured)
+    start(file, finished=1)
+    (workplace / "sft.jsonl").write_text("broken\n")
+    with pytest.raises(DataError):
+        start(file, fresh=True)
+    assert [folder.name for folder in workplace.glob("out*")] == ["out"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("manifest", [None, "not json", "[]", '{"steps": []}'])
+def test_folder_that_is_no_run_is_refused(
+    write_recipe: RecipeWriter, workplace: Path, manifest: str | None, fresh: bool
+) -> None:
+    (workplace / "out").mkdir()
+    (workplace / "out" / "thesis.txt").write_text("years of work")
+    if manifest is not None:
+        (workplace / "out" / "manifest.json").write_text(manifest)
+    assert "not a run folder" in refused(write_recipe(), fresh=fresh)
+
+
+def test_run_folder_without_its_recipe_is_refused(write_recipe: RecipeWriter) -> None:
+    start(write_recipe(), finished=1)
+    Path("out/recipe.yaml").unlink()
+    assert "not a run folder" in refused(write_recipe())
+
+
+def test_file_in_place_of_the_folder_is_refused(write_recipe: RecipeWriter, workplace: Path) -> None:
+    (workplace / "out").write_text("a file")
+    assert "is a file" in refused(write_recipe())
+    assert (workplace / "out").read_text() == "a file"
+
+
+def test_fresh_moves_earlier_runs_aside_and_loses_nothing(write_recipe: RecipeWriter, workplace: Path) -> None:
+    first = start(write_recipe(), finished=2)
+    (first.folder / "01-sft").mkdir()
+    (first.folder / "01-sft" / "adapter").write_text("weights")
+    kept = content(first.folder)
+    assert start(write_recipe(), fresh=True).finished == 0
+    start(write_recipe(), "seed=5", fresh=True)
+    assert content(workplace / "out.1") == kept
+    assert sorted(folder.name for folder in workplace.glob("out*")) == ["out", "out.1", "out.2"]
+    assert not (workplace / "out" / "01-sft").exists()
+
+
+def test_folders_are_numbered_by_training_stage_and_evaluations_lie_with_them(write_recipe: RecipeWriter) -> None:
+    recipe = load_recipe(write_recipe(("- merge", "- sft\n  - grpo\n  - evaluate\n  - merge")))
+    assert stage_folders(recipe.steps) == [
+        "base",
+        "01-sft",
+        "01-sft",
+        "02-grpo",
+        "03-sft",
+        "04-grpo",
+        "04-grpo",
+        "05-merge",
+    ]
+
+
+def test_stage_that_was_cut_off_starts_again(write_recipe: RecipeWriter) -> None:
+    said: list[str] = []
+    run = start(write_recipe(), finished=1)
+    run.step, run.say = 1, said.append
+    leftover = run.clear_stage_folder() / "metrics.jsonl"
+    assert said == []
+    leftover.write_text('{"step": 1}\n')
+    folder = run.clear_stage_folder()
+    assert folder == run.folder / "01-sft"
+    assert not any(folder.iterdir())
+    assert said == ["01-sft was not finished: starting it again"]
+
+
+def test_newest_adapter_of_the_finished_steps_counts(write_recipe: RecipeWriter) -> None:
+    run = start(write_recipe(), finished=1)
+    (run.folder / "01-sft" / "adapter").mkdir(parents=True)
+    assert run.adapter() is None  # its step is not finished
+    for _ in range(2):
+        run.step = run.finished
+        run.finish_step(1.0)
+    (run.folder / "02-grpo" / "adapter").mkdir(parents=True)
+    assert run.adapter() == run.folder / "01-sft" / "adapter"
+    run.step = run.finished
+    run.finish_step(1.0)
+    assert run.adapter() == run.folder / "02-grpo" / "adapter"
+
+
+def test_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    write_json(file, {"rows": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"rows": object()})
+    assert json.loads(file.read_text()) == {"rows": 1}
+
+
+def test_rows_read_back_as_written_whatever_their_text(tmp_path: Path) -> None:
+    # A line separator that a model wrote used to cut its row in two.
+    rows = [{"reply": "one\u2028two\u0085three\x0cfour\r\nfive"}, {"reply": "ü"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows[:1])
+    write_jsonl(tmp_path / "rows.jsonl", rows[1:], append=True)
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows

@@ -1,0 +1,78 @@
+"""Intervals and tests against values worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from qreason.report.statistics import gain, mean, share, sign_test
+
+NOTHING = {"mean": None, "low": None, "high": None}
+
+
+def test_wilson_interval_of_eight_in_ten() -> None:
+    # centre (0.8 + 3.8415/20) / 1.38415 = 0.71674; half 1.96 sqrt(0.016 + 3.8415/400) / 1.38415 = 0.22657
+    assert share([True] * 8 + [False] * 2) == {"mean": 0.8, "low": 0.4902, "high": 0.9433}
+
+
+def test_wilson_interval_stays_open_where_nothing_hit() -> None:
+    # 3.8415 / (10 + 3.8415)
+    assert share([False] * 10) == {"mean": 0.0, "low": 0.0, "high": 0.2775}
+    assert share([True] * 10) == {"mean": 1.0, "low": 0.7225, "high": 1.0}
+
+
+def test_nothing_to_average_is_no_number() -> None:
+    assert share([]) == mean([]) == mean([None, None]) == gain([None], [1.0]) == NOTHING
+
+
+def test_bootstrap_brackets_the_mean_with_its_standard_error() -> None:
+    values = [float(value) for value in range(100)]
+    found = mean(values)
+    assert found["mean"] == 49.5
+    # 1.96 standard errors of 28.87 / sqrt(100)
+    assert found["low"] == pytest.approx(49.5 - 5.66, abs=0.5)
+    assert found["high"] == pytest.approx(49.5 + 5.66, abs=0.5)
+
+
+def test_bootstrap_gives_the_same_interval_again() -> None:
+    assert mean([0.0, 0.3, 1.0, 0.2]) == mean([0.0, 0.3, 1.0, 0.2])
+
+
+def test_rows_without_a_value_are_left_out_and_are_not_zero() -> None:
+    assert mean([1.0, None, 1.0, None]) == {"mean": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_gain_is_paired_by_row() -> None:
+    # Rows differ widely, the gain on each is the same: paired, there is no doubt left.
+    before = [0.0, 5.0, 10.0, 50.0]
+    assert gain(before, [value + 1 for value in before]) == {"mean": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_gain_leaves_out_rows_that_lack_either_side() -> None:
+    assert gain([1.0, None, 2.0], [3.0, 9.0, None])["mean"] == 2.0
+
+
+def test_loss_is_a_negative_gain() -> None:
+    lost = gain([1.0] * 20, [0.0] * 20)
+    assert lost["high"] is not None
+    assert lost["high"] < 0
+
+
+def test_gain_of_unequal_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        gain([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "p"),
+    [
+        (5, 0, 2 / 32),
+        (0, 5, 2 / 32),
+        (8, 2, 2 * (1 + 10 + 45) / 1024),
+        (1, 1, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_sign_test_is_the_exact_two_sided_tail(up: int, down: int, p: float) -> None:
+    before = [0.0] * up + [1.0] * down + [1.0] * 7
+    after = [1.0] * up + [0.0] * down + [1.0] * 7  # ties say nothing
+    assert sign_test(before, after) == pytest.approx(p)
