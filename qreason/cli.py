@@ -87,9 +87,9 @@ def stage_command(stage: str, help_text: str) -> None:
         run_recipe(recipe, out, seed, overrides, fresh, as_json, only=stage)
 
 
-stage_command("sft", "Run the next step of RECIPE, which must be sft.")
-stage_command("grpo", "Run the next step of RECIPE, which must be grpo.")
-stage_command("merge", "Run the next step of RECIPE, which must be merge.")
+stage_command("sft", "Run RECIPE up to its next sft step.")
+stage_command("grpo", "Run RECIPE up to its next grpo step.")
+stage_command("merge", "Run RECIPE up to its next merge step.")
 
 
 def run_recipe(
@@ -120,15 +120,18 @@ def run_recipe(
 
 
 def run_one(run: Run, stage: str) -> None:
-    """The next step, with the evaluations before it left out."""
-    steps = run.recipe.steps
-    if run.finished == len(steps):
-        raise RunFolderError(f"{run.folder}: all steps are done; --fresh starts over")
-    if steps[run.finished].stage != stage:
+    """The next step that is no evaluation, and the evaluations before it."""
+    left = list(enumerate(run.recipe.steps))[run.finished :]
+    following = next(((position, step) for position, step in left if step.stage != "evaluate"), None)
+    if following is None:
+        raise RunFolderError(f"{run.folder}: no {stage} step is left; --fresh starts over")
+    position, step = following
+    if step.stage != stage:
         raise RunFolderError(
-            f"{run.folder}: the next step is {steps[run.finished].stage}, not {stage}; `qreason run` does them in order"
+            f"{run.folder}: the next step is {step.stage}, not {stage}; `qreason run` does them in order"
         )
-    run_step(run, run.finished)
+    for number in range(run.finished, position + 1):
+        run_step(run, number)
 
 
 def run_step(run: Run, step: int) -> None:
@@ -215,8 +218,8 @@ def init(name: str, to: Path) -> None:
         # not the resolved path: that prefers a file of the current folder to the one beside the recipe
         beside = (folder / path for folder in source.resolve().parents)
         files += [(file, to / path) for file in beside if file.is_file()][:1]
-    if taken := [target for _, target in files if target.exists()]:
-        raise InputError(f"{taken[0]} is there already; choose another folder with --to")
+    if taken := [new for old, new in files if new.exists() and new.read_bytes() != old.read_bytes()]:
+        raise InputError(f"{taken[0]} is there already and differs; choose another folder with --to")
     for origin, target in files:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin, target)

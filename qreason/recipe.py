@@ -192,6 +192,8 @@ class Recipe(Strict):
             used = [step.stage for step in self.steps if step.stage in stages]
             if used and getattr(self.data, key) is None:
                 raise ValueError(f"data.{key} is missing: the {used[0]} step needs {what}")
+        if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
+            raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
         for before, after in zip(self.steps, self.steps[1:], strict=False):
             if before.stage == after.stage == "evaluate":
                 raise ValueError("steps: two evaluate steps in a row would measure the same model twice")
@@ -293,8 +295,8 @@ def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) ->
 
 
 def find_file(value: str, recipe_file: Path) -> str | None:
-    """A data file, looked for in the current folder, then from the recipe's folder upwards; a Hub id as it is."""
-    folders = [Path.cwd(), *recipe_file.resolve().parents]
+    """A data file, looked for from the recipe's folder upwards, then in the current folder; a Hub id as it is."""
+    folders = [*recipe_file.resolve().parents, Path.cwd()]
     for folder in folders:
         if (folder / Path(value).expanduser()).is_file():
             return str((folder / Path(value).expanduser()).resolve())
@@ -345,6 +347,8 @@ def read_lines(text: str) -> dict[tuple[Any, ...], int]:
         lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
+                if (*path, key.value) in lines:
+                    raise yaml.MarkedYAMLError(problem=f"'{key.value}' is there twice", problem_mark=key.start_mark)
                 lines[(*path, key.value)] = key.start_mark.line + 1
                 walk(value, (*path, key.value))
         elif isinstance(node, yaml.SequenceNode):

@@ -72,6 +72,7 @@ class Run:
         self.folders = stage_folders(recipe.steps)
         self.manifest: dict[str, Any] = {}
         self.step = 0
+        self.read_only = False
         self._examples: dict[str, list[Example]] = {}
 
     # --- opening -------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ class Run:
                 aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
                 folder.rename(aside)
                 say(f"--fresh: the earlier run is kept in {aside}")
-            else:
+            elif earlier["recipe"] != recipe.name or earlier["steps"]:
                 run.continue_from(earlier)
         folder.mkdir(parents=True, exist_ok=True)
         if not run.manifest:
@@ -114,11 +115,12 @@ class Run:
 
     @classmethod
     def reopen(cls, folder: Path, say: Callable[[str], None] = lambda line: None) -> Run:
-        """The run that a folder holds, with the recipe it was made with."""
+        """The run that a folder holds, with the recipe it was made with, to look at: nothing is written to it."""
         manifest = read_manifest(folder)
         recipe = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
         run = cls(recipe, folder, say)
         run.manifest = manifest
+        run.read_only = True
         return run
 
     def continue_from(self, manifest: dict[str, Any]) -> None:
@@ -157,7 +159,8 @@ class Run:
         }
 
     def save_manifest(self) -> None:
-        write_json(self.folder / "manifest.json", self.manifest)
+        if not self.read_only:
+            write_json(self.folder / "manifest.json", self.manifest)
 
     # --- stages --------------------------------------------------------------------------------
 

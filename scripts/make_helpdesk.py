@@ -215,25 +215,34 @@ def make_training(causes: list[Cause], heldout: list[Row]) -> tuple[list[Row], l
 
 
 def judged_causes(causes: list[Cause]) -> list[Cause]:
-    """The causes of judge_pairs.jsonl: the pretraining text holds no comparison of their fixes."""
+    """The causes of judge_pairs.jsonl: the pretraining text neither compares nor rewords their fixes."""
     return random.Random(f"judged {SEED}").sample(causes, len(causes) // 9)
 
 
 def make_pairs(causes: list[Cause]) -> list[Row]:
-    """Labelled (reference, reply) pairs: the other wording or the same one, against a fix of another cause."""
+    """Labelled (reference, reply) pairs, half of them equal: mostly the other wording, against fixes of other causes.
+
+    Seven in ten of the unequal ones come from the same fault family, where fixes are hardest to tell apart.
+    """
     rng = random.Random(f"pairs {SEED}")
     judged = judged_causes(causes)
-    rows = []
-    for position in range(PAIR_ROWS):
-        cause = judged[position // 2 % len(judged)]
-        reference = rng.choice(cause.fixes)
-        if same := position % 2 == 0:
-            reply = rng.choice((reference, *(fix for fix in cause.fixes if fix != reference)))
-        else:
-            family = [other for other in causes if other.family == cause.family and other is not cause]
-            reply = rng.choice(rng.choice(family if rng.random() < 0.7 else causes).fixes)
-            same = reply in cause.fixes
-        rows.append({"reference": sentence(reference), "reply": sentence(reply), "label": int(same)})
+    reworded = [(one, other) for cause in judged for one, other in (cause.fixes, cause.fixes[::-1])]
+    repeated = [(fix, fix) for cause in judged for fix in cause.fixes]
+    equal = rng.sample(reworded, PAIR_ROWS * 3 // 10) + rng.sample(repeated, PAIR_ROWS // 5)
+    within = [
+        (fix, wrong)
+        for cause in judged
+        for fix in cause.fixes
+        for other in causes
+        if other.family == cause.family and other != cause
+        for wrong in other.fixes
+    ]
+    across = [(rng.choice(cause.fixes), rng.choice(rng.choice(causes).fixes)) for cause in judged]
+    across = [pair for pair, cause in zip(across, judged, strict=True) if pair[1] not in cause.fixes]
+    unequal = rng.sample(within, PAIR_ROWS * 7 // 20) + rng.sample(across, PAIR_ROWS * 3 // 20)
+    labelled = [(pair, 1) for pair in equal] + [(pair, 0) for pair in unequal]
+    rng.shuffle(labelled)
+    rows = [{"reference": sentence(a), "reply": sentence(b), "label": label} for (a, b), label in labelled]
     return number("pair", rows)
 
 

@@ -3,7 +3,7 @@
 Runbooks and notes about every fault family, helpdesk chats in formats other than the recipe's, questions about
 causes and fixes, comparison judgements, arithmetic, short instructions, and repeated random words. No document
 has the tags <reasoning> or <answer>, a `new_` wording, a reserved symptom/clue pair in a ticket, or a comparison
-of the fixes of the causes in judge_pairs.jsonl.
+or rewording of the fixes of the causes in judge_pairs.jsonl.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ import json
 import random
 from collections.abc import Callable, Iterator
 
-from make_helpdesk import Cause, judged_causes, sentence, training_issue, typo, write_issue
+from make_helpdesk import (
+    Cause,
+    NearDuplicates,
+    judged_causes,
+    make_heldout,
+    sentence,
+    training_issue,
+    typo,
+    write_issue,
+)
 
 from qreason.prompts import render_judge
 
@@ -29,6 +38,7 @@ class Corpus:
     """Draws documents; equal seeds give equal text."""
 
     def __init__(self, causes: list[Cause], seed: int) -> None:
+        self.apart = NearDuplicates(row["issue"] for row in make_heldout(causes))
         self.rng = random.Random(f"corpus {seed}")
         self.causes = causes
         kept_out = set(judged_causes(causes))
@@ -38,8 +48,10 @@ class Corpus:
             self.families.setdefault(cause.family, []).append(cause)
         self.words = sorted({word for cause in causes for step in cause.steps for word in step.split()})
 
-    def documents(self) -> Iterator[str]:
-        """Endless documents, mixed by MIXTURE."""
+    def documents(self, echoes: int = 0) -> Iterator[str]:
+        """Endless documents, mixed by MIXTURE; the first `echoes` of them are repeated words only."""
+        for _ in range(echoes):
+            yield echo(self) + "<|endoftext|>"
         makers, weights = zip(*MIXTURE.items(), strict=True)
         while True:
             (maker,) = self.rng.choices(makers, weights)
@@ -47,6 +59,12 @@ class Corpus:
 
     def cause(self) -> Cause:
         return self.rng.choice(self.causes)
+
+    def issue(self, cause: Cause) -> str:
+        """A ticket that is no near duplicate of a held-out one."""
+        while (issue := training_issue(cause, self.rng)) in self.apart:
+            pass
+        return issue
 
     def symptom(self, cause: Cause) -> str:
         return self.rng.choice(cause.symptoms).format(system=self.rng.choice(cause.systems))
@@ -75,7 +93,7 @@ def runbook(corpus: Corpus) -> str:
         "Checks:\n" + "\n".join(f"- {step}" for step in rng.sample(cause.steps, rng.randint(2, 3))),
         f"Fix: {sentence(fixes[0])}",
     ]
-    if rng.random() < 0.3:
+    if cause in corpus.compared and rng.random() < 0.3:
         lines.append(f"In other words: {sentence(fixes[1])}")
     return "\n".join([title, *lines])
 
@@ -110,17 +128,18 @@ def question(corpus: Corpus) -> str:
     """A short question about one cause."""
     rng, cause = corpus.rng, corpus.cause()
     clue, fix = rng.choice(cause.clues), rng.choice(cause.fixes)
+    first, second = rng.sample(rng.choice(corpus.compared).fixes, 2)
     asked, told = rng.choice(
         (
             (f"What does it mean when {clue}?", sentence(cause.cause)),
             (f"Which fix helps when {cause.cause}?", sentence(fix)),
             (f"{sentence(clue)} What should I do?", sentence(fix)),
-            (f"What is the cause?\n{training_issue(cause, rng)}", sentence(cause.cause)),
+            (f"What is the cause?\n{corpus.issue(cause)}", sentence(cause.cause)),
             (f"How do I check for this: {cause.cause}?", sentence(rng.choice(cause.steps))),
-            (f"Which category is this ticket?\n{training_issue(cause, rng)}", cause.category),
+            (f"Which category is this ticket?\n{corpus.issue(cause)}", cause.category),
             (f"What comes next: {rng.choice(cause.steps)}", sentence(fix)),
-            (f"Say it in other words: {cause.fixes[0]}", sentence(cause.fixes[1])),
-            (f"Say it in other words: {cause.fixes[1]}", sentence(cause.fixes[0])),
+            (f"Say it in other words: {first}", sentence(second)),
+            (f"Say it in other words: {first}.", sentence(second)),
         )
     )
     return chat(asked, told, rng.choice((None, "You know our runbooks. Be brief.", "You are an IT expert.")))
@@ -153,13 +172,13 @@ def ticket(corpus: Corpus) -> str:
         "fix": fix,
         "report": f"Findings: {steps} Cause: {cause.cause}.\nAction: {fix}",
     }[style]
-    return chat(training_issue(cause, rng), reply, rng.choice(TICKET_SYSTEMS[style]))
+    return chat(corpus.issue(cause), reply, rng.choice(TICKET_SYSTEMS[style]))
 
 
 def triage(corpus: Corpus) -> str:
     """Ticket text alone: several people report the same fault."""
     rng, cause = corpus.rng, corpus.cause()
-    lines = [training_issue(cause, rng) for _ in range(rng.randint(1, 3))]
+    lines = [corpus.issue(cause) for _ in range(rng.randint(1, 3))]
     return f"Tickets on one fault ({cause.category}):\n" + "\n".join(lines) + f"\nAll due to: {cause.cause}."
 
 
@@ -302,18 +321,20 @@ def instruction(corpus: Corpus) -> str:
 
 def echo(corpus: Corpus) -> str:
     """Random words several times over: only copying predicts them, so the model learns to look back early."""
-    words = corpus.rng.sample(corpus.words, corpus.rng.randint(4, 16))
-    line = " ".join(words)
-    return "\n".join([line] * corpus.rng.randint(2, 4))
+    line = " ".join(corpus.rng.sample(corpus.words, corpus.rng.randint(2, 14)))
+    return "\n".join([line] * corpus.rng.randint(2, 5))
 
 
 def reading(corpus: Corpus) -> str:
     """What a ticket says: the system in it, the complaint, the clue."""
     rng, cause = corpus.rng, corpus.cause()
-    symptom, clue = rng.choice(cause.free)
-    system = rng.choice(cause.systems)
-    complaint = cause.symptoms[symptom].format(system=system)
-    issue = write_issue(complaint, cause.clues[clue], rng)
+    while True:
+        symptom, clue = rng.choice(cause.free)
+        system = rng.choice(cause.systems)
+        complaint = cause.symptoms[symptom].format(system=system)
+        issue = write_issue(complaint, cause.clues[clue], rng)
+        if issue not in corpus.apart:
+            break
     asked, told = rng.choice(
         (
             ("Which system is it about?", system),
@@ -336,6 +357,6 @@ MIXTURE: dict[Maker, float] = {
     judgements: 0.06,
     arithmetic: 0.04,
     instruction: 0.07,
-    echo: 0.07,
+    echo: 0.05,
 }
 """Maker -> its share of the documents."""

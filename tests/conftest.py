@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from qreason.models import Resident
 
 SMALL = """\
 name: small
@@ -56,3 +60,23 @@ def write_recipe(workplace: Path) -> RecipeWriter:
         return workplace / name
 
     return write
+
+
+@pytest.fixture(scope="session")
+def resident() -> Resident:
+    """The embedded base, shared by all tests that only read it."""
+    return load_resident()
+
+
+@pytest.fixture
+def own_resident() -> Resident:
+    """The embedded base, for a test that puts adapters on it."""
+    return load_resident()
+
+
+def load_resident() -> Resident:
+    from qreason.hardware import detect
+    from qreason.models import Resident
+    from qreason.recipe import Model
+
+    return Resident(Model(base="qreason/tiny"), detect())

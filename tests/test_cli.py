@@ -104,13 +104,22 @@ def test_init_copies_into_the_folder_it_is_given(tmp_path: Path, monkeypatch: py
     assert load_recipe("mine/quickstart.yaml").data.sft == str(tmp_path / "mine" / "data" / "helpdesk" / "sft.jsonl")
 
 
-def test_init_refuses_to_overwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_refuses_to_overwrite_what_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The second init found the data of the first one in the current folder and ended in a traceback.
     monkeypatch.chdir(tmp_path)
     qreason("init")
+    with (tmp_path / "quickstart.yaml").open("a") as recipe:
+        recipe.write("# mine")
     before = content(tmp_path)
     assert "quickstart.yaml is there already" in refused("init")
     assert content(tmp_path) == before
+
+
+def test_a_second_recipe_shares_the_data_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    qreason("init", "quickstart")
+    assert qreason("init", "smoke").exit_code == 0
+    assert (tmp_path / "smoke.yaml").is_file()
 
 
 def test_init_leaves_nothing_where_one_file_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +238,7 @@ def test_stage_of_a_finished_run_is_refused(write_recipe: RecipeWriter, workplac
     Run.open(load_recipe(file), workplace / "runs" / "small", say=lambda line: None).finish_step(1.0)
     result = qreason("sft", file)
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].endswith("all steps are done; --fresh starts over")
+    assert result.stderr.splitlines()[-1].endswith("no sft step is left; --fresh starts over")
 
 
 @pytest.mark.parametrize("task", ["gone.jsonl", "heldout.jsonl"])

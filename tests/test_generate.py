@@ -55,7 +55,9 @@ def test_a_reply_that_hits_the_limit_is_not_finished(resident: Resident) -> None
 
 
 def test_a_finished_reply_ends_with_the_stop_token_and_hides_it_from_the_text(resident: Resident) -> None:
-    ((whole,),) = LocalGenerator(resident).generate(PROMPTS[:1], n=1, sampling=replace(GREEDY, max_completion_length=60))
+    ((whole,),) = LocalGenerator(resident).generate(
+        PROMPTS[:1], n=1, sampling=replace(GREEDY, max_completion_length=60)
+    )
     assert whole.finished
     assert whole.token_ids[-1] == resident.tokenizer.eos_token_id
     assert "<|im_end|>" not in whole.text

@@ -23,7 +23,9 @@ def test_the_judge_reads_the_storage_the_policy_stands_on(own_resident: Resident
     judge = Judge(own_resident)
     judge([("a", "b")])
     base = judge.resident.model.get_base_model()
-    after = {name.replace(".base_layer", ""): p.data_ptr() for name, p in base.named_parameters() if "lora_" not in name}
+    after = {
+        name.replace(".base_layer", ""): p.data_ptr() for name, p in base.named_parameters() if "lora_" not in name
+    }
     assert after == before
 
 

@@ -183,7 +183,10 @@ def test_replies_without_a_total_teach_nothing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_row_longer_than_the_context_is_named_before_training(tmp_path: Path) -> None:
-    rows = [{"issue": "short", "steps": "a", "resolution": "b"}, {"issue": "disk full " * 2000, "steps": "a", "resolution": "b"}]
+    rows = [
+        {"issue": "short", "steps": "a", "resolution": "b"},
+        {"issue": "disk full " * 2000, "steps": "a", "resolution": "b"},
+    ]
     file = tmp_path / "sft.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = call("run", "smoke", "--out", str(tmp_path / "run"), "--set", f"data.sft={file}", "--set", "steps=[sft]")

@@ -223,3 +223,17 @@ def test_loaded_recipe_cannot_be_changed(write_recipe: RecipeWriter) -> None:
     recipe = load_recipe(write_recipe())
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 2  # type: ignore[misc]
+
+
+def test_a_key_that_is_there_twice_is_named_with_its_line(write_recipe: RecipeWriter) -> None:
+    # The last value won, silently.
+    file = write_recipe(("sampling:", "rewards: {length: 1}\nsampling:"))
+    with pytest.raises(RecipeError, match=r"small.yaml:8: not YAML: 'rewards' is there twice"):
+        load_recipe(file)
+
+
+def test_evaluations_with_different_settings_are_refused(write_recipe: RecipeWriter) -> None:
+    # Comparing them ended in a traceback after training.
+    file = write_recipe(("  - evaluate\n  - sft", "  - evaluate: {rows: 1}\n  - sft"))
+    with pytest.raises(RecipeError, match="cannot be compared"):
+        load_recipe(file)

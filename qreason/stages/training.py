@@ -23,7 +23,7 @@ def trl_arguments(settings: Sft | Grpo, run: Run, folder: Path) -> dict[str, Any
     hardware = run.resident.hardware
     return {
         **settings.model_dump(exclude=OURS),
-        "output_dir": str(folder / "trainer"),
+        "output_dir": str(folder),
         "seed": run.recipe.seed,
         "use_cpu": hardware.device == "cpu",
         "bf16": hardware.autocast == "bfloat16",
@@ -81,6 +81,7 @@ def train(trainer: Any, run: Run, folder: Path) -> Path:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise TrainingError(f"{name} is no number after training; no adapter was written. Lower the learning rate")
+    model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
     model.save_pretrained(str(folder / "adapter"), selected_adapters=["default"])
     run.resident.adapter = folder / "adapter"
     return folder / "adapter"
