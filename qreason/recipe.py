@@ -192,6 +192,8 @@ class Recipe(Strict):
             used = [step.stage for step in self.steps if step.stage in stages]
             if used and getattr(self.data, key) is None:
                 raise ValueError(f"data.{key} is missing: the {used[0]} step needs {what}")
+        if self.sampling.temperature == 0 and any(step.grpo for step in self.steps):
+            raise ValueError("sampling.temperature is 0: grpo compares different replies; give it a value above 0")
         if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
             raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
         for before, after in zip(self.steps, self.steps[1:], strict=False):

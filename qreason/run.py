@@ -213,6 +213,7 @@ class Run:
         from qreason.models import Resident, fingerprint
 
         hardware = detect()
+        self.say(f"loading {self.recipe.model.base} on {hardware.name or hardware.device} ({hardware.dtype})")
         resident = Resident(self.recipe.model, hardware)
         base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base, resident.model.config)}
         if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:

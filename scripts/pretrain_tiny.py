@@ -3,8 +3,8 @@
     python scripts/pretrain_tiny.py                   # about 45 minutes on 2 CPU cores
     python scripts/pretrain_tiny.py --steps 2 --out /tmp/tiny
 
-A byte-level BPE tokenizer with Qwen2's pre-tokenizer, then a Qwen2 causal model with AdamW, at a constant
-learning rate with a linear end. Prints loss and the judge's AUC on
+A byte-level BPE tokenizer with Qwen2's pre-tokenizer, then a Qwen2 causal model: Muon for the matrices,
+AdamW for the rest, a constant learning rate with a linear end. Prints loss and the judge's AUC on
 judge_pairs.jsonl, and writes safetensors in float16 with the tokenizer and a model card.
 """
 
@@ -25,9 +25,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from make_helpdesk import HELPDESK, read_knowledge
-from tiny_corpus import Corpus, echo
+from tiny_corpus import COMPARING, CONSOLIDATING, COPYING, EVERYTHING, Corpus, echo
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from qreason.prompts import render_judge
 
@@ -42,8 +42,10 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 BATCH, LENGTH = 16, 256  # sequences a step, tokens a sequence
-VERDICT_WEIGHT = 8.0
-ECHOES = 10_000  # documents of repeated words at the start, until copying works (about 100 steps)
+VERDICT_WEIGHT = 16.0
+CURRICULUM = [(COPYING, 60), (COMPARING, 300), (EVERYTHING, 1240), (CONSOLIDATING, 1400)]
+"""What is read for how many steps: first the two skills that the rest builds on."""
+DECAY_FROM = 0.55  # share of the steps after which the learning rate falls to zero
 
 
 def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
@@ -139,6 +141,12 @@ def batches(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str]) -> Ite
             ids = ids[BATCH * LENGTH :]
 
 
+def lessons(tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> Iterator[torch.Tensor]:
+    """The batches of the curriculum."""
+    for mixture, steps in CURRICULUM:
+        yield from islice(batches(tokenizer, corpus.documents(mixture)), steps)
+
+
 def language_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, verdicts: torch.Tensor) -> torch.Tensor:
     """Mean loss a token; a verdict of the judge is one token in sixty and counts VERDICT_WEIGHT times."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -184,18 +192,27 @@ def train(
     args: argparse.Namespace,
     tokenizer: PreTrainedTokenizerFast,
 ) -> dict[str, Any]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 100, 1.0, max(0.0, (args.steps - step) / (0.35 * args.steps)))
-    )
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, adjust_lr_fn="original"),
+        torch.optim.AdamW(others, lr=args.lr / 8, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     verdicts = torch.tensor([tokenizer.encode(word)[0] for word in ("yes", "no")])
     start, history = time.perf_counter(), []
+    done = int(args.resume.name.rpartition("-")[2]) if args.resume else 0
     for step, ids in enumerate(islice(stream, args.steps), 1):
+        if step <= done:
+            continue
+        share = min((step - done) / 50, 1.0, (args.steps - step + 1) / (args.steps * (1 - DECAY_FROM)))
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * share
         loss = language_loss(model, ids, verdicts)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer in optimizers:
+            optimizer.step()
         model.zero_grad()
         if step % args.report == 0 or step == args.steps:
             with torch.no_grad():
@@ -235,13 +252,13 @@ learning, tests and the quickstart on a CPU. It knows IT support vocabulary and 
 | shape | hidden 256, 4 layers, 4 heads (2 key/value), MLP 1024, context 1024 |
 | tokenizer | byte-level BPE, 4,096 tokens, Qwen2 pre-tokenizer, ChatML template |
 | data | generated: `scripts/tiny_corpus.py` from `data/helpdesk/knowledge/`, {tokens:.1f} M tokens |
-| optimizer | AdamW, learning rate {lr:g}, {steps} steps of {batch} x {length} tokens |
+| optimizer | Muon at {lr:g} (AdamW for embeddings, norms and biases), {steps} steps of {batch} x {length} tokens |
 | held-out loss | {held_out_loss} nats a token (verdicts of the judge weigh {verdict:g} times) |
 | judge AUC | {judge_auc} on `data/helpdesk/judge_pairs.jsonl`, which the text neither compares nor rewords |
 | copying | {copying:.1%} of next tokens right in a repeated line of random words |
 | time | {minutes} minutes on {cores} CPU cores |
 
-Made by `python scripts/pretrain_tiny.py --steps {steps} --lr {lr:g}`.
+Made by `python scripts/pretrain_tiny.py`.
 
 The text: runbooks and notes about every fault family, helpdesk chats in formats other than the recipe's,
 comparison judgements, questions, arithmetic, short instructions, repeated words. It has no `<reasoning>` or
@@ -271,17 +288,22 @@ def write_card(out: Path, model: Qwen2ForCausalLM, args: argparse.Namespace, las
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=sum(steps for _, steps in CURRICULUM), help="stop earlier")
+    parser.add_argument("--lr", type=float, default=0.015, help="of Muon; AdamW takes an eighth")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--checkpoint", type=int, default=0, help="also save every so many steps, beside --out")
+    parser.add_argument("--resume", type=Path, help="go on from a checkpoint (with fresh optimizer state)")
     parser.add_argument("--out", type=Path, default=TINY)
     args = parser.parse_args()
     causes = read_knowledge()
-    tokenizer = train_tokenizer(islice(Corpus(causes, 0).documents(), 30_000))
-    model = build_model(tokenizer)
-    held = list(islice(batches(tokenizer, Corpus(causes, 2).documents()), 4))
-    last = train(model, batches(tokenizer, Corpus(causes, 1).documents(ECHOES)), held, args, tokenizer)
+    if args.resume:
+        tokenizer = AutoTokenizer.from_pretrained(args.resume)
+        model = Qwen2ForCausalLM.from_pretrained(args.resume, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(islice(Corpus(causes, 0).documents(EVERYTHING), 30_000))
+        model = build_model(tokenizer)
+    held = list(islice(batches(tokenizer, Corpus(causes, 2).documents(EVERYTHING)), 4))
+    last = train(model, lessons(tokenizer, Corpus(causes, 1)), held, args, tokenizer)
     save(model, tokenizer, args.out)
     write_card(args.out, model, args, last)
     print(f"{args.out}: {sum(f.stat().st_size for f in args.out.iterdir()) / 2**20:.1f} MiB, {last}")

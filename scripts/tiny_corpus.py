@@ -26,6 +26,8 @@ from make_helpdesk import (
 from qreason.prompts import render_judge
 
 Maker = Callable[["Corpus"], str]
+Mixture = dict[Maker, float]
+"""Maker -> its share of the documents."""
 
 
 def chat(user: str, assistant: str, system: str | None = None) -> str:
@@ -48,11 +50,9 @@ class Corpus:
             self.families.setdefault(cause.family, []).append(cause)
         self.words = sorted({word for cause in causes for step in cause.steps for word in step.split()})
 
-    def documents(self, echoes: int = 0) -> Iterator[str]:
-        """Endless documents, mixed by MIXTURE; the first `echoes` of them are repeated words only."""
-        for _ in range(echoes):
-            yield echo(self) + "<|endoftext|>"
-        makers, weights = zip(*MIXTURE.items(), strict=True)
+    def documents(self, mixture: Mixture) -> Iterator[str]:
+        """Endless documents, drawn by the shares of a mixture."""
+        makers, weights = zip(*mixture.items(), strict=True)
         while True:
             (maker,) = self.rng.choices(makers, weights)
             yield maker(self) + "<|endoftext|>"
@@ -122,6 +122,14 @@ def note(corpus: Corpus) -> str:
             f"{sentence(cause.cause)} You see it when {clue}. {sentence(fix)}",
         )
     )
+
+
+def overview(corpus: Corpus) -> str:
+    """A list of signs from all over, each with cause and fix: the densest text about them."""
+    rng, lines = corpus.rng, []
+    for cause in rng.sample(corpus.causes, rng.randint(3, 5)):
+        lines.append(f"{sentence(rng.choice(cause.clues))} Cause: {cause.cause}. {sentence(rng.choice(cause.fixes))}")
+    return "\n".join(lines)
 
 
 def question(corpus: Corpus) -> str:
@@ -345,18 +353,31 @@ def reading(corpus: Corpus) -> str:
     return chat(f"{issue}\n\n{asked}", told, rng.choice((None, "Read the ticket.", "You read tickets closely.")))
 
 
-MIXTURE: dict[Maker, float] = {
-    runbook: 0.14,
-    family_page: 0.05,
-    note: 0.09,
-    question: 0.14,
-    ticket: 0.13,
+COPYING: Mixture = {echo: 1.0}
+COMPARING: Mixture = {judgement: 0.35, judgements: 0.35, echo: 0.15, instruction: 0.15}
+EVERYTHING: Mixture = {
+    runbook: 0.16,
+    family_page: 0.06,
+    note: 0.13,
+    question: 0.16,
+    ticket: 0.18,
     triage: 0.03,
-    reading: 0.06,
-    judgement: 0.12,
-    judgements: 0.06,
-    arithmetic: 0.04,
-    instruction: 0.07,
-    echo: 0.05,
+    reading: 0.05,
+    judgement: 0.08,
+    judgements: 0.05,
+    arithmetic: 0.03,
+    instruction: 0.05,
+    echo: 0.02,
 }
-"""Maker -> its share of the documents."""
+CONSOLIDATING: Mixture = {
+    family_page: 0.15,
+    overview: 0.24,
+    note: 0.14,
+    question: 0.12,
+    ticket: 0.20,
+    reading: 0.02,
+    judgement: 0.07,
+    judgements: 0.04,
+    instruction: 0.02,
+}
+"""The last lesson: less variety, more clues with their causes and fixes."""

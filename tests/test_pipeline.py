@@ -113,6 +113,17 @@ def test_running_again_does_nothing_twice_and_says_so(finished: tuple[Path, Resu
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
+def test_a_run_in_two_halves_ends_like_a_run_in_one(finished: tuple[Path, Result], tmp_path: Path) -> None:
+    out = str(tmp_path / "halves")
+    assert call("sft", "smoke", "--out", out, "--seed", "3").exit_code == 0
+    second = call("run", "smoke", "--out", out, "--seed", "3", "--json")
+    assert second.exit_code == 0, second.output
+    whole, halves = json.loads(finished[1].stdout), json.loads(second.stdout)
+    for row in (*whole["passes"], *halves["passes"]):
+        del row["seconds"]
+    assert halves == whole
+
+
 def test_a_run_folder_is_measured_on_a_task_of_ones_own(finished: tuple[Path, Result], tmp_path: Path) -> None:
     task = tmp_path / "task.jsonl"
     task.write_text('{"question": "The printer is offline.", "answer": "Restart it."}\n')

@@ -82,7 +82,7 @@ def train(trainer: Any, run: Run, folder: Path) -> Path:
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise TrainingError(f"{name} is no number after training; no adapter was written. Lower the learning rate")
     model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
-    model.save_pretrained(str(folder / "adapter"), selected_adapters=["default"])
+    model.save_pretrained(str(folder / "adapter"), selected_adapters=["default"], save_embedding_layers=False)
     run.resident.adapter = folder / "adapter"
     return folder / "adapter"
 
