@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,12 +169,37 @@ class Resident:
 
         was_training = self.model.training
         self.model.eval()
-        bare = self.model.disable_adapter() if self.wrapped and not adapter else nullcontext()
         try:
-            with torch.no_grad(), bare:
-                yield self.model
+            with torch.no_grad(), self.folded() if adapter else self.bare():
+                # Not the outer PeftModel: a trainer may have wrapped its forward in autocast.
+                yield self.model.get_base_model() if self.wrapped else self.model
         finally:
             self.model.train(was_training)
+
+    def bare(self) -> AbstractContextManager[Any]:
+        """The adapter switched off."""
+        disabled: AbstractContextManager[Any] = self.model.disable_adapter() if self.wrapped else nullcontext()
+        return disabled
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """On a CPU, each adapter added into its layer's weight while replies are made: a third less work a token.
+
+        The base's own tensors are put aside and put back, so that nothing is rounded and nothing drifts.
+        """
+        if not self.wrapped or self.hardware.device != "cpu" or self.settings.quantization != "none":
+            yield
+            return
+        layers = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
+        own = [layer.base_layer.weight.data for layer in layers]
+        for layer, weight in zip(layers, own, strict=True):
+            layer.base_layer.weight.data = weight + layer.get_delta_weight("default").to(weight.dtype)
+        try:
+            with self.bare():
+                yield
+        finally:
+            for layer, weight in zip(layers, own, strict=True):
+                layer.base_layer.weight.data = weight
 
 
 def fingerprint(base: str, config: Any) -> str:

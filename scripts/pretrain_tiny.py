@@ -1,6 +1,6 @@
 """Train the embedded base model qreason/assets/tiny/ from scratch on generated text.
 
-    python scripts/pretrain_tiny.py                   # about 45 minutes on 2 CPU cores
+    python scripts/pretrain_tiny.py                   # about 32 minutes on 2 CPU cores
     python scripts/pretrain_tiny.py --steps 2 --out /tmp/tiny
 
 A byte-level BPE tokenizer with Qwen2's pre-tokenizer, then a Qwen2 causal model: Muon for the matrices,
@@ -253,10 +253,10 @@ learning, tests and the quickstart on a CPU. It knows IT support vocabulary and 
 | tokenizer | byte-level BPE, 4,096 tokens, Qwen2 pre-tokenizer, ChatML template |
 | data | generated: `scripts/tiny_corpus.py` from `data/helpdesk/knowledge/`, {tokens:.1f} M tokens |
 | optimizer | Muon at {lr:g} (AdamW for embeddings, norms and biases), {steps} steps of {batch} x {length} tokens |
-| held-out loss | {held_out_loss} nats a token (verdicts of the judge weigh {verdict:g} times) |
+| held-out loss | {held_out_loss} nats a token of the whole mixture (verdicts of the judge weigh {verdict:g} times) |
 | judge AUC | {judge_auc} on `data/helpdesk/judge_pairs.jsonl`, which the text neither compares nor rewords |
 | copying | {copying:.1%} of next tokens right in a repeated line of random words |
-| time | {minutes} minutes on {cores} CPU cores |
+| time | {minutes} minutes on {cores} CPU cores{resumed} |
 
 Made by `python scripts/pretrain_tiny.py`.
 
@@ -281,6 +281,7 @@ def write_card(out: Path, model: Qwen2ForCausalLM, args: argparse.Namespace, las
             length=LENGTH,
             verdict=VERDICT_WEIGHT,
             cores=os.cpu_count(),
+            resumed=f", resumed from {args.resume.name} with fresh optimizer state" if args.resume else "",
         ),
         encoding="utf-8",
     )

@@ -63,6 +63,26 @@ def test_a_fresh_adapter_changes_nothing_and_leaves_with_its_layers(own_resident
     assert not any("lora" in name for name, _ in own_resident.model.named_parameters())
 
 
+def test_folding_the_adapter_changes_no_reply_and_leaves_the_base_as_it_was(own_resident: Resident) -> None:
+    own_resident.new_adapter(Lora())
+    for name, parameter in own_resident.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        apart = own_resident.model.eval()(input_ids=ids).logits
+    before = {name: (p.data_ptr(), p.clone()) for name, p in own_resident.model.named_parameters()}
+    with own_resident.inference() as model:
+        folded = model(input_ids=ids).logits
+    assert torch.allclose(folded, apart, atol=1e-4)
+    for name, parameter in own_resident.model.named_parameters():
+        address, value = before[name]
+        assert parameter.data_ptr() == address
+        assert torch.equal(parameter, value)
+    with torch.no_grad():
+        assert torch.equal(own_resident.model(input_ids=ids).logits, apart)
+
+
 def test_an_adapter_for_another_shape_is_refused(own_resident: Resident, tmp_path: Path) -> None:
     own_resident.new_adapter(Lora(r=4))
     own_resident.model.save_pretrained(str(tmp_path))

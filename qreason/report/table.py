@@ -29,7 +29,7 @@ def points(interval: dict[str, Any]) -> Text:
 
 
 def passes_table(passes: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("after")
     for name in ("accuracy", "pass@1", "format", "reward", "words"):
         table.add_column(name, justify="right")
@@ -46,7 +46,7 @@ def passes_table(passes: Sequence[dict[str, Any]]) -> Table:
 
 
 def gains_table(gains: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("gain in points")
     for name in ("accuracy", "pass@1", "reward x 100"):
         table.add_column(name, justify="right")

@@ -15,7 +15,7 @@ from qreason.prompts import SYSTEM_PROMPTS, render
 from qreason.recipe import Grpo, Step
 from qreason.rewards.scoring import Scorer, reply_row
 from qreason.run import Artifact, Run, write_jsonl
-from qreason.types import Example, Messages, Reply, Score
+from qreason.types import Example, Generator, Messages, Reply, Score
 
 
 def grpo(step: Step, run: Run) -> Artifact:
@@ -66,7 +66,7 @@ class Rollouts:
     """The rollouts of a GRPO run: made by our generator, scored once, handed to TRL as one column a reward."""
 
     def __init__(
-        self, generator: LocalGenerator, scorer: Scorer, examples: Sequence[Example], run: Run, folder: Path
+        self, generator: Generator, scorer: Scorer, examples: Sequence[Example], run: Run, folder: Path
     ) -> None:
         self.generator, self.scorer, self.examples = generator, scorer, examples
         self.sampling = run.recipe.sampling.sampling()
