@@ -58,14 +58,16 @@ def test_tags_with_attributes_or_spaces_are_other_tags() -> None:
     [
         (GOLD, "Restart the spooler."),
         ("<answer>\n two words \n</answer>", "two words"),
-        ("<answer>first</answer><answer>last</answer>", "last"),
+        ("<answer>first</answer><answer>last</answer>", ""),
+        # GRPO learnt to go on after the first answer, because that cost nothing.
+        ("<answer>first</answer> first</answer>", ""),
         ("<answer>a</answer> and <answer>b", ""),
         ("</answer>a<answer>", ""),
         ("<Answer>a</Answer>", ""),
         ("Restart the spooler.", ""),
     ],
 )
-def test_answer_is_what_the_last_pair_of_tags_encloses(text: str, answer: str) -> None:
+def test_answer_is_what_the_only_pair_of_tags_encloses(text: str, answer: str) -> None:
     assert read_answer(text) == answer
 
 

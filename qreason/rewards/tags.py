@@ -12,10 +12,15 @@ TAG = re.compile("|".join(map(re.escape, TAGS)))
 
 
 def read_answer(text: str) -> str:
-    """What stands between the last `<answer>` and the `</answer>` after it; empty when there is no such pair."""
-    _, opened, rest = text.rpartition("<answer>")
-    answer, closed, _ = rest.partition("</answer>")
-    return answer.strip() if opened and closed else ""
+    """What stands between `<answer>` and `</answer>`; empty unless the reply has exactly one such pair.
+
+    A reply that goes on with further answers after its first has not answered: without this rule, GRPO unlearns to
+    stop, because what follows the first answer costs nothing.
+    """
+    _, *opened = text.split("<answer>")
+    if len(opened) != 1 or opened[0].count("</answer>") != 1:
+        return ""
+    return opened[0].partition("</answer>")[0].strip()
 
 
 def follows_format(text: str) -> bool:
