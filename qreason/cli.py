@@ -231,12 +231,10 @@ def load_all(recipe: Recipe) -> dict[str, int]:
     """Read the local JSONL files of a recipe: data key -> rows."""
     from qreason import data
 
-    uses = ("sft", "prompts", "heldout")
-    sources = {use: getattr(recipe.data, use) for use in uses}
     return {
         use: len(data.read(source, recipe.data, use))
-        for use, source in sources.items()
-        if source is not None and source.endswith(".jsonl")
+        for use, source in recipe.data.sources.items()
+        if source.endswith(".jsonl")
     }
 
 
@@ -277,6 +275,5 @@ def preview(recipe: str, overrides: tuple[str, ...], rows: int) -> None:
 
     loaded = load_recipe(recipe, overrides)
     console = Console()
-    for use in ("sft", "prompts", "heldout"):
-        if getattr(loaded.data, use) is not None:
-            console.print(preview_source(loaded, use, rows))
+    for use in loaded.data.sources:
+        console.print(preview_source(loaded, use, rows))

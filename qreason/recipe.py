@@ -56,6 +56,11 @@ class Data(Strict):
     prompt: Literal["helpdesk", "math"] = "helpdesk"
     """Which system prompt of prompts.py the messages carry."""
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """`sft`, `prompts` and `heldout`, those that are given -> file or Hub id."""
+        return {use: source for use in NEEDS if (source := getattr(self, use)) is not None}
+
 
 class Draw(Strict):
     """How replies are drawn, in rollouts and for pass@1; in TRL's terms."""
@@ -279,7 +284,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | Non
 def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) -> Recipe:
     """Make local paths absolute; those with a data suffix must exist, others may be Hub ids."""
     data = recipe.data
-    sources = {key: value for key in NEEDS if (value := getattr(data, key)) is not None}
+    sources = data.sources
     found = {key: find_file(value, file) for key, value in sources.items()}
     if missing := [key for key in found if found[key] is None]:
         cure = "here or beside the recipe; give its path, or a Hub id"

@@ -85,9 +85,8 @@ class Run:
         All data is read before the folder is touched.
         """
         run = cls(recipe, folder, say)
-        for use in ("sft", "prompts", "heldout"):
-            if getattr(recipe.data, use) is not None:
-                run.examples(use)
+        for use in recipe.data.sources:
+            run.examples(use)
         if folder.is_file():
             raise RunFolderError(f"{folder} is a file; choose a folder with --out")
         if folder.exists() and any(folder.iterdir()):
@@ -151,11 +150,9 @@ class Run:
         """Data key -> SHA-256 of the file, or the Hub id as it stands in the recipe."""
         from qreason.models import hash_files
 
-        sources = {key: getattr(self.recipe.data, key) for key in ("sft", "prompts", "heldout")}
         return {
             key: f"sha256:{hash_files([Path(source)])}" if Path(source).is_file() else f"hub:{source}"
-            for key, source in sources.items()
-            if source is not None
+            for key, source in self.recipe.data.sources.items()
         }
 
     def save_manifest(self) -> None:

@@ -26,16 +26,11 @@ def grpo(step: Step, run: Run) -> Artifact:
     resident = run.resident
 
     from datasets import Dataset
-    from transformers import set_seed
     from trl import GRPOConfig, GRPOTrainer
 
-    from qreason.stages.training import Watch, train, trl_arguments
+    from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
-    set_seed(run.recipe.seed)
-    if (start := run.adapter()) is not None:
-        resident.load_adapter(start, trainable=True)
-    else:
-        resident.new_adapter(run.recipe.model.lora)
+    start_adapter(run)
     scorer = Scorer(run.rewards, run.recipe.rewards)
     folder = run.clear_stage_folder()
     rollouts = Rollouts(LocalGenerator(resident), scorer, examples, run, folder)

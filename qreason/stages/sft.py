@@ -23,16 +23,11 @@ def sft(step: Step, run: Run) -> Artifact:
     check_lengths(lengths, examples, resident.context_length, f"the base's context of {resident.context_length}")
 
     from datasets import Dataset
-    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from qreason.stages.training import Watch, train, trl_arguments
+    from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
-    set_seed(run.recipe.seed)
-    if (start := run.adapter()) is not None:
-        resident.load_adapter(start, trainable=True)
-    else:
-        resident.new_adapter(run.recipe.model.lora)
+    start_adapter(run)
     folder = run.clear_stage_folder()
     arguments = SFTConfig(
         **{"max_length": resident.context_length, "completion_only_loss": True} | trl_arguments(settings, run, folder)

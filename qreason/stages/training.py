@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from qreason.errors import TrainingError
 from qreason.progress import Bar
@@ -36,6 +36,15 @@ def trl_arguments(settings: Sft | Grpo, run: Run, folder: Path) -> dict[str, Any
         "logging_nan_inf_filter": False,
         **settings.trl,
     }
+
+
+def start_adapter(run: Run) -> None:
+    """Seed everything, and put on the base what is trained further: the run's newest adapter, or a fresh one."""
+    set_seed(run.recipe.seed)
+    if (start := run.adapter()) is not None:
+        run.resident.load_adapter(start, trainable=True)
+    else:
+        run.resident.new_adapter(run.recipe.model.lora)
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
