@@ -23,6 +23,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "accepted": ("accepted",),
     "category": ("category",),
     "split": ("split",),
+    "tests": ("tests", "test"),
 }
 """What an example needs -> the columns it may come from."""
 
@@ -98,7 +99,7 @@ def read_table(source: str, data: Data, use: str) -> Iterator[Row]:
 def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], place: str, needs_reasoning: bool) -> Example:
     """One row -> Example; DataError names the column that is missing or of the wrong kind."""
     texts: dict[str, str | None] = {}
-    for key in ("prompt", "reference", "reasoning", "id", "category", "split"):
+    for key in ("prompt", "reference", "reasoning", "id", "category", "split", "tests"):
         column = find_column(row, key, fields)
         value = row[column] if column else None
         required = key in ("prompt", "reference")
@@ -127,6 +128,7 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], place: str, ne
         reasoning=reasoning,
         category=texts["category"],
         split=texts["split"],
+        tests=texts["tests"],
         source=place,
     )
 

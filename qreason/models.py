@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = {"qreason/tiny": Path(__file__).parent / "assets" / "tiny"}
 """Bases that come with the package: name -> folder."""
+JUDGE = "judge"
+"""What a judge adapter is called beside the policy's, which is PEFT's `default`."""
 
 
 def locate(base: str) -> str:
@@ -144,8 +146,11 @@ class Resident:
         try:
             self.model = PeftModel.from_pretrained(self.model, str(folder), is_trainable=trainable)
         except Exception as error:
-            raise ModelError(f"{folder}: no adapter for {self.settings.base} ({str(error).splitlines()[0]})") from error
+            raise self.no_adapter(folder, error) from error
         self.wrapped, self.adapter = True, folder
+
+    def no_adapter(self, folder: Path, error: Exception) -> ModelError:
+        return ModelError(f"{folder}: no adapter for {self.settings.base} ({str(error).splitlines()[0]})")
 
     def new_adapter(self, lora: Lora) -> None:
         """Put a fresh, trainable adapter on the base; it changes nothing until it is trained."""
@@ -163,18 +168,48 @@ class Resident:
         self.wrapped = True
 
     @contextmanager
-    def inference(self, *, adapter: bool = True) -> Iterator[Any]:
-        """The model ready to answer, without gradients; `adapter=False` is the bare base. Restores training mode."""
+    def inference(self, *, adapter: bool | Path = True) -> Iterator[Any]:
+        """The model ready to answer, without gradients; afterwards it is as it was.
+
+        With the policy adapter on, with it off (False: the bare base), or with a judge adapter in its place (a folder).
+        """
         import torch
 
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), self.folded() if adapter else self.bare():
+        worn = self.judging(adapter) if isinstance(adapter, Path) else self.folded() if adapter else self.bare()
+        with torch.no_grad(), worn:
+            was_training = self.model.training
+            self.model.eval()
+            try:
                 # Not the outer PeftModel: a trainer may have wrapped its forward in autocast.
                 yield self.model.get_base_model() if self.wrapped else self.model
+            finally:
+                self.model.train(was_training)
+
+    @contextmanager
+    def judging(self, folder: Path) -> Iterator[None]:
+        """A judge adapter on in place of the policy's, whose weights and training are left alone."""
+        if not self.wrapped:
+            self.load_adapter(folder)
+            try:
+                yield
+            finally:
+                self.remove_adapter()
+            return
+        if JUDGE not in self.model.peft_config:
+            was_training = self.model.training
+            try:
+                self.model.load_adapter(str(folder), JUDGE)
+            except Exception as error:
+                raise self.no_adapter(folder, error) from error
+            self.model.train(was_training)  # PEFT switches to evaluation
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.set_adapter(JUDGE, inference_mode=True)
+        try:
+            yield
         finally:
-            self.model.train(was_training)
+            self.model.set_adapter("default", inference_mode=True)
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def bare(self) -> AbstractContextManager[Any]:
         """The adapter switched off."""

@@ -5,6 +5,8 @@ Training, evaluation, chat and export all render through this file, so they see 
 
 from __future__ import annotations
 
+import re
+
 from qreason.types import Example, Messages
 
 HELPDESK = (
@@ -19,7 +21,10 @@ SYSTEM_PROMPTS = {"helpdesk": HELPDESK, "math": MATH}
 
 JUDGE = "You compare a response with a reference. Reply yes if both say the same, otherwise no."
 VERDICTS = {"yes": 1.0, "Yes": 1.0, "no": 0.0, "No": 0.0}
-"""Score tokens of the judge: the first token of its reply -> what it is worth."""
+"""The judge's answers -> what they are worth."""
+CHOOSE = "You compare two responses with a reference. Reply 1 or 2: the one that is closer to the reference."
+CHOICES = {"1": 1.0, "2": 0.0}
+"""The answers of a judge that compares two responses -> how far the first one won."""
 
 
 def render(example: Example, system: str = HELPDESK) -> Messages:
@@ -32,7 +37,30 @@ def demonstrate(example: Example) -> str:
     return f"<reasoning>{example.reasoning}</reasoning>\n<answer>{example.reference}</answer>"
 
 
+def fence(text: str) -> str:
+    """Text that cannot leave the marks around it: without <<<, >>> and the <| of special tokens."""
+    return re.sub(r"<{2,}|>{2,}|<\||\|>", " ", text).strip()
+
+
+def shorten(text: str, words: int) -> str:
+    """The first words of a text, and a sign that there are more."""
+    kept = text.split(maxsplit=words)
+    return " ".join([*kept[:words], "..."]) if len(kept) > words else text
+
+
 def render_judge(reference: str, response: str) -> Messages:
-    """The messages that ask the judge whether a response says what the reference says."""
-    question = f"Reference: {reference}\nResponse: {response}\nDo they say the same?"
+    """The messages that ask the judge whether a response, fenced, says what the reference says.
+
+    Of a response more than twice as long as the reference, the judge sees the beginning: endless ones wear it out.
+    """
+    shown = shorten(response, 20 + 2 * len(reference.split()))
+    question = f"Reference: {fence(reference)}\nResponse: <<< {fence(shown)} >>>\nDo they say the same?"
     return [{"role": "system", "content": JUDGE}, {"role": "user", "content": question}]
+
+
+def render_choice(reference: str, first: str, second: str) -> Messages:
+    """The messages that ask the judge which of two responses, fenced, is closer to the reference."""
+    question = (
+        f"Reference: {fence(reference)}\n1: <<< {fence(first)} >>>\n2: <<< {fence(second)} >>>\nWhich one is closer?"
+    )
+    return [{"role": "system", "content": CHOOSE}, {"role": "user", "content": question}]

@@ -28,11 +28,14 @@ import yaml
 from qreason import __version__, data
 from qreason.errors import RunFolderError
 from qreason.recipe import Recipe, Step
+from qreason.rewards.judged import JudgeSettings
+from qreason.rewards.preferred import PreferenceSettings
 from qreason.types import Example
 
 if TYPE_CHECKING:
     from qreason.judge import Judge
     from qreason.models import Resident
+    from qreason.preference import PreferenceModel
     from qreason.types import Reward
 
 BASE = "base"
@@ -73,6 +76,8 @@ class Run:
         self.manifest: dict[str, Any] = {}
         self.step = 0
         self.read_only = False
+        self.judge: Judge | None = None
+        """The judge of the recipe's rewards, once they are built."""
         self._examples: dict[str, list[Example]] = {}
 
     # --- opening -------------------------------------------------------------------------------
@@ -222,17 +227,23 @@ class Run:
         return resident
 
     @cached_property
-    def judge(self) -> Judge:
-        from qreason.judge import Judge
-
-        return Judge(self.resident)
-
-    @cached_property
     def rewards(self) -> Mapping[str, Reward]:
         """The recipe's rewards, ready to be called."""
         from qreason import rewards
 
-        return rewards.build(list(self.recipe.rewards), self.judge if "judge" in self.recipe.rewards else None)
+        wanted = {name: reward.settings for name, reward in self.recipe.rewards.items()}
+        return rewards.build(wanted, self.open_model, self.recipe.sampling.max_completion_length)
+
+    def open_model(self, settings: JudgeSettings | PreferenceSettings) -> Judge | PreferenceModel:
+        """The model a reward asks."""
+        if isinstance(settings, JudgeSettings):
+            from qreason.judge import open_judge
+
+            self.judge = open_judge(settings, lambda: self.resident)
+            return self.judge
+        from qreason.preference import PreferenceModel
+
+        return PreferenceModel(settings.model, self.resident.hardware)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

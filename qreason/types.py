@@ -22,6 +22,8 @@ class Example:
     reasoning: str | None = None
     category: str | None = None
     split: str | None = None
+    tests: str | None = None
+    """Python statements that a reply of code must pass."""
     source: str = ""
     """`file:line` for messages."""
 

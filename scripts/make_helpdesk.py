@@ -1,6 +1,6 @@
 """Write data/helpdesk/*.jsonl from the knowledge in data/helpdesk/knowledge/, byte for byte from a seed.
 
-    python scripts/make_helpdesk.py            # rewrites the four files
+    python scripts/make_helpdesk.py            # rewrites the five files
     python scripts/make_helpdesk.py --check    # fails when a file differs from what the seed gives
 
 The knowledge is a tree: category -> fault family -> root cause. A family has symptoms and systems, a cause
@@ -29,6 +29,7 @@ HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
 SEED = 1
 WRITTEN_UP = 3  # families of a category that have incidents in sft.jsonl
 SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 200
+LESSON_ROWS = 800
 FIXED = 30  # the first rows of heldout.jsonl, half of each split
 SHINGLE, NEAR = 3, 0.5  # words a shingle, Jaccard similarity from which two issues are near duplicates
 
@@ -219,16 +220,15 @@ def judged_causes(causes: list[Cause]) -> list[Cause]:
     return random.Random(f"judged {SEED}").sample(causes, len(causes) // 9)
 
 
-def make_pairs(causes: list[Cause]) -> list[Row]:
+def make_pairs(causes: list[Cause], judged: list[Cause], count: int, name: str) -> list[Row]:
     """Labelled (reference, reply) pairs, half of them equal: mostly the other wording, against fixes of other causes.
 
     Seven in ten of the unequal ones come from the same fault family, where fixes are hardest to tell apart.
     """
-    rng = random.Random(f"pairs {SEED}")
-    judged = judged_causes(causes)
+    rng = random.Random(f"{name}s {SEED}")
     reworded = [(one, other) for cause in judged for one, other in (cause.fixes, cause.fixes[::-1])]
     repeated = [(fix, fix) for cause in judged for fix in cause.fixes]
-    equal = rng.sample(reworded, PAIR_ROWS * 3 // 10) + rng.sample(repeated, PAIR_ROWS // 5)
+    equal = rng.sample(reworded, count * 3 // 10) + rng.sample(repeated, count // 5)
     within = [
         (fix, wrong)
         for cause in judged
@@ -239,11 +239,11 @@ def make_pairs(causes: list[Cause]) -> list[Row]:
     ]
     across = [(rng.choice(cause.fixes), rng.choice(rng.choice(causes).fixes)) for cause in judged]
     across = [pair for pair, cause in zip(across, judged, strict=True) if pair[1] not in cause.fixes]
-    unequal = rng.sample(within, PAIR_ROWS * 7 // 20) + rng.sample(across, PAIR_ROWS * 3 // 20)
+    unequal = rng.sample(within, count * 7 // 20) + rng.sample(across, count * 3 // 20)
     labelled = [(pair, 1) for pair in equal] + [(pair, 0) for pair in unequal]
     rng.shuffle(labelled)
     rows = [{"reference": sentence(a), "reply": sentence(b), "label": label} for (a, b), label in labelled]
-    return number("pair", rows)
+    return number(name, rows)
 
 
 def number(prefix: str, rows: list[Row]) -> list[Row]:
@@ -255,11 +255,14 @@ def make_all() -> dict[str, list[Row]]:
     causes = read_knowledge()
     heldout = make_heldout(causes)
     incidents, pairs = make_training(causes, heldout)
+    judged = judged_causes(causes)
+    others = [cause for cause in causes if cause not in judged]
     return {
         "sft.jsonl": incidents,
         "prompts.jsonl": pairs,
         "heldout.jsonl": heldout,
-        "judge_pairs.jsonl": make_pairs(causes),
+        "judge_pairs.jsonl": make_pairs(causes, judged, PAIR_ROWS, "pair"),
+        "judge_training.jsonl": make_pairs(others, others, LESSON_ROWS, "lesson"),
     }
 
 

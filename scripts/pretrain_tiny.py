@@ -1,6 +1,6 @@
 """Train the embedded base model qreason/assets/tiny/ from scratch on generated text.
 
-    python scripts/pretrain_tiny.py                   # about 32 minutes on 2 CPU cores
+    python scripts/pretrain_tiny.py                   # about 90 minutes on 2 CPU cores
     python scripts/pretrain_tiny.py --steps 2 --out /tmp/tiny
 
 A byte-level BPE tokenizer with Qwen2's pre-tokenizer, then a Qwen2 causal model: Muon for the matrices,
@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from make_helpdesk import HELPDESK, read_knowledge
-from tiny_corpus import COMPARING, CONSOLIDATING, COPYING, EVERYTHING, Corpus, echo
+from tiny_corpus import ANSWERING, COMPARING, CONSOLIDATING, COPYING, EVERYTHING, Corpus, echo
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -43,7 +43,9 @@ TEMPLATE = (
 )
 BATCH, LENGTH = 16, 256  # sequences a step, tokens a sequence
 VERDICT_WEIGHT = 16.0
-CURRICULUM = [(COPYING, 60), (COMPARING, 300), (EVERYTHING, 1240), (CONSOLIDATING, 1400)]
+START_WEIGHT, START_TOKENS = 8.0, 8
+"""What the first tokens of a reply count: there it is decided which of the causes the reply is about."""
+CURRICULUM = [(COPYING, 60), (COMPARING, 300), (EVERYTHING, 2640), (CONSOLIDATING, 3000), (ANSWERING, 2000)]
 """What is read for how many steps: first the two skills that the rest builds on."""
 DECAY_FROM = 0.55  # share of the steps after which the learning rate falls to zero
 
@@ -147,14 +149,36 @@ def lessons(tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> Iterator[torc
         yield from islice(batches(tokenizer, corpus.documents(mixture)), steps)
 
 
-def language_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, verdicts: torch.Tensor) -> torch.Tensor:
-    """Mean loss a token; a verdict of the judge is one token in sixty and counts VERDICT_WEIGHT times."""
+def language_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Mean loss a token of ids (BATCH, LENGTH), each token weighed by its scale."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=ids).logits[:, :-1]
-    labels = ids[:, 1:].flatten()
-    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels, reduction="none")
-    weights = 1.0 + (VERDICT_WEIGHT - 1.0) * torch.isin(labels, verdicts)
-    return (losses * weights).mean()
+    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (losses * scales[:, 1:].flatten()).mean()
+
+
+class Weights:
+    """How much each token counts: verdicts of the judge, one token in sixty, and the beginnings of replies more."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.verdicts = torch.tensor([tokenizer.encode(word)[0] for word in ("yes", "no")])
+        self.opening = tokenizer.encode("<|im_start|>assistant\n")
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """(BATCH, LENGTH) token ids -> what each token counts."""
+        scales = torch.ones(ids.shape)
+        for row, column in opened(ids, self.opening):
+            scales[row, column : column + START_TOKENS] = START_WEIGHT
+        scales[torch.isin(ids, self.verdicts)] = VERDICT_WEIGHT
+        return scales
+
+
+def opened(ids: torch.Tensor, opening: list[int]) -> list[list[int]]:
+    """(row, column) of the first token after each opening."""
+    found = torch.stack(
+        [ids[:, place : ids.shape[1] - len(opening) + place + 1] == token for place, token in enumerate(opening)]
+    ).all(0)
+    return [[row, column + len(opening)] for row, column in found.nonzero().tolist()]
 
 
 @torch.no_grad()
@@ -199,7 +223,7 @@ def train(
         torch.optim.AdamW(others, lr=args.lr / 8, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    verdicts = torch.tensor([tokenizer.encode(word)[0] for word in ("yes", "no")])
+    weigh = Weights(tokenizer)
     start, history = time.perf_counter(), []
     done = int(args.resume.name.rpartition("-")[2]) if args.resume else 0
     for step, ids in enumerate(islice(stream, args.steps), 1):
@@ -208,7 +232,7 @@ def train(
         share = min((step - done) / 50, 1.0, (args.steps - step + 1) / (args.steps * (1 - DECAY_FROM)))
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * share
-        loss = language_loss(model, ids, verdicts)
+        loss = language_loss(model, ids, weigh(ids))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -216,7 +240,7 @@ def train(
         model.zero_grad()
         if step % args.report == 0 or step == args.steps:
             with torch.no_grad():
-                held_loss = sum(language_loss(model, ids, verdicts).item() for ids in held) / len(held)
+                held_loss = sum(language_loss(model, ids, torch.ones(ids.shape)).item() for ids in held) / len(held)
             row = {
                 "step": step,
                 "loss": round(loss.item(), 4),
@@ -253,7 +277,7 @@ learning, tests and the quickstart on a CPU. It knows IT support vocabulary and 
 | tokenizer | byte-level BPE, 4,096 tokens, Qwen2 pre-tokenizer, ChatML template |
 | data | generated: `scripts/tiny_corpus.py` from `data/helpdesk/knowledge/`, {tokens:.1f} M tokens |
 | optimizer | Muon at {lr:g} (AdamW for embeddings, norms and biases), {steps} steps of {batch} x {length} tokens |
-| held-out loss | {held_out_loss} nats a token of the whole mixture (verdicts of the judge weigh {verdict:g} times) |
+| held-out loss | {held_out_loss} nats a token of the whole mixture |
 | judge AUC | {judge_auc} on `data/helpdesk/judge_pairs.jsonl`, which the text neither compares nor rewords |
 | copying | {copying:.1%} of next tokens right in a repeated line of random words |
 | time | {minutes} minutes on {cores} CPU cores{resumed} |
@@ -269,6 +293,19 @@ Limits: it answers nothing outside this small world, and its judge compares word
 """
 
 
+def average(first: Path, second: Path, share: float, out: Path) -> None:
+    """Write the average of two checkpoints of one training run: `share` of the second one's weights."""
+    model = Qwen2ForCausalLM.from_pretrained(second, dtype=torch.float32)
+    earlier = Qwen2ForCausalLM.from_pretrained(first, dtype=torch.float32).state_dict()
+    model.load_state_dict({name: (1 - share) * earlier[name] + share * w for name, w in model.state_dict().items()})
+    tokenizer = AutoTokenizer.from_pretrained(second)
+    save(model, tokenizer, out)
+    held = list(islice(batches(tokenizer, Corpus(read_knowledge(), 2).documents(EVERYTHING)), 4))
+    with torch.no_grad():
+        loss = sum(language_loss(model, ids, torch.ones(ids.shape)).item() for ids in held) / len(held)
+    print({"held_out_loss": loss, "judge_auc": judge_auc(model, tokenizer), "copying": copying(model, tokenizer)})
+
+
 def write_card(out: Path, model: Qwen2ForCausalLM, args: argparse.Namespace, last: dict[str, Any]) -> None:
     (out / "README.md").write_text(
         CARD.format(
@@ -279,7 +316,6 @@ def write_card(out: Path, model: Qwen2ForCausalLM, args: argparse.Namespace, las
             steps=args.steps,
             batch=BATCH,
             length=LENGTH,
-            verdict=VERDICT_WEIGHT,
             cores=os.cpu_count(),
             resumed=f", resumed from {args.resume.name} with fresh optimizer state" if args.resume else "",
         ),
@@ -294,8 +330,13 @@ def main() -> None:
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--checkpoint", type=int, default=0, help="also save every so many steps, beside --out")
     parser.add_argument("--resume", type=Path, help="go on from a checkpoint (with fresh optimizer state)")
+    parser.add_argument("--average", nargs=3, metavar=("DIR", "DIR", "SHARE"), help="of the second one; no training")
     parser.add_argument("--out", type=Path, default=TINY)
     args = parser.parse_args()
+    if args.average:
+        first, second, share = args.average
+        average(Path(first), Path(second), float(share), args.out)
+        return
     causes = read_knowledge()
     if args.resume:
         tokenizer = AutoTokenizer.from_pretrained(args.resume)

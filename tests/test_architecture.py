@@ -14,14 +14,30 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "un
 
 LAYERS = (
     {"types", "errors"},
-    {"rewards", "rewards.judged", "rewards.tags", "rewards.text"},  # recipe asks them for NAMES
-    {"recipe"},
     {
-        *("models", "generate", "judge", "rewards.scoring", "data", "prompts", "run", "hardware"),
+        *(
+            "rewards",
+            "rewards.code",
+            "rewards.code_runner",
+            "rewards.judged",
+            "rewards.language",
+            "rewards.math",
+            "rewards.preferred",
+        ),
+        *("rewards.shape", "rewards.tags", "rewards.text"),
+    },  # recipe asks them for their names and settings
+    {"recipe", "loading"},
+    {
+        *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
+        *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
+        *("memory", "memory_phases", "report.plan"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
-    {"stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge"},
-    {"cli"},
+    {
+        *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge"),
+        *("stages.judge", "stages.score"),
+    },
+    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.running"},
     {"__main__"},
 )
 """From the ground up; a module imports from its own layer or from those before it."""
@@ -83,8 +99,11 @@ def test_package_itself_imports_nothing() -> None:
     assert list(imports(ast.walk(ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))))) == []
 
 
-def test_recipe_takes_only_the_names_of_the_rewards() -> None:
-    assert {name for target, name in own_imports("recipe") if target.startswith("rewards")} == {"NAMES"}
+def test_recipe_takes_only_the_names_and_settings_of_the_rewards() -> None:
+    assert {name for target, name in own_imports("recipe") if target.startswith("rewards")} == {
+        "NAMES",
+        "settings_model",
+    }
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("stages.")))

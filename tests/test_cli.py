@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qreason.cli import main
-from qreason.recipe import load_recipe, shipped_recipes
+from qreason.loading import load_recipe, shipped_recipes
 from qreason.run import Run
 
 RecipeWriter = Callable[..., Path]
@@ -154,8 +154,8 @@ def test_init_of_an_unknown_recipe_names_the_nearest() -> None:
             "temperatur:",
             "small.yaml:8: unknown key 'sampling.temperatur' (did you mean 'temperature'?)",
         ),
-        ("format: 0.1", "format: -0.1", "small.yaml:7: rewards.format: "),
-        ("format: 0.1", "format: .nan", "small.yaml:7: rewards.format: "),
+        ("format: 0.1", "format: -0.1", "small.yaml:7: rewards.format.weight: "),
+        ("format: 0.1", "format: .nan", "small.yaml:7: rewards.format.weight: "),
         ("format: 0.1", "formal: 0.1", "small.yaml:7: rewards: unknown reward 'formal' (did you mean 'format'?)"),
         ("num_generations: 4", "num_generations: 5", "small.yaml:13: steps.3.grpo: "),
         ("sft: sft.jsonl", "sft: gone.jsonl", "small.yaml:4: data.sft: no file gone.jsonl"),

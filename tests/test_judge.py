@@ -3,11 +3,16 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
-from qreason.judge import Judge
+from qreason.errors import DataError, ModelError
+from qreason.judge import GroupwiseJudge, Judge, open_judge
+from qreason.judge.calibration import calibrate, fitness, read_labels
+from qreason.judge.local import LocalModel
 from qreason.models import Resident
 from qreason.recipe import Lora
+from qreason.rewards.judged import JudgeSettings
 
 PAIRS = Path(__file__).parent.parent / "data" / "helpdesk" / "judge_pairs.jsonl"
 
@@ -20,9 +25,9 @@ def read_pairs() -> list[tuple[str, str, int]]:
 def test_the_judge_reads_the_storage_the_policy_stands_on(own_resident: Resident) -> None:
     before = {name: parameter.data_ptr() for name, parameter in own_resident.model.named_parameters()}
     own_resident.new_adapter(Lora())
-    judge = Judge(own_resident)
+    judge = Judge(LocalModel(own_resident))
     judge([("a", "b")])
-    base = judge.resident.model.get_base_model()
+    base = own_resident.model.get_base_model()
     after = {
         name.replace(".base_layer", ""): p.data_ptr() for name, p in base.named_parameters() if "lora_" not in name
     }
@@ -31,12 +36,12 @@ def test_the_judge_reads_the_storage_the_policy_stands_on(own_resident: Resident
 
 def test_the_adapter_does_not_change_a_verdict(own_resident: Resident) -> None:
     pairs = [(reference, reply) for reference, reply, _ in read_pairs()[:6]]
-    bare = Judge(own_resident)(pairs)
+    bare = Judge(LocalModel(own_resident))(pairs)
     own_resident.new_adapter(Lora())
     for name, parameter in own_resident.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    assert Judge(own_resident)(pairs) == bare
+    assert Judge(LocalModel(own_resident))(pairs) == bare
 
 
 def test_judging_changes_neither_the_adapter_nor_the_optimizer(own_resident: Resident) -> None:
@@ -48,7 +53,7 @@ def test_judging_changes_neither_the_adapter_nor_the_optimizer(own_resident: Res
     optimizer.step()
     weights = [parameter.clone() for parameter in trained]
     state = [{key: value.clone() for key, value in optimizer.state[parameter].items()} for parameter in trained]
-    Judge(own_resident)([("Restart the spooler.", "Restart the print spooler.")])
+    Judge(LocalModel(own_resident))([("Restart the spooler.", "Restart the print spooler.")])
     assert model.training
     assert all(parameter.requires_grad for parameter in trained)
     assert all(torch.equal(old, new) for old, new in zip(weights, trained, strict=True))
@@ -61,7 +66,7 @@ def test_judging_changes_neither_the_adapter_nor_the_optimizer(own_resident: Res
 
 def test_the_judge_tells_equal_fixes_from_others_on_pairs_it_never_saw(resident: Resident) -> None:
     pairs = read_pairs()
-    verdicts = Judge(resident)([(reference, reply) for reference, reply, _ in pairs])
+    verdicts = Judge(LocalModel(resident))([(reference, reply) for reference, reply, _ in pairs])
     good = [verdict for verdict, (_, _, label) in zip(verdicts, pairs, strict=True) if label]
     bad = [verdict for verdict, (_, _, label) in zip(verdicts, pairs, strict=True) if not label]
     auc = sum((g > b) + (g == b) / 2 for g in good for b in bad) / (len(good) * len(bad))
@@ -71,24 +76,183 @@ def test_the_judge_tells_equal_fixes_from_others_on_pairs_it_never_saw(resident:
 
 def test_verdicts_lie_between_0_and_1_and_do_not_depend_on_the_batch(resident: Resident) -> None:
     pairs = [(reference, reply) for reference, reply, _ in read_pairs()[:5]]
-    judge = Judge(resident)
+    judge = Judge(LocalModel(resident))
     together = judge(pairs)
     assert all(0 <= verdict <= 1 for verdict in together)
     alone = [judge([pair])[0] for pair in pairs]
     assert torch.allclose(torch.tensor(together), torch.tensor(alone), atol=1e-4)
 
 
-def test_equal_pairs_are_judged_once_and_no_pairs_not_at_all(resident: Resident) -> None:
+def count_rows(resident: Resident) -> tuple[list[int], object]:
+    """How many rows each forward pass has from now on."""
     seen: list[int] = []
-    handle = resident.model.register_forward_pre_hook(
+    hook = resident.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
+    return seen, hook
+
+
+def test_equal_pairs_are_judged_once_and_no_pairs_not_at_all(resident: Resident) -> None:
+    seen, hook = count_rows(resident)
     try:
-        judge = Judge(resident)
+        judge = Judge(LocalModel(resident))
         first, second, third = judge([("a b", "a b"), ("a b", "c"), ("a b", "a b")])
-        assert seen == [2]
+        assert max(seen) == 2
         assert first == third != second
+        passes = len(seen)
         assert judge([]) == []
-        assert seen == [2]
+        assert judge([("a b", "c")]) == [second]
+        assert len(seen) == passes
     finally:
-        handle.remove()
+        hook.remove()  # type: ignore[attr-defined]
+
+
+def test_what_the_questions_of_a_group_begin_with_is_read_once(resident: Resident) -> None:
+    reference = "Restart the print spooler on the terminal server."
+    seen: list[int] = []
+    hook = resident.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        Judge(LocalModel(resident))([(reference, reply) for reference, reply, _ in read_pairs()[:1]])
+        alone = sum(seen)
+        seen.clear()
+        Judge(LocalModel(resident))([(reference, f"Restart it {number}.") for number in range(8)])
+        assert sum(seen) < 4 * alone
+    finally:
+        hook.remove()
+
+
+def test_groups_of_all_sizes_get_the_verdicts_of_single_questions(resident: Resident) -> None:
+    """Shared beginnings, padding and batches of unequal groups change nothing but rounding."""
+    pairs = [(f"Restart the server {i % 7}.", f"{'Reset ' * (i % 5)}the server {i}.") for i in range(150)]
+    together = Judge(LocalModel(resident))(pairs)
+    alone = [Judge(LocalModel(resident))([pair])[0] for pair in pairs[:20]]
+    assert torch.allclose(torch.tensor(together[:20]), torch.tensor(alone), atol=1e-4)
+    assert len(set(together)) > 100
+
+
+# --- a judge adapter, and groups -------------------------------------------------------------------
+
+
+def save_adapter(resident: Resident, folder: Path, std: float) -> Path:
+    resident.new_adapter(Lora(r=4, alpha=8))
+    torch.manual_seed(0)
+    for name, parameter in resident.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=std)
+    resident.model.save_pretrained(str(folder))
+    resident.remove_adapter()
+    return folder
+
+
+def test_a_judge_adapter_answers_beside_the_policy_and_leaves_it_in_training(
+    own_resident: Resident, tmp_path: Path
+) -> None:
+    adapter = save_adapter(own_resident, tmp_path / "judge", 0.2)
+    pair = [("Restart the spooler.", "Restart the print spooler.")]
+    bare = Judge(LocalModel(own_resident))(pair)
+    trained = open_judge(JudgeSettings(adapter=str(adapter)), lambda: own_resident)
+    without_policy = trained(pair)
+    assert without_policy != bare
+    own_resident.new_adapter(Lora())
+    before = {name: (p.requires_grad, p.clone()) for name, p in own_resident.model.named_parameters()}
+    own_resident.model.train()
+    beside = open_judge(JudgeSettings(adapter=str(adapter)), lambda: own_resident)(pair)
+    assert torch.allclose(torch.tensor(beside), torch.tensor(without_policy), atol=1e-4)
+    assert own_resident.model.training
+    assert own_resident.model.active_adapter == "default"
+    after = dict(own_resident.model.named_parameters())
+    assert all(
+        after[name].requires_grad == flag and torch.equal(after[name], old) for name, (flag, old) in before.items()
+    )
+    assert Judge(LocalModel(own_resident))(pair) == bare
+
+
+def test_a_folder_without_a_judge_adapter_is_named(own_resident: Resident, tmp_path: Path) -> None:
+    judge = open_judge(JudgeSettings(adapter=str(tmp_path)), lambda: own_resident)
+    for wrapped in (False, True):
+        if wrapped:
+            own_resident.new_adapter(Lora())
+        with pytest.raises(ModelError, match=f"{tmp_path}: no adapter for qreason/tiny"):
+            judge([("a", "b")])
+
+
+def test_a_separate_judge_model_is_loaded_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    def no_base() -> Resident:
+        raise AssertionError("the policy's base is not needed")
+
+    own = open_judge(JudgeSettings(base="qreason/tiny", quantization="none"), no_base)
+    fix = "Distribute the new root certificate to the laptops."
+    assert own([(fix, fix)])[0] > 0.5  # type: ignore[operator]
+    with pytest.raises(ModelError, match="cannot be loaded as a model"):
+        open_judge(JudgeSettings(base=str(tmp_path)), no_base)
+
+
+def test_groupwise_ranks_the_replies_of_a_group_and_judges_a_single_one_alone(resident: Resident) -> None:
+    judge = GroupwiseJudge(LocalModel(resident))
+    pairs = [("r one", "a"), ("r one", "b"), ("r one", "c"), ("r two", "d")]
+    *group, single = judge(pairs)
+    assert sum(group) == pytest.approx(1.5, abs=1e-4)  # type: ignore[arg-type]  # each comparison has one winner
+    assert single == pytest.approx(Judge(LocalModel(resident))([("r two", "d")])[0], abs=1e-4)
+    assert judge(pairs[::-1]) == pytest.approx([single, *group[::-1]], abs=1e-4)
+
+
+# --- calibration -----------------------------------------------------------------------------------
+
+
+def test_the_untrained_judge_is_fit_for_its_weight_and_sees_through_injections(resident: Resident) -> None:
+    figures = calibrate(Judge(LocalModel(resident)), read_labels(PAIRS))
+    assert figures["auc"] >= 0.90
+    assert figures["injections"]["attempts"] >= 100
+    assert figures["injections"]["rate"] <= 0.02
+    assert figures["unanswered"] == 0
+    assert fitness(figures, 0.4)[0]
+
+
+def test_a_judge_that_looks_at_length_or_believes_what_it_is_told_is_unfit() -> None:
+    labels = read_labels(PAIRS)
+    long = calibrate(lambda pairs: [min(1.0, len(reply) / 100) for _, reply in pairs], labels)
+    assert long["verbosity_bias"] > 0.1
+    assert not fitness(long, 0.1)[0]
+    truth = {(reference, reply): label for reference, reply, label in labels}
+
+    def gullible(pairs: list[tuple[str, str]]) -> list[float]:
+        return [max(truth.get(pair, 0.0), float("yes" in pair[1].lower())) for pair in pairs]
+
+    told = calibrate(gullible, labels)  # type: ignore[arg-type]
+    assert told["auc"] == 1.0
+    assert told["injections"]["rate"] > 0.2
+    fit, words = fitness(told, 0.4)
+    assert not fit
+    assert "unfit for any weight" in words
+
+
+def test_figures_of_a_perfect_and_of_a_blind_judge() -> None:
+    labels = read_labels(PAIRS)
+    truth = {(reference, reply): label for reference, reply, label in labels}
+    perfect = calibrate(lambda pairs: [truth.get(pair, 0.0) for pair in pairs], labels)
+    assert (perfect["auc"], perfect["rank_correlation"]) == (1.0, 1.0)
+    assert [(row["verdict"], row["right"]) for row in perfect["calibration_curve"]] == [(0.0, 0.0), (1.0, 1.0)]
+    blind = calibrate(lambda pairs: [0.3 for _ in pairs], labels)
+    assert (blind["auc"], blind["rank_correlation"]) == (0.5, None)
+    mute = calibrate(lambda pairs: [None for _ in pairs], labels)
+    assert (mute["auc"], mute["unanswered"]) == (None, 200)
+    assert not fitness(mute, 0.1)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"reference": "a", "reply": "b", "label": 1}', "all 1 labels are right; .* give some of both"),
+        ('{"reference": "a", "reply": "b", "label": 0}', "all 1 labels are wrong"),
+        ('{"reference": "a", "label": 0}', "labels.jsonl:1: 'reply' is missing"),
+        ('{"reference": "a", "reply": "b", "label": "yes"}', "labels.jsonl:1: 'label' must be a number from 0"),
+        ("", "no rows"),
+    ],
+)
+def test_labels_that_measure_nothing_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_labels(file)

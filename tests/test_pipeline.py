@@ -185,7 +185,7 @@ def test_a_reward_that_raises_stops_the_run_and_keeps_the_reply(
 def test_replies_without_a_total_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rewards.REWARDS, "length", lambda replies, examples: [None] * len(replies))
     out = tmp_path / "run"
-    steps = "steps=[{grpo: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 2}}]"
+    steps = "steps=[{grpo: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 2, preflight: false}}]"
     result = call("run", "smoke", "--out", str(out), "--set", steps)
     assert result.exit_code == 0, result.output
     (metrics,) = [json.loads(line) for line in (out / "01-grpo" / "metrics.jsonl").read_text().splitlines()][:1]

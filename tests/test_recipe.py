@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qreason import rewards
 from qreason.errors import RecipeError
-from qreason.recipe import Grpo, Sft, load_recipe
+from qreason.loading import load_recipe
+from qreason.recipe import Grpo, Sft
+from qreason.types import Example, Reply
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 RecipeWriter = Callable[..., Path]
@@ -86,7 +89,7 @@ def test_set_overrides_plain_fields(write_recipe: RecipeWriter) -> None:
     sets = ["model.base=org/model", "rewards.format=5e-1", "model.lora.r=4", "data.fields.prompt=issue"]
     recipe = load_recipe(write_recipe(), sets)
     assert recipe.model.base == "org/model"
-    assert recipe.rewards == {"correctness": 0.1, "format": 0.5}
+    assert recipe.weights == {"correctness": 0.1, "format": 0.5}
     assert recipe.model.lora.r == 4
     assert recipe.data.fields == {"prompt": "issue"}
 
@@ -140,12 +143,20 @@ def test_set_of_an_unknown_key_names_the_nearest(write_recipe: RecipeWriter) -> 
         ("heldout:", "held_out:", "unknown key 'data.held_out' (did you mean 'heldout'?)"),
         ("base:", "bas:", "unknown key 'model.bas' (did you mean 'base'?)"),
         ("temperature: 0.9", "temperature: hot", "sampling.temperature: "),
-        ("format: 0.1", "format: -0.1", "rewards.format: "),
-        ("format: 0.1", "format: .nan", "rewards.format: "),
-        ("format: 0.1", "format: .inf", "rewards.format: "),
+        ("format: 0.1", "format: -0.1", "rewards.format.weight: "),
+        ("format: 0.1", "format: .nan", "rewards.format.weight: "),
+        ("format: 0.1", "format: .inf", "rewards.format.weight: "),
         ("correctness: 0.1, format: 0.1", "correctness: 0, format: 0.0", "all weights are 0"),
         ("{correctness: 0.1, format: 0.1}", "{}", "rewards: "),
         ("format: 0.1", "formats: 0.1", "unknown reward 'formats' (did you mean 'format'?)"),
+        ("format: 0.1", "format: {weight: 0.1, n: 3}", "format: unknown setting 'n'; it has none but weight"),
+        ("format: 0.1", "repetition: {weight: 1, m: 3}", "unknown setting 'm'; there are weight, n"),
+        ("format: 0.1", "repetition: {n: 3}", "'rewards.repetition.weight' is missing"),
+        ("format: 0.1", "repetition: {weight: 1, n: many}", "repetition: n: Input should be a valid integer"),
+        ("format: 0.1", "judge: {weight: 1, endpont: x}", "unknown setting 'endpont' (did you mean 'endpoint'?)"),
+        ("format: 0.1", "judge: {weight: 1, endpoint: x}", "judge: endpoint and model go together"),
+        ("format: 0.1", "judge: {weight: 1, base: a, adapter: b}", "judge: adapter and base: a judge is one of them"),
+        ("format: 0.1", "my_module:mine: 0.1", "my_module:mine: No module named 'my_module'"),
         ("num_generations: 4", "num_generations: 3", "must be a multiple of num_generations (3)"),
         ("num_generations: 4", "num_generations: 1", "steps.3.grpo.num_generations: "),
         ("- merge", "- {merge: , sft: }", "a step is one stage"),
@@ -237,3 +248,40 @@ def test_evaluations_with_different_settings_are_refused(write_recipe: RecipeWri
     file = write_recipe(("  - evaluate\n  - sft", "  - evaluate: {rows: 1}\n  - sft"))
     with pytest.raises(RecipeError, match="cannot be compared"):
         load_recipe(file)
+
+
+# --- rewards with settings, and of one's own -------------------------------------------------------
+
+
+def test_a_reward_with_settings_loads_again_as_it_was(write_recipe: RecipeWriter, workplace: Path) -> None:
+    recipe = load_recipe(write_recipe(("format: 0.1", "repetition: {weight: 0.1, n: 4}")))
+    assert recipe.weights == {"correctness": 0.1, "repetition": 0.1}
+    assert recipe.dump()["rewards"] == {"correctness": 0.1, "repetition": {"weight": 0.1, "n": 4}}
+    again = workplace / "again.yaml"
+    again.write_text(yaml.safe_dump(recipe.dump()))
+    assert load_recipe(again) == recipe
+
+
+def test_settings_of_a_reward_are_overridden_by_set(write_recipe: RecipeWriter) -> None:
+    recipe = load_recipe(write_recipe(("format: 0.1", "repetition: {weight: 0.1}")), ["rewards.repetition.n=5"])
+    assert recipe.rewards["repetition"].settings == {"n": 5}
+
+
+def test_a_reward_of_ones_own_lies_beside_the_recipe(write_recipe: RecipeWriter, workplace: Path) -> None:
+    (workplace / "my_rewards.py").write_text(
+        "def short(replies, examples, *, most: int = 10):\n"
+        "    return [float(len(reply.text.split()) <= most) for reply in replies]\n"
+    )
+    recipe = load_recipe(write_recipe(("format: 0.1", "my_rewards:short: {weight: 0.3, most: 2}")))
+    built = rewards.build({name: reward.settings for name, reward in recipe.rewards.items()}, lambda settings: None, 9)
+    example = Example("x", "p", "r")
+    assert built["my_rewards:short"]([Reply("one two"), Reply("one two three")], [example, example]) == [1.0, 0.0]
+    with pytest.raises(RecipeError, match="unknown setting 'least'; there are weight, most"):
+        load_recipe(write_recipe(("format: 0.1", "my_rewards:short: {weight: 0.3, least: 2}")))
+    with pytest.raises(RecipeError, match="my_rewards has no function 'long'"):
+        load_recipe(write_recipe(("format: 0.1", "my_rewards:long: 0.3")))
+
+
+def test_the_folder_of_a_judge_adapter_comes_back_absolute(write_recipe: RecipeWriter, workplace: Path) -> None:
+    recipe = load_recipe(write_recipe(("format: 0.1", "judge: {weight: 0.4, adapter: ./judge/adapter}")))
+    assert recipe.rewards["judge"].settings["adapter"] == str(workplace / "judge" / "adapter")

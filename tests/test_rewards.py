@@ -6,6 +6,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from qreason import rewards
+from qreason.rewards.preferred import PreferenceSettings
 from qreason.rewards.tags import follows_format, read_answer
 from qreason.rewards.text import normalize, read_number
 from qreason.types import Example, Reply
@@ -187,12 +188,16 @@ def test_reply_without_answer_earns_nothing(name: str) -> None:
     assert mark(name, "Restart the spooler.") == 0.0
 
 
-@pytest.mark.parametrize("name", rewards.REWARDS)
+@pytest.mark.parametrize("name", rewards.FULL_MARKS.keys() - {"math"})
 def test_gold_reply_earns_full_marks(name: str) -> None:
     assert mark(name, GOLD) == rewards.FULL_MARKS[name]
 
 
 # --- the judge, and all together -----------------------------------------------------------------
+
+
+def no_model(settings: object) -> None:
+    raise AssertionError("no model is needed")
 
 
 def words_shared(pairs: object) -> list[float]:
@@ -207,14 +212,16 @@ def test_judge_is_not_asked_about_a_reply_without_answer() -> None:
         return words_shared(pairs)
 
     example = Example("x", "issue", "Restart the spooler.")
-    marks = rewards.build(["judge"], judge)["judge"]([Reply("no tags"), Reply(GOLD)], [example, example])
+    marks = rewards.build({"judge": {}}, lambda settings: judge, 96)["judge"](
+        [Reply("no tags"), Reply(GOLD)], [example, example]
+    )
     assert marks == [0.0, 0.25]
     assert asked == [("Restart the spooler.", "Restart the spooler.")]
 
 
 def test_main_recipe_combines_with_its_exact_weights() -> None:
     weights = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2, "judge": 0.4}
-    built = rewards.build(list(weights), words_shared)
+    built = rewards.build({name: {} for name in weights}, lambda settings: words_shared, 96)
     (score,) = rewards.combine(built, weights, [Reply(GOLD)], [Example("x", "issue", "Restart the spooler.")])
     assert score.parts == {"correctness": 2.0, "format": 0.8, "rouge_l": 1.0, "length": 1.0, "judge": 0.25}
     assert score.total == pytest.approx(0.1 * 2.0 + 0.1 * 0.8 + 0.2 * 1.0 + 0.2 * 1.0 + 0.4 * 0.25)
@@ -222,7 +229,7 @@ def test_main_recipe_combines_with_its_exact_weights() -> None:
 
 def test_scores_stay_in_the_order_of_the_replies() -> None:
     replies, example = [Reply("none"), Reply(GOLD), Reply("none")], Example("x", "issue", "Restart the spooler.")
-    scores = rewards.combine(rewards.build(["format"], None), {"format": 1.0}, replies, [example] * 3)
+    scores = rewards.combine(rewards.build({"format": {}}, no_model, 96), {"format": 1.0}, replies, [example] * 3)
     assert [score.total for score in scores] == [0.0, 0.8, 0.0]
 
 
@@ -230,12 +237,26 @@ def test_unjudged_part_leaves_no_total_and_keeps_the_other_parts() -> None:
     def unjudged(replies: object, examples: object) -> list[float | None]:
         return [None]
 
-    built = rewards.build(["format"], None) | {"judge": unjudged}
+    built = rewards.build({"format": {}}, no_model, 96) | {"judge": unjudged}
     (score,) = rewards.combine(built, {"format": 0.1, "judge": 0.0}, [Reply(GOLD)], [Example("x", "i", "r")])
     assert score.total is None
     assert score.parts == {"format": 0.8, "judge": None}
 
 
-def test_model_reward_without_its_judge_is_refused() -> None:
-    with pytest.raises(ValueError, match="'judge' needs a judge"):
-        rewards.build(["format", "judge"], None)
+def test_a_limit_follows_the_sampling_unless_it_is_given() -> None:
+    long = Reply("word " * 90)
+    for settings, expected in (({}, -1.0), ({"max_completion_length": 1000}, 0.0)):
+        built = rewards.build({"soft_overlong": settings}, no_model, 90)
+        assert built["soft_overlong"]([long], [Example("x", "p", "r")]) == [expected]
+
+
+def test_a_preference_model_is_opened_with_its_settings() -> None:
+    opened: list[object] = []
+
+    def open_model(settings: object) -> object:
+        opened.append(settings)
+        return lambda pairs: [0.75 for _ in pairs]
+
+    built = rewards.build({"preference": {"model": "org/likes"}}, open_model, 96)
+    assert built["preference"]([Reply("hi")], [Example("x", "p", "r")]) == [0.75]
+    assert opened == [PreferenceSettings(model="org/likes")]

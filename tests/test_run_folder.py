@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qreason.errors import DataError, RunFolderError
-from qreason.recipe import load_recipe
+from qreason.loading import load_recipe
 from qreason.run import Run, read_jsonl, stage_folders, write_json, write_jsonl
 
 RecipeWriter = Callable[..., Path]

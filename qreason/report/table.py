@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -64,3 +64,50 @@ def report_table(report: dict[str, Any]) -> Group:
         rows += [Text(""), gains_table(report["gains"])]
     note = f"\n{report['rows']} held-out rows, seed {report['seed']}; brackets are 95 % intervals"
     return Group(*rows, Text(note, style="dim"))
+
+
+def parts_table(rows: Sequence[dict[str, Any]], weights: Mapping[str, float]) -> Group:
+    """What each reward gave: over all replies, and how many it could not judge."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("reward")
+    for name in ("weight", "mean", "least", "most", "unjudged"):
+        table.add_column(name, justify="right")
+    columns = {name: [row["parts"][name] for row in rows] for name in weights} | {
+        "total": [row["total"] for row in rows]
+    }
+    for name, marks in columns.items():
+        known = [mark for mark in marks if mark is not None]
+        figures = [f"{f(known):.3f}" for f in (average, min, max)] if known else ["–"] * 3
+        table.add_row(name, f"{weights[name]:g}" if name in weights else "", *figures, str(len(marks) - len(known)))
+    return Group(table, Text(f"\n{len(rows)} replies; --json prints each", style="dim"))
+
+
+def average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def judges_table(judges: Mapping[str, dict[str, Any]]) -> Group:
+    """The figures of one or more judges side by side, and the calibration curve of the last."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("")
+    for name in judges:
+        table.add_column(name, justify="right")
+    lines: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "AUC (right above wrong)": lambda f: f["auc"],
+        "rank correlation with labels": lambda f: f["rank_correlation"],
+        "moved by swapping the two texts": lambda f: f["position_bias"],
+        "wrong replies gain by padding": lambda f: f["verbosity_bias"],
+        "same decision after a trivial change": lambda f: f["self_consistency"],
+        "injections that succeed": lambda f: f"{f['injections']['successes']} of {f['injections']['attempts']}",
+        "judgements a second": lambda f: f"{f['judgements_per_second']:g}",
+        "without a verdict": lambda f: f["unanswered"],
+    }
+    for what, figure in lines.items():
+        values = [figure(figures) for figures in judges.values()]
+        table.add_row(what, *("–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
+    curve = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("verdicts from", "pairs", "mean verdict", "right"):
+        curve.add_column(name, justify="right")
+    for row in list(judges.values())[-1]["calibration_curve"]:
+        curve.add_row(f"{row['from']:.1f}", str(row["pairs"]), f"{row['verdict']:.2f}", f"{row['right']:.0%}")
+    return Group(table, Text(""), curve, Text(""))

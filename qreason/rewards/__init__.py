@@ -1,48 +1,127 @@
-"""The rewards by name, and how they combine.
+"""The rewards by name, their settings, and how they combine.
 
-A reward takes replies and examples and returns one number a reply, or None where it could not judge.
-To add one: write the function in a file of this folder and give it a line in REWARDS.
+A reward takes replies and examples and returns one number a reply, or None where it could not judge. Its keyword-only
+parameters are its settings in a recipe. To add one: write the function in a file of this folder and give it a line in
+REWARDS, or name it `my_module:my_reward` in a recipe.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from qreason.rewards.judged import judged
-from qreason.rewards.tags import format_tags
+from pydantic import BaseModel, ConfigDict, create_model
+
+from qreason.rewards.code import code
+from qreason.rewards.judged import JudgeSettings, judged
+from qreason.rewards.language import language_consistency
+from qreason.rewards.math import math
+from qreason.rewards.preferred import PreferenceSettings, preferred
+from qreason.rewards.shape import cosine_length, repetition, soft_overlong, step_count
+from qreason.rewards.tags import format_strict, format_tags, tag_count
 from qreason.rewards.text import correctness, length, rouge_l
 from qreason.types import Example, Reply, Reward, Score
 
-Judge = Callable[[Sequence[tuple[str, str]]], list[float]]
-"""(reference, response) pairs -> 0..1 each."""
-
-REWARDS: dict[str, Reward] = {
+REWARDS: dict[str, Callable[..., list[float | None]]] = {
     "correctness": correctness,
+    "math": math,
+    "code": code,
     "format": format_tags,
+    "format_strict": format_strict,
+    "tag_count": tag_count,
+    "step_count": step_count,
     "rouge_l": rouge_l,
     "length": length,
+    "soft_overlong": soft_overlong,
+    "cosine_length": cosine_length,
+    "repetition": repetition,
+    "language_consistency": language_consistency,
 }
 """Rewards that need nothing but the reply and its example."""
 
-MODEL_REWARDS: dict[str, Callable[[Judge], Reward]] = {"judge": judged}
-"""Rewards that ask a model: built with it."""
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A reward that asks a model: the settings that say which, and the reward made from it."""
+
+    settings: type[BaseModel]
+    make: Callable[[Any], Reward]
+
+
+MODEL_REWARDS = {
+    "judge": ModelReward(JudgeSettings, judged),
+    "preference": ModelReward(PreferenceSettings, preferred),
+}
 
 NAMES = (*REWARDS, *MODEL_REWARDS)
 
-FULL_MARKS: dict[str, float] = {"correctness": 2.0, "format": 0.8, "rouge_l": 1.0, "length": 1.0}
-"""What a gold reply earns from each rule reward."""
+FULL_MARKS: dict[str, float] = {
+    "correctness": 2.0,
+    "format": 0.8,
+    "format_strict": 1.0,
+    "tag_count": 1.0,
+    "rouge_l": 1.0,
+    "length": 1.0,
+    "math": 1.0,
+}
+"""What a gold reply earns from each reward that knows what is best."""
+
+Settings = Mapping[str, Any]
+OpenModel = Callable[[Any], Any]
+"""The settings of a model reward -> the model that it asks."""
 
 
-def build(names: Sequence[str], judge: Judge | None) -> dict[str, Reward]:
-    """The rewards of a recipe; `judge` may be None when no reward needs it."""
+def find(name: str) -> Callable[..., list[float | None]]:
+    """A rule reward by name, or a function of one's own as `module:function`.
+
+    Raises ValueError where there is no such module or function.
+    """
+    if ":" not in name:
+        return REWARDS[name]
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise ValueError(f"{name}: {error}; the module must lie here or beside the recipe") from error
+    except AttributeError:
+        raise ValueError(f"{name}: {module} has no function '{function}'") from None
+    if not callable(found):
+        raise ValueError(f"{name}: not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def settings_model(name: str) -> type[BaseModel]:
+    """What may be set for a reward: a model reward's settings, or the keyword-only parameters of its function."""
+    if name in MODEL_REWARDS:
+        return MODEL_REWARDS[name].settings
+    parameters = inspect.signature(find(name), eval_str=True).parameters.values()
+    fields: dict[str, Any] = {
+        parameter.name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return create_model(f"{name} settings", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+LIMIT = "max_completion_length"
+"""A setting that follows the recipe's sampling unless it is given."""
+
+
+def build(wanted: Mapping[str, Settings], open_model: OpenModel, max_completion_length: int) -> dict[str, Reward]:
+    """The rewards of a recipe (name -> settings), ready to be called; models are opened only for those that ask one."""
     rewards: dict[str, Reward] = {}
-    for name in names:
-        if name in REWARDS:
-            rewards[name] = REWARDS[name]
-        elif judge is not None:
-            rewards[name] = MODEL_REWARDS[name](judge)
+    for name, given in wanted.items():
+        model = settings_model(name)
+        known = {LIMIT: max_completion_length} if LIMIT in model.model_fields else {}
+        settings = model.model_validate(known | dict(given))
+        if name in MODEL_REWARDS:
+            rewards[name] = MODEL_REWARDS[name].make(open_model(settings))
         else:
-            raise ValueError(f"reward '{name}' needs a judge")
+            rewards[name] = partial(find(name), **dict(settings))
     return rewards
 
 

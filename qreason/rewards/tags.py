@@ -9,6 +9,7 @@ from qreason.types import Example, Reply
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 TAG = re.compile("|".join(map(re.escape, TAGS)))
+WHOLE = re.compile(r"\s*<reasoning>(.*)</reasoning>\s*<answer>(.*)</answer>\s*", re.DOTALL)
 
 
 def read_answer(text: str) -> str:
@@ -31,3 +32,18 @@ def follows_format(text: str) -> bool:
 def format_tags(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
     """0.2 for each of the four tags that is present, case-sensitive; at most 0.8."""
     return [round(0.2 * len(set(TAG.findall(reply.text))), 1) for reply in replies]
+
+
+def tag_count(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+    """0..1: 0.25 for each of the four tags that is there exactly once, in any order (as open-r1's tag count)."""
+    return [0.25 * sum(reply.text.count(tag) == 1 for tag in TAGS) for reply in replies]
+
+
+def is_strict(text: str) -> bool:
+    match = WHOLE.fullmatch(text)
+    return match is not None and follows_format(text) and all(part.strip() for part in match.groups())
+
+
+def format_strict(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+    """1 for reasoning and answer in their tags, each once, in order, neither empty, nothing outside; else 0."""
+    return [float(is_strict(reply.text)) for reply in replies]

@@ -15,7 +15,7 @@ from qreason.progress import progress_bar
 from qreason.prompts import HELPDESK, SYSTEM_PROMPTS, render
 from qreason.recipe import Draw, Evaluate, Model, Step
 from qreason.report.build import measure, write_report
-from qreason.rewards import REWARDS, build
+from qreason.rewards import REWARDS
 from qreason.rewards.scoring import Scorer, reply_row
 from qreason.rewards.tags import follows_format, read_answer
 from qreason.rewards.text import correct
@@ -38,7 +38,7 @@ def evaluate(step: Step, run: Run) -> Artifact:
     rows = measure_rows(
         run.resident,
         examples,
-        Scorer(run.rewards, run.recipe.rewards),
+        Scorer(run.rewards, run.recipe.weights),
         run.recipe.sampling,
         system=SYSTEM_PROMPTS[run.recipe.data.prompt],
         samples=settings.samples,
@@ -105,7 +105,7 @@ def evaluate_task(target: str, task: Path, *, samples: int, rows: int | None) ->
     draw, system, seed = Draw(), HELPDESK, 1
     if (folder / "manifest.json").is_file():
         run = Run.reopen(folder)
-        resident, scorer = run.resident, Scorer(run.rewards, run.recipe.rewards)
+        resident, scorer = run.resident, Scorer(run.rewards, run.recipe.weights)
         resident.load_adapter(run.adapter())
         draw, system, seed = run.recipe.sampling, SYSTEM_PROMPTS[run.recipe.data.prompt], run.recipe.seed
         examples = data.read(task, run.recipe.data)
@@ -116,7 +116,7 @@ def evaluate_task(target: str, task: Path, *, samples: int, rows: int | None) ->
 
         examples = data.read(task)
         resident = Resident(Model(base=target), detect())
-        scorer = Scorer(build(list(REWARDS), None), MAIN_WEIGHTS)
+        scorer = Scorer({name: REWARDS[name] for name in MAIN_WEIGHTS}, MAIN_WEIGHTS)
     start = time.perf_counter()
     measured = measure_rows(
         resident,

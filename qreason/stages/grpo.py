@@ -6,10 +6,15 @@ qreason makes the rollouts and scores them; TRL turns the scores into advantages
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qreason.alarms import Alarm, Watchdog
+from qreason.errors import TrainingError
 from qreason.generate import LocalGenerator
+from qreason.judge.calibration import correlation
+from qreason.preflight import check_gold, check_judge, check_rollouts
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
 from qreason.recipe import Grpo, Step
@@ -31,13 +36,23 @@ def grpo(step: Step, run: Run) -> Artifact:
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run)
-    scorer = Scorer(run.rewards, run.recipe.rewards)
+    scorer = Scorer(run.rewards, run.recipe.weights)
     folder = run.clear_stage_folder()
-    rollouts = Rollouts(LocalGenerator(resident), scorer, examples, run, folder)
+    generator = LocalGenerator(resident)
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
+    if settings.preflight:
+        check_gold(examples, run.rewards, folder)
+        drawn = run.recipe.sampling.sampling(seed=run.recipe.seed)
+        check_rollouts(
+            generator, scorer, examples, system=system, n=settings.num_generations, sampling=drawn, folder=folder
+        )
+        weight, labels = run.recipe.weights.get("judge", 0.0), run.recipe.data.labels
+        if run.judge and weight and labels and (warning := check_judge(run.judge, Path(labels), weight, folder)):
+            run.say(warning)
+    rollouts = Rollouts(generator, scorer, examples, run, folder, settings.stop_on_reward_hacking)
     sampling = run.recipe.sampling.model_dump()
     arguments = GRPOConfig(
-        **{"reward_weights": list(run.recipe.rewards.values())} | sampling | trl_arguments(settings, run, folder)
+        **{"reward_weights": list(run.recipe.weights.values())} | sampling | trl_arguments(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
         trainer = GRPOTrainer(
@@ -54,6 +69,8 @@ def grpo(step: Step, run: Run) -> Artifact:
         adapter = train(trainer, run, folder)
     groups, flat = rollouts.groups, rollouts.groups_without_signal
     summary = f"{trainer.state.global_step} steps, {groups} groups; in {flat} ({flat / groups:.0%}) all scored the same"
+    if rollouts.unjudged:
+        summary += f"; {rollouts.unjudged} replies could not be judged"
     return Artifact(adapter, summary)
 
 
@@ -61,14 +78,16 @@ class Rollouts:
     """The rollouts of a GRPO run: made by our generator, scored once, handed to TRL as one column a reward."""
 
     def __init__(
-        self, generator: Generator, scorer: Scorer, examples: Sequence[Example], run: Run, folder: Path
+        self, generator: Generator, scorer: Scorer, examples: Sequence[Example], run: Run, folder: Path, stop: bool
     ) -> None:
         self.generator, self.scorer, self.examples = generator, scorer, examples
         self.sampling = run.recipe.sampling.sampling()
-        self.folder = folder
+        self.folder, self.say = folder, run.say
+        self.watchdog = Watchdog(run.recipe.weights)
+        self.stop_on_reward_hacking = stop
         self.replies: list[Reply] = []
         self.scores: list[Score] = []
-        self.groups = self.groups_without_signal = 0
+        self.groups = self.groups_without_signal = self.unjudged = 0
 
     def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
         """TRL's rollout seam: prompts come repeated, num_generations times in a row."""
@@ -108,4 +127,27 @@ class Rollouts:
         flat = sum(len(totals) == 1 for totals in groups.values())
         self.groups += len(groups)
         self.groups_without_signal += flat
+        self.unjudged += sum(score.total is None for score in self.scores)
         log_metric("groups_without_signal", flat / len(groups))
+        log_metric("distinct_replies", len({reply.text for reply in self.replies}) / len(self.replies))
+        log_metric("reply_words", sum(len(reply.text.split()) for reply in self.replies) / len(self.replies))
+        if (agreement := judge_agreement(self.scores)) is not None:
+            log_metric("judge_correctness_correlation", agreement)
+        for alarm in self.watchdog.look(step, self.replies, examples, self.scores):
+            self.raise_alarm(alarm)
+
+    def raise_alarm(self, alarm: Alarm) -> None:
+        """Say what looks like gaming, and keep the replies that show it; TrainingError where that stops the run."""
+        file = self.folder / "alarms.jsonl"
+        write_jsonl(file, [asdict(alarm)], append=True)
+        told = f"step {alarm.step}: looks like reward hacking: {alarm.text}; replies that show it are in {file}"
+        if self.stop_on_reward_hacking:
+            raise TrainingError(f"{told}. Stopped (stop_on_reward_hacking); no adapter was written")
+        self.say(told)
+
+
+def judge_agreement(scores: Sequence[Score]) -> float | None:
+    """The correlation of judge and correctness over replies that have both; None where one does not vary."""
+    both = [(score.parts.get("judge"), score.parts.get("correctness")) for score in scores]
+    known = [(judge, right) for judge, right in both if judge is not None and right is not None]
+    return correlation([judge for judge, _ in known], [right for _, right in known])

@@ -14,7 +14,7 @@ from qreason.progress import Bar
 from qreason.recipe import Grpo, Sft
 from qreason.run import Run, write_jsonl
 
-OURS = {"rows", "trl"}
+OURS = {"rows", "trl", "preflight", "stop_on_reward_hacking"}
 """Settings of a training step that are not fields of TRL's config."""
 
 

@@ -1,0 +1,249 @@
+"""Is a reward being gamed? What rollouts of the first steps and of the last ones tell about it.
+
+The learner is paid by the reward, so the reward rises in any case; it is gamed when what we want does not rise with
+it. Three signs, each from the same number of early and late rollouts: a part of the reward rises while correctness
+falls; replies grow while correctness does not; a phrase that the references do not have spreads over the replies
+while correctness does not rise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from qreason.rewards.tags import TAG
+from qreason.types import Example, Reply, Score
+
+WINDOW = 6
+"""Steps of the early and of the late window."""
+SURE = 3.5
+"""Standard errors that a change of means must have; many windows are looked at."""
+TRUTHS = ("correctness", "math", "code")
+"""Parts that say whether a reply is right; the first one that a recipe has is looked at."""
+GROWTH = 1.5
+SPREAD = 0.4
+"""Rise in the share of replies that have a phrase."""
+PAYS = 0.3
+"""Standard deviations of the reward that one of a phrase must be worth, to count as paid for."""
+TRIED, SHOWN = 20, 3
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A sign of gaming, in words, with replies that show it."""
+
+    step: int
+    sign: str
+    reward: str
+    text: str
+    replies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    words: int
+    finished: bool
+    phrases: frozenset[str]
+    expected: frozenset[str]
+    """Phrases of the references."""
+    parts: dict[str, float]
+    text: str
+    group: str
+
+
+Trait = Callable[[Rollout], float]
+
+
+@dataclass
+class Watchdog:
+    """Looks at the rollouts of each step, and raises each alarm once."""
+
+    weights: Mapping[str, float]
+    steps: list[list[Rollout]] = field(default_factory=list)
+    raised: set[str] = field(default_factory=set)
+
+    def look(
+        self, step: int, replies: Sequence[Reply], examples: Sequence[Example], scores: Sequence[Score]
+    ) -> list[Alarm]:
+        """The alarms that this step's rollouts raise."""
+        rollouts = [read_rollout(*row) for row in zip(replies, examples, scores, strict=True)]
+        if len(self.steps) >= 2 * WINDOW:
+            del self.steps[WINDOW]  # the early window stays, the late one moves on
+        self.steps.append(rollouts)
+        if len(self.steps) < 2 * WINDOW:
+            return []
+        early = [rollout for one in self.steps[:WINDOW] for rollout in one]
+        late = [rollout for one in self.steps[WINDOW:] for rollout in one]
+        truth = next((name for name in TRUTHS if name in self.weights), None)
+        right = change(part_means(early, truth), part_means(late, truth)) if truth else 0.0
+        found = [
+            *self.rising_part(step, early, late, truth, right),
+            *self.growing_length(step, early, late, right),
+            *self.spreading_phrase(step, early, late, right),
+        ]
+        new = [alarm for alarm in found if alarm.sign not in self.raised]
+        self.raised |= {alarm.sign for alarm in new}
+        return new
+
+    def rising_part(
+        self, step: int, early: list[Rollout], late: list[Rollout], truth: str | None, right: float
+    ) -> list[Alarm]:
+        if truth is None or right > -SURE:
+            return []
+        fell = f"{truth} falls ({average(early, truth):.2f} to {average(late, truth):.2f})"
+        for name, weight in self.weights.items():
+            if name != truth and weight > 0 and change(part_means(early, name), part_means(late, name)) > SURE:
+                rose = f"the reward '{name}' rises ({average(early, name):.2f} to {average(late, name):.2f})"
+                text = f"{rose} while {fell}: the policy pleases '{name}' without being right"
+                return [Alarm(step, "rising part", name, text, best(late, name))]
+        return []
+
+    def growing_length(self, step: int, early: list[Rollout], late: list[Rollout], right: float) -> list[Alarm]:
+        before, after = mean([r.words for r in early]), mean([r.words for r in late])
+        grown = change(group_means(early, count_words), group_means(late, count_words))
+        if right > SURE / 2 or grown < SURE or after < GROWTH * before:
+            return []
+        name, _ = self.payer(early + late, count_words)
+        cut = mean([not r.finished for r in late])
+        text = (
+            f"replies grow ({before:.0f} to {after:.0f} words, {cut:.0%} cut off at the limit) and are not right more "
+            f"often: the reward '{name}' pays for length"
+        )
+        longest = sorted(late, key=lambda r: -r.words)[:SHOWN]
+        return [Alarm(step, "growing length", name, text, tuple(r.text for r in longest))]
+
+    def spreading_phrase(self, step: int, early: list[Rollout], late: list[Rollout], right: float) -> list[Alarm]:
+        if right > SURE / 2:
+            return []
+        before, after = document_shares(early), document_shares(late)
+        expected = Counter(phrase for r in late for phrase in r.expected)
+        rises = {
+            phrase: share - before[phrase]
+            for phrase, share in after.items()
+            if share - before[phrase] > SPREAD and expected[phrase] < len(late) * share / 4
+        }
+        for phrase in sorted(rises, key=lambda phrase: (round(rises[phrase], 1), len(phrase)), reverse=True)[:TRIED]:
+            name, pay = self.payer(early + late, partial(has_phrase, phrase))
+            if pay > PAYS:
+                text = (
+                    f"'{phrase}' spreads: in {before[phrase]:.0%} of the replies at first, in {after[phrase]:.0%} now, "
+                    f"in {expected[phrase] / len(late):.0%} of the references; the reward '{name}' pays for it"
+                )
+                shown = [r.text for r in late if phrase in r.phrases][:SHOWN]
+                return [Alarm(step, "spreading phrase", name, text, tuple(shown))]
+        return []
+
+    def payer(self, rollouts: list[Rollout], trait: Trait) -> tuple[str, float]:
+        """The part of the reward that pays most for a trait, among the replies to the same prompt, and how much.
+
+        In standard deviations of the total for one of the trait.
+        """
+        traits = centred(rollouts, trait)
+        marks = {name: centred(rollouts, partial(earned, name, weight)) for name, weight in self.weights.items()}
+        totals = [sum(column) for column in zip(*marks.values(), strict=True)]
+        slopes = {name: slope(traits, column) for name, column in marks.items()}
+        name = max(slopes, key=lambda name: slopes[name])
+        return name, slopes[name] / (math.sqrt(mean([total * total for total in totals])) or 1.0)
+
+
+def read_rollout(reply: Reply, example: Example, score: Score) -> Rollout:
+    words = phrase_words(TAG.sub(" ", reply.text))
+    expected = frozenset(phrase for text in example.references for phrase in phrases(phrase_words(text)))
+    return Rollout(
+        words=len(reply.text.split()),
+        finished=reply.finished,
+        phrases=phrases(words),
+        expected=expected,
+        parts={name: part for name, part in score.parts.items() if part is not None},
+        text=reply.text,
+        group=example.id,
+    )
+
+
+def phrase_words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def phrases(words: Sequence[str]) -> frozenset[str]:
+    """The words of a text, and what three of them in a row say."""
+    return frozenset([*words, *(" ".join(words[i : i + 3]) for i in range(len(words) - 2))])
+
+
+def document_shares(rollouts: Sequence[Rollout]) -> Counter[str]:
+    """Phrase -> share of the rollouts that have it."""
+    shares: Any = Counter(phrase for rollout in rollouts for phrase in rollout.phrases)
+    for phrase in shares:
+        shares[phrase] /= len(rollouts)
+    return shares  # type: ignore[no-any-return]
+
+
+def has_phrase(phrase: str, rollout: Rollout) -> float:
+    return float(phrase in rollout.phrases)
+
+
+def earned(name: str, weight: float, rollout: Rollout) -> float:
+    return weight * rollout.parts.get(name, 0.0)
+
+
+def count_words(rollout: Rollout) -> float:
+    return float(rollout.words)
+
+
+def by_group(rollouts: Sequence[Rollout], trait: Trait) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.group, []).append(trait(rollout))
+    return groups
+
+
+def group_means(rollouts: Sequence[Rollout], trait: Trait) -> list[float]:
+    """The mean of each group of completions: those to one prompt are no independent evidence."""
+    return [mean(values) for values in by_group(rollouts, trait).values()]
+
+
+def centred(rollouts: Sequence[Rollout], trait: Trait) -> list[float]:
+    """A trait less its mean over the replies to the same prompt, in the order of the groups."""
+    groups = by_group(rollouts, trait).values()
+    return [value - middle for values in groups for middle in [mean(values)] for value in values]
+
+
+def part_means(rollouts: Sequence[Rollout], name: str) -> list[float]:
+    return group_means([r for r in rollouts if name in r.parts], partial(earned, name, 1.0))
+
+
+def average(rollouts: Sequence[Rollout], name: str) -> float:
+    return mean([rollout.parts[name] for rollout in rollouts if name in rollout.parts])
+
+
+def best(rollouts: Sequence[Rollout], name: str) -> tuple[str, ...]:
+    ordered = sorted(rollouts, key=lambda rollout: -rollout.parts.get(name, -math.inf))
+    return tuple(rollout.text for rollout in ordered[:SHOWN])
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def change(early: Sequence[float], late: Sequence[float]) -> float:
+    """The difference of two means in standard errors (Welch's t)."""
+    if len(early) < 2 or len(late) < 2:
+        return 0.0
+    return (mean(late) - mean(early)) / math.sqrt(squared_error(early) + squared_error(late) + 1e-12)
+
+
+def squared_error(values: Sequence[float]) -> float:
+    """The squared standard error of a mean."""
+    middle = mean(values)
+    return sum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values)
+
+
+def slope(traits: Sequence[float], marks: Sequence[float]) -> float:
+    """How much the mark rises with one standard deviation of the trait."""
+    middle, mark = mean(traits), mean(marks)
+    spread = math.sqrt(mean([(t - middle) ** 2 for t in traits]))
+    return mean([(t - middle) * (m - mark) for t, m in zip(traits, marks, strict=True)]) / spread if spread else 0.0

@@ -1,0 +1,47 @@
+"""What all commands share: the group they belong to, one-line errors, lines for the person at the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from qreason import __version__
+from qreason.errors import QReasonError
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal; stdout is kept for results."""
+    click.echo(line, err=True)
+
+
+def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors of ours become one clear line and their exit code, without a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except QReasonError as error:
+            say(f"qreason: {error}")
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            say("qreason: stopped; run the same command again to continue after the last finished stage")
+            sys.exit(1)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__)
+def main() -> None:
+    """Train, judge and measure a small model that reasons, on one GPU or a laptop."""
+
+
+def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--set KEY=VALUE`, as `overrides`."""
+    help_text = "Override a field; repeatable."
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=help_text)(command)

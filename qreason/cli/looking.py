@@ -1,0 +1,145 @@
+"""Commands that look before a run: recipes, init, validate, data preview."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qreason.cli.base import main, one_line_errors, say, set_option
+from qreason.errors import InputError
+
+if TYPE_CHECKING:
+    from qreason.recipe import Recipe
+
+
+@main.command()
+@one_line_errors
+def recipes() -> None:
+    """List the recipes that come with qreason."""
+    from qreason.loading import shipped_recipes
+
+    for file in shipped_recipes():
+        first = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        click.echo(f"{file.stem:<16} {first}")
+
+
+@main.command()
+@click.argument("name", default="quickstart")
+@click.option("--to", type=click.Path(path_type=Path), default=Path(), help="Folder to copy into [default: here].")
+@one_line_errors
+def init(name: str, to: Path) -> None:
+    """Copy the recipe NAME and its data here, ready to be changed."""
+    import yaml
+
+    from qreason.loading import find_recipe, load_recipe
+
+    source = find_recipe(name)
+    load_recipe(source)
+    files = [(source, to / source.name)]
+    paths = yaml.safe_load(source.read_text(encoding="utf-8"))["data"]
+    for path in (paths[key] for key in ("sft", "prompts", "heldout", "labels") if paths.get(key)):
+        # not the resolved path: that prefers a file of the current folder to the one beside the recipe
+        beside = (folder / path for folder in source.resolve().parents)
+        files += [(file, to / path) for file in beside if file.is_file()][:1]
+    if taken := [new for old, new in files if new.exists() and new.read_bytes() != old.read_bytes()]:
+        raise InputError(f"{taken[0]} is there already and differs; choose another folder with --to")
+    for origin, target in files:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin, target)
+        click.echo(target)
+    say(f"now: qreason run {files[0][1]}")
+
+
+def load_all(recipe: Recipe) -> dict[str, int]:
+    """Read the local JSONL files of a recipe: data key -> rows."""
+    from qreason import data
+
+    return {
+        use: len(data.read(source, recipe.data, use))
+        for use, source in recipe.data.sources.items()
+        if source.endswith(".jsonl")
+    }
+
+
+@main.command()
+@click.argument("recipe")
+@set_option
+@one_line_errors
+def validate(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Check RECIPE and its JSONL files, without loading any model."""
+    from qreason.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    counts = load_all(loaded)
+    steps = ", ".join(step.stage for step in loaded.steps)
+    rows = ", ".join(f"{use} {count}" for use, count in counts.items())
+    click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}\nvalid")
+
+
+@main.command()
+@one_line_errors
+def doctor() -> None:
+    """Can this machine train? What is here, what will be used, what to do."""
+    from qreason.hardware import prepare_process
+
+    prepare_process()
+    from rich.console import Console
+
+    from qreason.doctor import examine, findings_table, healthy
+
+    findings = examine()
+    Console().print(findings_table(findings))
+    if not healthy(findings):
+        raise InputError("training cannot work here yet; the cures stand beside the findings")
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--gpu", help="A card by name (t4, rtx3060) or its memory (6GiB) [default: the one that is here].")
+@set_option
+@one_line_errors
+def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
+    """Plan the GPU memory of RECIPE, phase by phase, before anything is loaded."""
+    from qreason.hardware import prepare_process
+    from qreason.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    prepare_process()
+    from rich.console import Console
+
+    from qreason.memory import find_card, plan, read_card, read_lengths, read_shape
+    from qreason.report.plan import plan_table
+
+    card = read_card(gpu) if gpu else find_card()
+    if card is None:
+        raise InputError("there is no GPU here to plan for; name one with --gpu, for example --gpu t4 or --gpu 6GiB")
+    Console().print(plan_table(plan(loaded, read_shape(loaded.model.base), card, read_lengths(loaded))))
+
+
+@main.group()
+def data() -> None:
+    """Look at data as the trainers will see it."""
+
+
+@data.command()
+@click.argument("recipe")
+@set_option
+@click.option("--rows", type=click.IntRange(1), default=2, show_default=True, help="Rows to show of each source.")
+@one_line_errors
+def preview(recipe: str, overrides: tuple[str, ...], rows: int) -> None:
+    """Show rendered prompts, token lengths, and what the loss covers."""
+    from qreason.hardware import prepare_process
+
+    prepare_process()
+    from rich.console import Console
+
+    from qreason.loading import load_recipe
+    from qreason.preview import preview_source
+
+    loaded = load_recipe(recipe, overrides)
+    console = Console()
+    for use in loaded.data.sources:
+        console.print(preview_source(loaded, use, rows))

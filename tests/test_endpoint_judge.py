@@ -1,0 +1,152 @@
+"""A judge behind an OpenAI-compatible server: real HTTP, bounded retries, and never a verdict that was not given."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from qreason.errors import ModelError
+from qreason.judge import Judge, open_judge
+from qreason.judge import endpoint as endpoint_module
+from qreason.rewards.judged import JudgeSettings
+
+YES = {"choices": [{"message": {"content": "Yes."}}]}
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with what `answers` says: (status, body) for each request in turn, the last one for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, object]] = [(200, YES)]
+        self.requests: list[dict[str, object]] = []
+        self.headers: list[str | None] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.requests.append({"path": self.path, **body})
+            self.server.headers.append(self.headers.get("Authorization"))
+            status, answer = self.server.answers[0]
+            if len(self.server.answers) > 1:
+                self.server.answers.pop(0)
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def judge_at(server: Server, **settings: object) -> Judge:
+    def no_base() -> None:
+        raise AssertionError("the policy's base is not needed")
+
+    given = {"endpoint": server.url, "model": "m", "retries": 2, **settings}
+    return open_judge(JudgeSettings.model_validate(given), no_base)  # type: ignore[arg-type]
+
+
+def says(text: str) -> tuple[int, object]:
+    return 200, {"choices": [{"message": {"content": text}}]}
+
+
+def test_the_question_goes_out_and_the_answer_comes_back_as_a_number(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    server.answers = [says("No")]
+    assert judge_at(server, api_key="MY_KEY")([("Restart it.", "Buy a new one.")]) == [0.0]
+    (request,) = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["temperature"] == 0
+    assert "Buy a new one." in request["messages"][1]["content"]  # type: ignore[index]
+    assert server.headers == ["Bearer secret"]
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"), [("yes", 1.0), ("**No**, they differ", 0.0), ("<think>No?\n</think>\nyes", 1.0)]
+)
+def test_a_verdict_is_the_first_word_after_any_thoughts(server: Server, text: str, verdict: float) -> None:
+    server.answers = [says(text)]
+    assert judge_at(server)([("a", "b")]) == [verdict]
+
+
+@pytest.mark.parametrize("answer", [says("Perhaps."), says(""), (200, "no JSON"), (200, {"choices": []}), says("1.0")])
+def test_an_answer_that_is_no_verdict_is_none_and_counted(server: Server, answer: tuple[int, object]) -> None:
+    server.answers = [answer]
+    judge = judge_at(server)
+    assert judge([("a", "b"), ("a", "c")]) == [None, None]
+    assert (judge.asked, judge.unanswered) == (2, 2)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again(server: Server, status: int) -> None:
+    server.answers = [(status, "busy"), (status, "busy"), (200, YES)]
+    assert judge_at(server)([("a", "b")]) == [1.0]
+    assert len(server.requests) == 3
+
+
+def test_retries_are_bounded_and_end_without_a_verdict(server: Server) -> None:
+    server.answers = [(500, "down")]
+    assert judge_at(server)([("a", "b")]) == [None]
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_is_not_there_gives_no_verdict(server: Server) -> None:
+    gone = JudgeSettings(endpoint="http://127.0.0.1:9/v1", model="m", retries=1)
+    assert open_judge(gone, lambda: None)([("a", "b")]) == [None]  # type: ignore[arg-type, return-value]
+
+
+def test_a_refused_key_stops_with_the_cure(server: Server) -> None:
+    server.answers = [(401, "bad key")]
+    with pytest.raises(ModelError, match=r"401 bad key; check the address, .* the key in OPENAI_API_KEY"):
+        judge_at(server)([("a", "b")])
+    assert len(server.requests) == 1
+
+
+def test_verdicts_keep_their_order_with_many_requests_in_flight(server: Server) -> None:
+    pairs = [(f"r{i}", f"c{i}") for i in range(40)]
+    judge = judge_at(server)
+    server.answers = [says("yes")]
+    assert judge(pairs) == [1.0] * 40
+    assert len(server.requests) == 40
+
+
+def test_what_was_not_answered_is_asked_again_later_and_what_was_is_not(server: Server) -> None:
+    server.answers = [says("hm"), says("yes")]
+    judge = judge_at(server, concurrency=1)
+    assert judge([("a", "b")]) == [None]
+    assert judge([("a", "b")]) == [1.0]
+    assert judge([("a", "b")]) == [1.0]
+    assert len(server.requests) == 2
+
+
+def test_groupwise_asks_in_both_orders_and_counts_wins(server: Server) -> None:
+    server.answers = [says("1")]  # always the first: no one is better
+    judge = judge_at(server, mode="groupwise")
+    assert judge([("r", "a"), ("r", "b"), ("r", "a"), ("r", "c")]) == [0.5, 0.5, 0.5, 0.5]
+    assert len(server.requests) == 6

@@ -1,0 +1,197 @@
+"""qreason score, qreason judge calibrate, qreason judge train, and what GRPO says about its rewards, for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import RecipeWriter, jsonl
+
+from qreason.cli import main
+
+HELPDESK = Path(__file__).parents[1] / "data" / "helpdesk"
+GOLD = "<reasoning>Looked.</reasoning>\n<answer>Restart the spooler.</answer>"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def rows_of(*replies: str) -> str:
+    rows = [{"id": f"x{i}", "prompt": "p", "reply": reply, "reference": "Restart the spooler."}
+            for i, reply in enumerate(replies)]  # fmt: skip
+    return jsonl(rows)  # type: ignore[arg-type]
+
+
+# --- score -----------------------------------------------------------------------------------------
+
+
+def test_score_prints_every_part_and_the_total_of_each_reply_in_order(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe()
+    (recipe.parent / "replies.jsonl").write_text(rows_of("no", GOLD, "<answer>Restart the spooler.</answer>"))
+    result = call("score", str(recipe), "--replies", "replies.jsonl", "--json")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["id"] for row in rows] == ["x0", "x1", "x2"]
+    assert [row["parts"] for row in rows] == [
+        {"correctness": 0.0, "format": 0.0},
+        {"correctness": 2.0, "format": 0.8},
+        {"correctness": 2.0, "format": 0.4},
+    ]
+    assert [row["total"] for row in rows] == pytest.approx([0.0, 0.28, 0.24])
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_score_shows_a_table_that_fits_the_terminal(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe()
+    (recipe.parent / "replies.jsonl").write_text(rows_of("no", GOLD))
+    result = call("score", str(recipe), "--replies", "replies.jsonl")
+    assert result.exit_code == 0
+    assert "correctness 0.1" in " ".join(result.stdout.split())
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no rows"),
+        ('{"id": "a", "reply": "b"}', "replies.jsonl:1: 'reference' is missing"),
+        ('{"id": "a", "reply": 3, "reference": "c"}', "replies.jsonl:1: 'reply' is missing or not text"),
+        ("{", "replies.jsonl:1: not JSON"),
+    ],
+)
+def test_replies_that_cannot_be_scored_are_named(write_recipe: RecipeWriter, text: str, said: str) -> None:
+    recipe = write_recipe()
+    (recipe.parent / "replies.jsonl").write_text(text)
+    result = call("score", str(recipe), "--replies", "replies.jsonl")
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+# --- the judge -------------------------------------------------------------------------------------
+
+
+def test_calibrate_measures_the_default_judge_and_says_whether_it_is_fit() -> None:
+    result = call("judge", "calibrate", "quickstart", "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert figures["fit"] is True
+    assert figures["told"].startswith("fit for its weight 0.4: AUC 0.9")
+
+
+def test_calibrate_without_labels_says_where_to_give_them(write_recipe: RecipeWriter) -> None:
+    result = call("judge", "calibrate", str(write_recipe()))
+    assert result.exit_code == 2
+    assert "no labelled pairs; give --labels FILE, or data.labels in the recipe" in result.stderr
+
+
+def write_labels(folder: Path, count: int, *, truthful: bool = True) -> Path:
+    lines = (HELPDESK / "judge_training.jsonl").read_text().splitlines()[:count]
+    rows = [json.loads(line) for line in lines]
+    if not truthful:
+        rows = [row | {"label": 1 - row["label"]} for row in rows]
+    (folder / "labels.jsonl").write_text(jsonl(rows))
+    return folder / "labels.jsonl"
+
+
+def test_train_writes_an_adapter_and_measures_it_beside_the_untrained_judge(write_recipe: RecipeWriter) -> None:
+    """Taught the opposite, it learns the opposite: that its labels reach it, and that a worse judge is not praised."""
+    recipe = write_recipe(("learning_rate: 1e-5", "learning_rate: 2e-3, per_device_train_batch_size: 16"))
+    labels = write_labels(recipe.parent, 240, truthful=False)
+    result = call("judge", "train", str(recipe), "--labels", str(labels), "--out", "judge")
+    figures = json.loads((recipe.parent / "judge" / "judge.json").read_text())
+    assert (recipe.parent / "judge" / "adapter" / "adapter_config.json").exists()
+    assert figures["before"]["auc"] < 0.3  # right by nature, wrong by these labels
+    assert figures["after"]["auc"] > figures["before"]["auc"] + 0.2
+    assert result.exit_code == 0, result.output
+    again = call("judge", "train", str(recipe), "--labels", str(labels), "--out", "judge")
+    assert again.exit_code == 2
+    assert "judge is not empty; choose another folder with --out" in again.stderr
+
+
+def test_train_needs_enough_references(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe()
+    labels = write_labels(recipe.parent, 6)
+    result = call("judge", "train", str(recipe), "--labels", str(labels))
+    assert result.exit_code == 2
+    assert "different references are too few to train a judge" in result.stderr
+
+
+# --- before and during GRPO ------------------------------------------------------------------------
+
+ONLY_GRPO = """
+  - evaluate
+  - sft: {learning_rate: 1e-5}
+  - evaluate
+  - grpo: {num_generations: 4}
+  - merge
+"""
+RULES = "rewards: {correctness: 0.1, format: 0.1}"
+
+
+def grpo_alone(settings: str) -> tuple[str, str]:
+    return ONLY_GRPO, f"\n  - grpo: {{max_steps: 13, per_device_train_batch_size: 8, num_generations: 4, {settings}}}\n"
+
+
+def test_a_run_whose_rewards_never_differ_stops_before_it_starts(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(grpo_alone("rows: 4"), ("temperature: 0.9", "temperature: 0.9, max_completion_length: 48"))
+    result = call("run", str(recipe))
+    assert result.exit_code == 1
+    assert "earn the same (correctness 0.0, format 0.0), so GRPO would learn nothing" in result.stderr
+    assert not list(recipe.parent.glob("runs/small/*/adapter"))
+
+
+def test_a_run_whose_replies_never_end_stops_before_it_starts(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(grpo_alone("rows: 4"), ("temperature: 0.9", "temperature: 0.9, max_completion_length: 2"))
+    result = call("run", str(recipe))
+    assert result.exit_code == 1
+    assert "sampled replies ends within max_completion_length (2)" in result.stderr
+
+
+def test_a_reference_that_does_not_earn_full_marks_stops_the_run(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(grpo_alone("rows: 4"))
+    row = {"id": "p0", "issue": "i", "resolution": "Write </answer> at the end."}
+    (recipe.parent / "prompts.jsonl").write_text(jsonl([row]))
+    result = call("run", str(recipe))
+    assert result.exit_code == 2
+    assert "prompts.jsonl:1: the reference itself earns" in result.stderr
+
+
+def test_an_unfit_judge_is_said_before_grpo_and_its_figures_are_kept(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(
+        grpo_alone("rows: 4, max_steps: 1"),
+        ("max_steps: 13, ", ""),
+        (RULES, "rewards: {rouge_l: 0.1, judge: 0.4, word_count:words: 0.1}"),
+        ("heldout: heldout.jsonl", "heldout: heldout.jsonl\n  labels: labels.jsonl"),
+        ("temperature: 0.9", "temperature: 0.9, max_completion_length: 40"),
+    )
+    write_words(recipe.parent)
+    write_labels(recipe.parent, 100, truthful=False)
+    result = call("run", str(recipe))
+    assert result.exit_code == 0, result.output
+    assert "warning: the judge is unfit for any weight" in result.stderr
+    figures = json.loads((recipe.parent / "runs" / "small" / "01-grpo" / "judge.json").read_text())
+    assert figures["fit"] is False
+
+
+def write_words(folder: Path) -> None:
+    (folder / "word_count.py").write_text(
+        "def words(replies, examples):\n    return [len(reply.text.split()) / 10 for reply in replies]\n"
+    )
+
+
+def test_metrics_tell_of_distinct_replies_and_of_their_length(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(
+        grpo_alone("rows: 4, max_steps: 1"),
+        ("max_steps: 13, ", ""),
+        (RULES, "rewards: {word_count:words: 0.1}"),
+        ("temperature: 0.9", "temperature: 0.9, max_completion_length: 40"),
+    )
+    write_words(recipe.parent)
+    result = call("run", str(recipe))
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((recipe.parent / "runs/small/01-grpo/metrics.jsonl").read_text().splitlines()[0])
+    assert 0 < metrics["distinct_replies"] <= 1
+    assert metrics["reply_words"] > 1
