@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.errors import DataError
+from qreason.errors import DataError, first_line
 from qreason.recipe import SUFFIXES, Data
 from qreason.types import Example
 
@@ -88,9 +88,8 @@ def read_table(source: str, data: Data, use: str) -> Iterator[Row]:
             split = data.splits.get(use, "test" if use == "heldout" else "train")  # type: ignore[call-overload]
             table = datasets.load_dataset(source, data.name, split=split)
     except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{source}: cannot be loaded ({first_line}); check the file or the Hub id, and the connection"
+            f"{source}: cannot be loaded ({first_line(error)}); check the file or the Hub id, and the connection"
         ) from error
     for number, row in enumerate(table, 2 if source.endswith(".csv") else 1):
         yield f"{source}:{number}", row

@@ -13,6 +13,11 @@ QReasonError
 from __future__ import annotations
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class QReasonError(Exception):
     """Base of all errors that are shown without a traceback."""
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qreason.errors import ModelError
+from qreason.errors import ModelError, first_line
 from qreason.hardware import Hardware
 from qreason.recipe import Lora, Model
 
@@ -91,8 +91,8 @@ def four_bit(hardware: Hardware) -> Any:
 
 
 def cannot_load(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"cannot be loaded as a model ({first[:200]}); give qreason/tiny, a Hub id or a folder with the weights"
+    reason = first_line(error)[:200]
+    return f"cannot be loaded as a model ({reason}); give qreason/tiny, a Hub id or a folder with the weights"
 
 
 def quiet() -> None:
@@ -150,7 +150,7 @@ class Resident:
         self.wrapped, self.adapter = True, folder
 
     def no_adapter(self, folder: Path, error: Exception) -> ModelError:
-        return ModelError(f"{folder}: no adapter for {self.settings.base} ({str(error).splitlines()[0]})")
+        return ModelError(f"{folder}: no adapter for {self.settings.base} ({first_line(error)})")
 
     def new_adapter(self, lora: Lora) -> None:
         """Put a fresh, trainable adapter on the base; it changes nothing until it is trained."""

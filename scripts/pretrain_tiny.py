@@ -29,6 +29,7 @@ from tiny_corpus import ANSWERING, COMPARING, CONSOLIDATING, COPYING, EVERYTHING
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from qreason.judge.calibration import auc
 from qreason.prompts import render_judge
 
 TINY = Path(__file__).parent.parent / "qreason" / "assets" / "tiny"
@@ -182,7 +183,7 @@ def opened(ids: torch.Tensor, opening: list[int]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def judge_auc(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
+def judge_auc(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float | None:
     """Area under the ROC curve of the judge on judge_pairs.jsonl."""
     pairs = [json.loads(line) for line in (HELPDESK / "judge_pairs.jsonl").read_text().splitlines()]
     yes, no = (tokenizer.encode(word)[0] for word in ("yes", "no"))
@@ -192,9 +193,7 @@ def judge_auc(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> fl
         ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
         logits = model(**ids).logits[0, -1]
         scores.append((logits[yes] - logits[no]).item())
-    good = [score for score, pair in zip(scores, pairs, strict=True) if pair["label"]]
-    bad = [score for score, pair in zip(scores, pairs, strict=True) if not pair["label"]]
-    return sum((g > b) + (g == b) / 2 for g in good for b in bad) / (len(good) * len(bad))
+    return auc(scores, [pair["label"] == 1 for pair in pairs])
 
 
 @torch.no_grad()
@@ -207,6 +206,22 @@ def copying(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> floa
         guessed = model(input_ids=ids).logits[0, len(line) + 1 : -1].argmax(-1)
         right += (guessed == ids[0, len(line) + 2 :]).tolist()
     return sum(right) / len(right)
+
+
+def held_out(tokenizer: PreTrainedTokenizerFast) -> list[torch.Tensor]:
+    """Batches of the whole mixture, of another seed than what is trained on."""
+    return list(islice(batches(tokenizer, Corpus(read_knowledge(), 2).documents(EVERYTHING)), 4))
+
+
+@torch.no_grad()
+def measure(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, held: list[torch.Tensor]) -> dict[str, Any]:
+    """Held-out loss in nats a token, the judge's AUC, and how well the model copies."""
+    loss = sum(language_loss(model, ids, torch.ones(ids.shape)).item() for ids in held) / len(held)
+    return {
+        "held_out_loss": round(loss, 4),
+        "judge_auc": judge_auc(model, tokenizer),
+        "copying": round(copying(model, tokenizer), 4),
+    }
 
 
 def train(
@@ -239,14 +254,10 @@ def train(
             optimizer.step()
         model.zero_grad()
         if step % args.report == 0 or step == args.steps:
-            with torch.no_grad():
-                held_loss = sum(language_loss(model, ids, torch.ones(ids.shape)).item() for ids in held) / len(held)
             row = {
                 "step": step,
                 "loss": round(loss.item(), 4),
-                "held_out_loss": round(held_loss, 4),
-                "judge_auc": round(judge_auc(model, tokenizer), 4),
-                "copying": round(copying(model, tokenizer), 4),
+                **measure(model, tokenizer, held),
                 "minutes": round((time.perf_counter() - start) / 60, 1),
             }
             history.append(row)
@@ -300,10 +311,7 @@ def average(first: Path, second: Path, share: float, out: Path) -> None:
     model.load_state_dict({name: (1 - share) * earlier[name] + share * w for name, w in model.state_dict().items()})
     tokenizer = AutoTokenizer.from_pretrained(second)
     save(model, tokenizer, out)
-    held = list(islice(batches(tokenizer, Corpus(read_knowledge(), 2).documents(EVERYTHING)), 4))
-    with torch.no_grad():
-        loss = sum(language_loss(model, ids, torch.ones(ids.shape)).item() for ids in held) / len(held)
-    print({"held_out_loss": loss, "judge_auc": judge_auc(model, tokenizer), "copying": copying(model, tokenizer)})
+    print(measure(model, tokenizer, held_out(tokenizer)))
 
 
 def write_card(out: Path, model: Qwen2ForCausalLM, args: argparse.Namespace, last: dict[str, Any]) -> None:
@@ -344,7 +352,7 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(islice(Corpus(causes, 0).documents(EVERYTHING), 30_000))
         model = build_model(tokenizer)
-    held = list(islice(batches(tokenizer, Corpus(causes, 2).documents(EVERYTHING)), 4))
+    held = held_out(tokenizer)
     last = train(model, lessons(tokenizer, Corpus(causes, 1)), held, args, tokenizer)
     save(model, tokenizer, args.out)
     write_card(args.out, model, args, last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qreason.data import read_jsonl
+from qreason.data import read_accepted, read_jsonl
 from qreason.errors import DataError
 from qreason.rewards.scoring import Scorer
 from qreason.run import Run
@@ -25,7 +25,7 @@ def score_replies(run: Run, file: Path) -> list[dict[str, Any]]:
                 id=str(row.get("id", place)),
                 prompt=str(row.get("prompt", "")),
                 reference=row["reference"],
-                accepted=tuple(row.get("accepted") or ()),
+                accepted=read_accepted(row, run.recipe.data.fields, place),
                 tests=row.get("tests"),
                 source=place,
             )

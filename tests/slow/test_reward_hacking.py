@@ -25,8 +25,8 @@ def loves_a_word(replies, examples):
 
 
 @pytest.fixture(scope="module")
-def after_sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the quickstart's SFT done, and the planted rewards beside it."""
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the module of the planted rewards."""
     folder = tmp_path_factory.mktemp("hacking")
     (folder / "planted.py").write_text(PLANTED)
     return folder
@@ -37,7 +37,7 @@ def after_sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("reward", "sign"), [("planted:longer", "growing length"), ("planted:loves_a_word", "spreading phrase")]
 )
 def test_a_planted_reward_is_named_within_30_steps(
-    after_sft: Path, reward: str, sign: str, monkeypatch: pytest.MonkeyPatch
+    planted: Path, reward: str, sign: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = find_recipe("quickstart")
     recipe = yaml.safe_load(source.read_text())
@@ -47,14 +47,12 @@ def test_a_planted_reward_is_named_within_30_steps(
     recipe["steps"] = steps
     recipe["steps"][-1]["grpo"] |= {"max_steps": 30}
     name = reward.partition(":")[2].replace("_", "-")
-    file = after_sft / f"{name}.yaml"
+    file = planted / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe | {"name": name}))
-    monkeypatch.chdir(after_sft)
+    monkeypatch.chdir(planted)
     result = CliRunner().invoke(main, ["run", str(file)])
     assert result.exit_code == 0, result.output
-    alarms = [
-        json.loads(line) for line in (after_sft / "runs" / name / "02-grpo/alarms.jsonl").read_text().splitlines()
-    ]
+    alarms = [json.loads(line) for line in (planted / "runs" / name / "02-grpo/alarms.jsonl").read_text().splitlines()]
     named = [alarm for alarm in alarms if alarm["sign"] == sign]
     assert [alarm["reward"] for alarm in named] == [reward]
     assert named[0]["step"] <= 30
