@@ -33,7 +33,7 @@ Row = tuple[str, dict[str, Any]]
 
 
 def read(source: str | Path, data: Data | None = None, use: str = "heldout") -> list[Example]:
-    """All examples of a source; `use` is `sft` (needs reasoning), `prompts` or `heldout`.
+    """All examples of a source; `use` is `sft` (needs reasoning), `sampled`, `prompts`, `heldout` or `plain`.
 
     Raises DataError with `file:line` for the first row that cannot be used.
     """

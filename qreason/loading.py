@@ -207,4 +207,4 @@ def sibling_fields(path: tuple[Any, ...]) -> list[str]:
         elif isinstance(part, str) and part in model.model_fields:
             kinds = get_args(model.model_fields[part].annotation) or (model.model_fields[part].annotation,)
             model = kinds[0]
-    return list(getattr(model, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]

@@ -33,7 +33,9 @@ def render(example: Example, system: str = HELPDESK) -> Messages:
 
 
 def demonstrate(example: Example) -> str:
-    """The reply SFT teaches for an example: its steps as reasoning, its reference as answer."""
+    """The reply SFT teaches for an example: its steps as reasoning, its reference as answer; or that alone."""
+    if example.reasoning is None:
+        return example.reference
     return f"<reasoning>{example.reasoning}</reasoning>\n<answer>{example.reference}</answer>"
 
 

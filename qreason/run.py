@@ -17,6 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -24,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
 
 from qreason import __version__, data
 from qreason.errors import RunFolderError
-from qreason.recipe import Recipe, Step
+from qreason.recipe import BASE, NEWEST, Recipe, Step, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.rewards.preferred import PreferenceSettings
 from qreason.types import Example
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
     from qreason.preference import PreferenceModel
     from qreason.types import Reward
 
-BASE = "base"
-"""What the untrained base is called where stages are named."""
+SAMPLED = "sampled.jsonl"
+"""What a sample step writes: SFT data."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
 
 
@@ -52,17 +54,6 @@ class Artifact:
 
 
 Stage = Callable[[Step, "Run"], Artifact]
-
-
-def stage_folders(steps: Sequence[Step]) -> list[str]:
-    """The folder of each step: `01-sft`, `02-grpo`, …; an evaluation lies with the stage it measures."""
-    folders, current, number = [], BASE, 0
-    for step in steps:
-        if step.stage != "evaluate":
-            number += 1
-            current = f"{number:02d}-{step.stage}"
-        folders.append(current)
-    return folders
 
 
 class Run:
@@ -135,6 +126,8 @@ class Run:
                 "choose another folder with --out"
             )
         earlier = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
+        with suppress(ValidationError):  # a recipe of an earlier version, with today's defaults filled in
+            earlier = Recipe.model_validate(earlier).dump()
         now = self.recipe.dump()
         finished = len(manifest["steps"])
         same_steps = earlier.pop("steps")[:finished] == now.pop("steps")[:finished]
@@ -195,15 +188,24 @@ class Run:
         )
         self.save_manifest()
 
-    def adapter(self) -> Path | None:
-        """The newest adapter of the finished steps; None while there is only the base."""
+    def adapter(self, start: str = NEWEST) -> Path | None:
+        """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base."""
+        if start == BASE:
+            return None
+        if start != NEWEST:
+            return self.folder / start / "adapter"
         done = [self.folder / entry["folder"] / "adapter" for entry in self.manifest["steps"]]
         return next((folder for folder in reversed(done) if folder.exists()), None)
+
+    def sampled(self) -> list[Example]:
+        """What the newest finished sample step kept."""
+        done = [self.folder / entry["folder"] / SAMPLED for entry in self.manifest["steps"]]
+        return data.read(next(file for file in reversed(done) if file.exists()), use="sampled")
 
     # --- what is in memory ---------------------------------------------------------------------
 
     def examples(self, use: str) -> list[Example]:
-        """The examples of data.sft, data.prompts or data.heldout, read once."""
+        """The examples of data.sft, data.prompts, data.heldout or data.plain, read once."""
         if use not in self._examples:
             self._examples[use] = data.read(getattr(self.recipe.data, use), self.recipe.data, use)
         return self._examples[use]

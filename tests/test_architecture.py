@@ -30,11 +30,11 @@ LAYERS = (
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan"),
+        *("memory", "memory_phases", "report.plan", "endpoint", "teacher", "draws"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {
-        *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge"),
+        *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge", "stages.sample"),
         *("stages.judge", "stages.score"),
     },
     {"cli", "cli.base", "cli.judging", "cli.looking", "cli.running"},

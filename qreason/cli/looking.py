@@ -40,7 +40,7 @@ def init(name: str, to: Path) -> None:
     load_recipe(source)
     files = [(source, to / source.name)]
     paths = yaml.safe_load(source.read_text(encoding="utf-8"))["data"]
-    for path in (paths[key] for key in ("sft", "prompts", "heldout", "labels") if paths.get(key)):
+    for path in (paths[key] for key in ("sft", "prompts", "heldout", "plain", "labels") if paths.get(key)):
         # not the resolved path: that prefers a file of the current folder to the one beside the recipe
         beside = (folder / path for folder in source.resolve().parents)
         files += [(file, to / path) for file in beside if file.is_file()][:1]
