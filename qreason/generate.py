@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import DataError
@@ -71,13 +71,8 @@ class LocalGenerator:
         stops = resident.model.generation_config.eos_token_id
         self.stops = {resident.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
 
-    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]:
-        """n replies to each prompt, in order.
-
-        Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
-        """
-        import torch
-
+    def checked_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
+        """The token ids of prompts. Raises DataError for one that leaves no room for a reply of the asked length."""
         ids = render_ids(self.resident.tokenizer, prompts)
         room = self.resident.context_length - sampling.max_completion_length
         for row, prompt in zip(ids, prompts, strict=True):
@@ -87,6 +82,16 @@ class LocalGenerator:
                     f"{self.resident.context_length} less max_completion_length {sampling.max_completion_length} "
                     f"leaves {room}; shorten it or lower max_completion_length"
                 )
+        return ids
+
+    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]:
+        """n replies to each prompt, in order.
+
+        Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
+        """
+        import torch
+
+        ids = self.checked_ids(prompts, sampling)
         source = None
         if sampling.seed is not None:
             source = torch.Generator(self.resident.device).manual_seed(sampling.seed)
@@ -106,9 +111,15 @@ class LocalGenerator:
         return replies
 
     def decode(
-        self, model: Any, ids: list[list[int]], n: int, sampling: Sampling, source: torch.Generator | None
+        self,
+        model: Any,
+        ids: list[list[int]],
+        n: int,
+        sampling: Sampling,
+        source: torch.Generator | None,
+        stop_at: Set[int] = frozenset(),
     ) -> list[list[int]]:
-        """Token ids of n replies for each row of prompt ids, the stop token included."""
+        """Token ids of n replies for each row of prompt ids, the stop token included; `stop_at` has further ones."""
         import torch
         from transformers import DynamicCache
 
@@ -119,7 +130,7 @@ class LocalGenerator:
         logits = logits.repeat_interleave(n, 0)
         mask = inputs["attention_mask"].repeat_interleave(n, 0)
         position = inputs["position_ids"][:, -1:].repeat_interleave(n, 0)
-        stops = torch.tensor(sorted(self.stops), device=logits.device)
+        stops = torch.tensor(sorted(self.stops | stop_at), device=logits.device)
         completions: list[list[int]] = [[] for _ in range(len(ids) * n)]
         running = list(range(len(completions)))
         for _ in range(sampling.max_completion_length):

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from qreason.errors import InputError
 from qreason.rewards import NAMES, settings_model
 from qreason.types import Sampling
 
@@ -59,7 +60,7 @@ class Data(Strict):
     """Split of a Hub data set for each use; `train`, or `test` for held-out rows, when not given."""
     fields: dict[Literal["id", "prompt", "reference", "reasoning", "accepted", "category", "tests"], str] = {}
     """Column names, where they are not among the usual ones (see data.py)."""
-    prompt: Literal["helpdesk", "math"] = "helpdesk"
+    prompt: Literal["helpdesk", "math", "choice"] = "helpdesk"
     """Which system prompt of prompts.py the messages carry."""
 
     @property
@@ -242,6 +243,16 @@ class Evaluate(Strict):
                     f"{key}: {most} is more than the {self.samples} samples a row; raise samples to {most}"
                 )
         return self
+
+
+def parse_evaluate(raw: dict[str, Any]) -> Evaluate:
+    """The settings of an evaluation from the command line; InputError where they do not fit together."""
+    try:
+        return Evaluate.model_validate(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "".join(f"--{part}: " for part in problem["loc"][:1]).replace("_", "-")
+        raise InputError(option + problem["msg"].removeprefix("Value error, ")) from None
 
 
 class Merge(Strict):

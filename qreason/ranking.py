@@ -1,0 +1,72 @@
+"""Which of many replies is best: by the model's own likelihood, by a reward, or by the weighted sum of the rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qreason.errors import InputError
+from qreason.generate import pad_left
+from qreason.models import Resident
+from qreason.recipe import nearest
+from qreason.rewards.scoring import Scorer
+from qreason.types import Example, Reply
+
+Ranking = Callable[[Sequence[Reply], Sequence[Example]], list[float]]
+"""Replies and their examples -> how good each is; minus infinity where that could not be judged."""
+
+LOGITS = 2**27
+"""Logits that are held at a time, half a GiB."""
+
+
+def open_ranking(by: str, resident: Resident, scorer: Scorer, folder: Path) -> Ranking:
+    """`likelihood`, `total` or the name of one of the scorer's rewards -> the ranking."""
+    if by == "likelihood":
+        return lambda replies, examples: likelihoods(resident, replies)
+    if by == "total":
+        return lambda replies, examples: [judged(score.total) for score in scorer(replies, examples, folder)]
+    one = Scorer({by: scorer.rewards[by]}, {by: 1.0})
+    return lambda replies, examples: [judged(score.parts[by]) for score in one(replies, examples, folder)]
+
+
+def check_ranking(by: str, scorer: Scorer) -> None:
+    """InputError for a ranking that is none."""
+    known = ["likelihood", "total", *scorer.rewards]
+    if by not in known:
+        raise InputError(f"nothing ranks replies by '{by}'{nearest(by, known)}; there are {', '.join(known)}")
+
+
+def judged(mark: float | None) -> float:
+    return float("-inf") if mark is None else mark
+
+
+def best(marks: Sequence[float]) -> int:
+    """The place of the highest mark; the first of equal ones."""
+    return max(range(len(marks)), key=lambda place: marks[place])
+
+
+def likelihoods(resident: Resident, replies: Sequence[Reply]) -> list[float]:
+    """The mean log-probability of a reply's tokens under the model, nats a token; minus infinity for none."""
+    import torch
+
+    order = sorted(range(len(replies)), key=lambda place: len(replies[place].token_ids))
+    marks = [float("-inf")] * len(replies)
+    while order:
+        longest = len(replies[order[-1]].token_ids)
+        rows = max(1, LOGITS // (max(1, longest) * resident.model.config.get_text_config().vocab_size))
+        batch, order = order[-rows:], order[:-rows]
+        if not longest:
+            continue
+        inputs = pad_left(
+            resident.tokenizer,
+            [[*replies[place].prompt_ids, *replies[place].token_ids] for place in batch],
+            resident.device,
+        )
+        with resident.inference() as model:
+            logits = model(**inputs, logits_to_keep=longest + 1).logits[:, :-1].float()
+        told = inputs["input_ids"][:, -longest:]
+        chosen = torch.log_softmax(logits, -1).gather(-1, told.unsqueeze(-1)).squeeze(-1)
+        for place, row in zip(batch, chosen, strict=True):
+            if tokens := len(replies[place].token_ids):
+                marks[place] = float(row[-tokens:].mean())
+    return marks
