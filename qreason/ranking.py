@@ -15,8 +15,10 @@ from qreason.types import Example, Reply
 Ranking = Callable[[Sequence[Reply], Sequence[Example]], list[float]]
 """Replies and their examples -> how good each is; minus infinity where that could not be judged."""
 
-LOGITS = 2**27
-"""Logits that are held at a time, half a GiB."""
+ROWS = 64
+"""Replies that are read side by side."""
+LOGITS = 2**25
+"""Logits that are held at a time, 128 MiB in float32."""
 
 
 def open_ranking(by: str, resident: Resident, scorer: Scorer, folder: Path) -> Ranking:
@@ -53,7 +55,8 @@ def likelihoods(resident: Resident, replies: Sequence[Reply]) -> list[float]:
     marks = [float("-inf")] * len(replies)
     while order:
         longest = len(replies[order[-1]].token_ids)
-        rows = max(1, LOGITS // (max(1, longest) * resident.model.config.get_text_config().vocab_size))
+        vocabulary = resident.model.config.get_text_config().vocab_size
+        rows = max(1, min(ROWS, LOGITS // (max(1, longest) * vocabulary)))
         batch, order = order[-rows:], order[:-rows]
         if not longest:
             continue

@@ -128,6 +128,8 @@ class Grpo(Training):
     logging_steps: int = Field(1, gt=0)
     beta: float = Field(0.0, ge=0)
     """Weight of the KL divergence from the policy that training started from (the k3 estimator); 0: none."""
+    use_bias_correction_kl: bool = False
+    """Multiply that divergence by the ratio, as DeepSeek-V3.2 does; TRL does so by default, the GRPO papers do not."""
     epsilon: float = Field(0.2, gt=0)
     """The ratio of new to old probability is clipped to 1 - epsilon .. 1 + epsilon_high."""
     epsilon_high: float | None = Field(None, gt=0)
