@@ -60,6 +60,10 @@ class Data(Strict):
     """Split of a Hub data set for each use; `train`, or `test` for held-out rows, when not given."""
     fields: dict[Literal["id", "prompt", "reference", "reasoning", "accepted", "category", "tests"], str] = {}
     """Column names, where they are not among the usual ones (see data.py)."""
+    choices: str | tuple[str, ...] | None = None
+    """Multiple choice: the column with the list of choices, or the columns with one each, the right one first."""
+    where: dict[str, tuple[str, ...]] = {}
+    """Use only rows whose column has one of these values."""
     prompt: Literal["helpdesk", "math", "choice"] = "helpdesk"
     """Which system prompt of prompts.py the messages carry."""
 
