@@ -355,6 +355,16 @@ def test_sft_trains_from_the_base_on_what_was_sampled_and_on_rows_without_reason
     assert "36 of 36 replies kept (100%), to 12 of 12 prompts, 12 rows mixed in" in result.stderr
     assert "48 sampled rows, 1 steps" in result.stderr
     assert Path("out/02-sft/adapter/adapter_model.safetensors").is_file()
+    nodes = json.loads(Path("out/lineage.json").read_text())["nodes"]
+    assert [(node["name"], node["from"]) for node in nodes] == [
+        ("base", None),
+        ("01-sample", "base"),
+        ("02-sft", "base"),
+    ]
+    assert nodes[2]["data"] == ["01-sample"]
+    assert nodes[1]["data"][-1] == "m"
+    drawn = CliRunner().invoke(main, ["lineage", "out"]).stdout
+    assert "01-sample  prompts.jsonl, plain.jsonl, m  kept 36 of 36" in drawn
     examples = data.read("out/01-sample/sampled.jsonl", use="sampled")
     assert sum(example.reasoning is None for example in examples) == 12
     talks = {example.reasoning is None: conversation(example, "SYSTEM") for example in examples}

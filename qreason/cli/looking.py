@@ -80,6 +80,19 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@one_line_errors
+def lineage(folder: Path) -> None:
+    """Draw what a run's checkpoints and data come from."""
+    from rich.console import Console
+
+    from qreason.lineage import lineage, lineage_tree
+    from qreason.run import Run
+
+    Console().print(lineage_tree(lineage(Run.reopen(folder))))
+
+
+@main.command()
 @one_line_errors
 def doctor() -> None:
     """Can this machine train? What is here, what will be used, what to do."""

@@ -102,6 +102,7 @@ def run_one(run: Run, stage: str) -> None:
 
 
 def run_step(run: Run, step: int) -> None:
+    from qreason.lineage import write_lineage
     from qreason.stages import run_stage
 
     run.step = step
@@ -109,6 +110,7 @@ def run_step(run: Run, step: int) -> None:
     artifact = run_stage(run.recipe.steps[step], run)
     seconds = time.perf_counter() - start
     run.finish_step(seconds)
+    write_lineage(run)
     say(f"{run.recipe.steps[step].stage:<9} {seconds:5.0f} s  {artifact.summary}")
 
 

@@ -65,12 +65,13 @@ def measure_rows(
         if settings.beam:
             ranking = open_ranking(settings.beam.by, checkpoint.resident, scorer, folder)
             beams = beam_search(generator, prompts, examples, settings.beam, ranking, drawing, bar.advance)
-    flat = [reply for replies in sampled for reply in replies]
-    repeated = [example for example in examples for _ in range(n)]
+        flat = [reply for replies in sampled for reply in replies]
+        repeated = [example for example in examples for _ in range(n)]
+        marks: list[float] = []
+        if settings.best_of:
+            bar.note(f"ranking by {settings.best_by}")
+            marks = open_ranking(settings.best_by, checkpoint.resident, scorer, folder)(flat, repeated)
     right = find_right(settings, flat, repeated)
-    marks: list[float] = []
-    if settings.best_of:
-        marks = open_ranking(settings.best_by, checkpoint.resident, scorer, folder)(flat, repeated)
     accurate = find_right(settings, greedy, examples)
     found = find_right(settings, [reply for reply, _ in beams], examples) if beams else []
     rows = []
