@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from qreason.draws import Drawn
 from qreason.endpoint import Completion, Endpoint, NoAnswerError
-from qreason.errors import TrainingError
+from qreason.errors import ModelError, QReasonError, TrainingError
 from qreason.prompts import render
 from qreason.recipe import Draw, Teacher
 from qreason.types import Example, Reply
+
+THOUGHTS = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
 
 Wanted = tuple[Example, int]
 """(example, number of the draw)"""
@@ -35,31 +38,43 @@ def ask_teacher(settings: Teacher, wanted: Sequence[Wanted], system: str, draw: 
     )
     body, todo = request_body(draw), iter(wanted)
     flying: dict[Future[Completion], Wanted] = {}
-    silent, unanswered, problem = 0, 0, None
+    silent = unanswered = 0
+    problem: QReasonError | None = None
     with ThreadPoolExecutor(settings.concurrency) as pool:
-        while True:
-            gone = silent >= settings.concurrency
-            while not gone and len(flying) < 2 * settings.concurrency and (one := next(todo, None)):
-                flying[pool.submit(server.complete, render(one[0], system), **body)] = one
-            if gone:
-                flying = {future: one for future, one in flying.items() if not future.cancel()}
-            if not flying:
-                break
-            arrived = []
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                one = flying.pop(future)
-                try:
-                    arrived.append(read_draw(one, future.result()))
-                    silent = 0
-                except NoAnswerError as error:
-                    silent, unanswered, problem = silent + 1, unanswered + 1, error
-            if arrived:
-                yield arrived
+        try:
+            while True:
+                gone = silent >= settings.concurrency or isinstance(problem, ModelError)
+                while not gone and len(flying) < 2 * settings.concurrency and (one := next(todo, None)):
+                    flying[pool.submit(server.complete, render(one[0], system), **body)] = one
+                if gone:  # what is on its way may still be answered
+                    flying = {future: one for future, one in flying.items() if not future.cancel()}
+                if not flying:
+                    break
+                arrived = []
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    one = flying.pop(future)
+                    try:
+                        arrived.append(read_draw(one, future.result()))
+                        silent = 0
+                    except NoAnswerError as error:
+                        silent, unanswered, problem = silent + 1, unanswered + 1, problem or error
+                    except ModelError as error:
+                        problem = error
+                if arrived:
+                    yield arrived
+        finally:
+            for future in flying:
+                future.cancel()
+    if isinstance(problem, ModelError):
+        raise problem
     if problem:
         stopped = "the teacher does not answer" if gone else f"{unanswered} requests were not answered"
         raise TrainingError(f"{stopped}: {problem}; replies so far are kept, run the same command again to go on")
 
 
 def read_draw(one: Wanted, completion: Completion) -> Drawn:
-    reply = Reply(completion.text, finished=completion.finished)
-    return Drawn(*one, reply, completion.prompt_tokens, completion.completion_tokens)
+    """A completion as a draw; what a reasoning model thought before its reply is no part of it."""
+    text = THOUGHTS.sub("", completion.text)
+    return Drawn(
+        *one, Reply(text, finished=completion.finished), completion.prompt_tokens, completion.completion_tokens
+    )

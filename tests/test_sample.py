@@ -245,6 +245,26 @@ def test_a_throttled_request_waits_as_long_as_the_server_asks(
     assert waits == [7.0, 7.0]
 
 
+def test_one_refused_request_ends_the_run_after_the_replies_that_came(
+    prompts: Path, write_recipe: RecipeWriter, serve: Callable[..., Teacher]
+) -> None:
+    def picky(messages: Messages) -> tuple[int, str]:
+        return (400, "x") if "printer 11 " in messages[1]["content"] else good(messages)
+
+    result = run(sampling(write_recipe, taught_by(serve(picky))))
+    assert result.exit_code == 2
+    assert "400" in result.stderr.splitlines()[-1]
+    assert len(rows_of("draws.jsonl")) == (PROMPTS - 1) * N
+
+
+def test_what_a_teacher_thought_before_its_reply_is_left_out(
+    prompts: Path, write_recipe: RecipeWriter, serve: Callable[..., Teacher]
+) -> None:
+    teacher = serve(lambda messages: (200, f"<think>Hm.\nSo.</think>\n\n{good(messages)[1]}"))
+    assert run(sampling(write_recipe, taught_by(teacher))).exit_code == 0
+    assert all("<think>" not in row["reasoning"] for row in rows_of("sampled.jsonl"))
+
+
 # --- nothing kept, and other bounds ----------------------------------------------------------------
 
 

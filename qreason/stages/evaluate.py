@@ -56,47 +56,44 @@ def measure_rows(
     prompt_of = SYSTEM_PROMPTS if settings.chain_of_thought else DIRECT_PROMPTS
     prompts = [render(example, prompt_of[checkpoint.data.prompt]) for example in examples]
     draw, scorer, n = checkpoint.draw, checkpoint.scorer, settings.samples
-    drawing = draw.sampling(seed=checkpoint.seed)
+    repeated = [example for example in examples for _ in range(n)]
+    marks: list[float] = []
+    beams: list[tuple[Reply, int]] = []
     with progress_bar(label, total=len(prompts) * (1 + n + bool(settings.beam))) as bar:
         generator = LocalGenerator(checkpoint.resident, on_progress=bar.advance)
         greedy = [replies[0] for replies in generator.generate(prompts, n=1, sampling=draw.sampling(greedy=True))]
-        sampled = generator.generate(prompts, n=n, sampling=drawing)
-        beams = None
+        drawing = draw.sampling(seed=checkpoint.seed)
+        drawn = [reply for replies in generator.generate(prompts, n=n, sampling=drawing) for reply in replies]
+        if settings.best_of:
+            bar.note(f"ranking by {settings.best_by}")
+            marks = open_ranking(settings.best_by, checkpoint.resident, scorer, folder)(drawn, repeated)
         if settings.beam:
             ranking = open_ranking(settings.beam.by, checkpoint.resident, scorer, folder)
             beams = beam_search(generator, prompts, examples, settings.beam, ranking, drawing, bar.advance)
-        flat = [reply for replies in sampled for reply in replies]
-        repeated = [example for example in examples for _ in range(n)]
-        marks: list[float] = []
-        if settings.best_of:
-            bar.note(f"ranking by {settings.best_by}")
-            marks = open_ranking(settings.best_by, checkpoint.resident, scorer, folder)(flat, repeated)
-    right = find_right(settings, flat, repeated)
+    right = find_right(settings, drawn, repeated)
     accurate = find_right(settings, greedy, examples)
-    found = find_right(settings, [reply for reply, _ in beams], examples) if beams else []
+    found = find_right(settings, [reply for reply, _ in beams], examples[: len(beams)])
     rows = []
-    for place, (example, reply, score) in enumerate(
-        zip(examples, greedy, scorer(greedy, examples, folder), strict=True)
-    ):
+    for place, (reply, score) in enumerate(zip(greedy, scorer(greedy, examples, folder), strict=True)):
         own = slice(place * n, (place + 1) * n)
-        scaling = scale(settings, flat[own], right[own], marks[own])
+        row = reply_row(reply, examples[place], score) | look_at(reply, drawn[own], right[own])
+        row["scaling"] = scale(settings, drawn[own], right[own], marks[own])
         if beams:
-            scaling["beam"] = {"value": float(found[place]), "tokens": beams[place][1]}
-        rows.append(
-            reply_row(reply, example, score)
-            | {
-                "split": example.split,
-                "accurate": accurate[place],
-                "well_formed": follows_format(reply.text),
-                "words": len(reply.text.split()),
-                "finished": reply.finished,
-                "pass_at_1": sum(right[own]) / n,
-                "samples": [sample.text for sample in flat[own]],
-                "right": right[own],
-                "scaling": scaling,
-            }
-        )
+            row["scaling"]["beam"] = {"value": float(found[place]), "tokens": beams[place][1]}
+        rows.append(row | {"split": examples[place].split, "accurate": accurate[place]})
     return rows
+
+
+def look_at(greedy: Reply, drawn: Sequence[Reply], right: Sequence[bool]) -> dict[str, Any]:
+    """What a row of evaluation.jsonl says of its replies."""
+    return {
+        "well_formed": follows_format(greedy.text),
+        "words": len(greedy.text.split()),
+        "finished": greedy.finished,
+        "pass_at_1": sum(right) / len(right),
+        "samples": [reply.text for reply in drawn],
+        "right": list(right),
+    }
 
 
 def find_right(settings: Evaluate, replies: Sequence[Reply], examples: Sequence[Example]) -> list[bool]:
