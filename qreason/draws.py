@@ -85,6 +85,13 @@ class Journal:
         return rows
 
 
+def replace_jsonl(file: Path, rows: Sequence[Row]) -> None:
+    """Write the whole file or nothing: a cut leaves the draws that are there."""
+    draft = file.with_suffix(".draft")
+    write_jsonl(draft, rows)
+    draft.replace(file)
+
+
 class Sieve:
     """Which draws are kept: form, length, language, rewards, then each text and no more than asked a prompt once."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.draws import Drawn, Journal, Row, Sieve, lesson
+from qreason.draws import Drawn, Journal, Row, Sieve, lesson, replace_jsonl
 from qreason.errors import TrainingError
 from qreason.generate import ROWS, LocalGenerator
 from qreason.progress import progress_bar
@@ -108,8 +108,8 @@ def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Jou
     figures = measure(settings, run, rows, reasons, plain)
     if plain:
         random.Random(run.recipe.seed).shuffle(kept := kept + plain)
-    write_jsonl(folder / SAMPLED, kept)
-    write_jsonl(journal.file, rows)
+    replace_jsonl(folder / SAMPLED, kept)
+    replace_jsonl(journal.file, rows)
     write_json(folder / "sample.json", figures)
     (folder / "README.md").write_text(card(run, settings, figures), encoding="utf-8")
     told = f"{figures['kept']} of {len(rows)} replies kept ({figures['acceptance']:.0%})"
