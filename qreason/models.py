@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +110,11 @@ def quiet() -> None:
 class Resident:
     """A base in memory, and the policy adapter that is on it now (None: the bare base)."""
 
-    def __init__(self, settings: Model, hardware: Hardware) -> None:
+    def __init__(self, settings: Model, hardware: Hardware, say: Callable[[str], None] = lambda line: None) -> None:
         quiet()
         self.settings = settings
         self.hardware = hardware
+        self.say = say
         self.tokenizer = load_tokenizer(settings.base)
         self.model = load_base(settings, hardware)
         self.adapter: Path | None = None

@@ -73,6 +73,8 @@ class Draw(Strict):
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0, le=1)
     max_completion_length: int = Field(256, gt=0)
+    max_num_seqs: int = Field(128, gt=0)
+    """Replies that are decoded side by side; fewer need less memory and take longer."""
 
     def sampling(self, *, greedy: bool = False, seed: int | None = None) -> Sampling:
         drawn = self.model_dump() | ({"temperature": 0.0} if greedy else {})
