@@ -123,6 +123,8 @@ class LocalGenerator:
         self, model: Any, ids: list[list[int]], n: int, sampling: Sampling, source: torch.Generator | None
     ) -> list[list[int]]:
         """Token ids of n replies for each row of prompt ids, the stop token included."""
+        if self.resident.backend == "unsloth":
+            return self.decode_by_generate(model, ids, n, sampling, source)
         import torch
         from transformers import DynamicCache
 
@@ -157,3 +159,35 @@ class LocalGenerator:
                 use_cache=True,
             ).logits[:, -1]
         return completions
+
+    def decode_by_generate(
+        self, model: Any, ids: list[list[int]], n: int, sampling: Sampling, source: torch.Generator | None
+    ) -> list[list[int]]:
+        """The same through the model's own generate, for models whose caches are not transformers' own."""
+        import torch
+
+        inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
+        del inputs["position_ids"]  # generate makes them itself
+        drawing: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature:
+            names = ("temperature", "top_p", "top_k", "min_p")
+            drawing = {"do_sample": True} | {name: getattr(sampling, name) for name in names}
+        if source is not None:
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=source, device=source.device)))
+        made = model.generate(
+            **inputs,
+            **drawing,
+            num_return_sequences=n if sampling.temperature else 1,
+            max_new_tokens=sampling.max_completion_length,
+            eos_token_id=sorted(self.stops),
+            pad_token_id=self.resident.tokenizer.pad_token_id,
+        )
+        rows = made[:, inputs["input_ids"].shape[1] :].tolist()
+        if not sampling.temperature:
+            rows = [row for row in rows for _ in range(n)]
+        return [self.to_stop(row) for row in rows]
+
+    def to_stop(self, tokens: list[int]) -> list[int]:
+        """Tokens up to the first stop token, and that one; what follows is padding."""
+        end = next((position for position, token in enumerate(tokens) if token in self.stops), len(tokens))
+        return tokens[: end + 1]

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qreason.doctor import free_bytes
 from qreason.errors import InputError
 from qreason.judge.local import ROWS as QUESTIONS
 from qreason.memory_phases import (
@@ -42,7 +43,7 @@ from qreason.types import Messages
 
 __all__ = [
     "CARDS", "Card", "Change", "Lengths", "Plan", "Shape", "StepPlan",
-    "find_card", "fit", "plan", "read_card", "read_lengths", "read_shape",
+    "check_disk", "find_card", "fit", "peak_line", "plan", "read_card", "read_lengths", "read_shape",
 ]  # fmt: skip
 
 ALLOCATABLE: dict[tuple[int, int], dict[str, float]] = {
@@ -68,6 +69,8 @@ CARDS = {
     for capability, cards in ALLOCATABLE.items()
     for name, gib in cards.items()
 }
+PLANNED = ("sft", "grpo", "evaluate")
+"""Stages that need more of a GPU than the base itself."""
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
 
@@ -244,7 +247,7 @@ def measure(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> Plan:
     steps = []
     for position, step in enumerate(recipe.steps):
         earlier = stages[:position].count(step.stage)
-        if not (step.merge or (step.evaluate and earlier)):
+        if step.stage in PLANNED and not (step.evaluate and earlier):
             name = f"{step.stage} {earlier + 1}" if earlier else step.stage
             steps.append(StepPlan(position, name, plan_step(step, recipe, shape, card, lengths)))
     if not steps:
@@ -494,6 +497,31 @@ def cure(now: Plan, recipe: Recipe, shape: Shape, lengths: Lengths) -> str:
     if smallest.fits:
         return f"it fits with {', '.join(differences(recipe, least))}"
     return f"nothing makes it fit; take a smaller base, or a card with {gib(smallest.peak[2])}"
+
+
+def peak_line(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> str:
+    """What a recipe needs most memory for."""
+    step, phase, needed = measure(recipe, shape, card, lengths).peak
+    return (
+        f"{gib(needed)} of {gib(card.free_bytes)} on {card.name} at the peak, the {phase} phase of the {step.name} step"
+    )
+
+
+def check_disk(recipe: Recipe, shape: Shape, folder: Path) -> None:
+    """InputError where the adapters and merged models of a run would not fit on the disk of its folder."""
+    adapter = 4 * sum(adapter_sizes(shape, recipe.model.lora))
+    numbers = {"float16": 2, "bfloat16": 2, "float32": 4}
+    written = [
+        numbers[step.merge.dtype] * shape.parameters if step.merge else adapter
+        for step in recipe.steps
+        if step.sft or step.grpo or step.merge
+    ]
+    free = free_bytes(folder)
+    if sum(written) > free:
+        raise InputError(
+            f"{folder}: its adapters and merged models need {gib(sum(written))}, and {gib(free)} are free there; free "
+            "some, or take a folder on another disk with --out"
+        )
 
 
 def gib(size: int) -> str:

@@ -39,6 +39,8 @@ class Model(Strict):
     base: str
     """`qreason/tiny` (embedded), a Hub id or a local folder."""
     quantization: Literal["none", "nf4"] = "none"
+    backend: Literal["auto", "plain", "unsloth"] = "auto"
+    """`plain` is transformers and PEFT; `auto` takes Unsloth where it is installed and there is a GPU."""
     lora: Lora = Lora()
 
 
@@ -206,6 +208,9 @@ class Recipe(Strict):
     rewards: dict[str, Weighted] = Field(min_length=1)
     sampling: Draw = Draw()
     steps: list[Step] = Field(min_length=1)
+    fit: Literal["auto", "none"] = "auto"
+    """`auto`: on a GPU, micro-batches and replies side by side are cut down to what its memory holds, or the run is
+    refused; the mathematics stays the same. `none`: as written."""
     seed: int = Field(1, ge=0)
 
     @field_validator("rewards")

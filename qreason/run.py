@@ -33,6 +33,7 @@ from qreason.rewards.preferred import PreferenceSettings
 from qreason.types import Example
 
 if TYPE_CHECKING:
+    from qreason.backends import Choice
     from qreason.judge import Judge
     from qreason.models import Resident
     from qreason.preference import PreferenceModel
@@ -225,20 +226,30 @@ class Run:
         return self._examples[use]
 
     @cached_property
+    def backend(self) -> Choice:
+        """Who loads the base and trains it, chosen once."""
+        from qreason.backends import start
+
+        return start(self.recipe.model.backend)
+
+    @cached_property
     def resident(self) -> Resident:
         """The base, loaded once for all stages."""
+        backend = self.backend  # before transformers is imported
         from qreason.hardware import detect
         from qreason.models import Resident, fingerprint
 
-        hardware = detect()
-        self.say(f"loading {self.recipe.model.base} on {hardware.name or hardware.device} ({hardware.dtype})")
-        resident = Resident(self.recipe.model, hardware, self.say)
+        hardware, weights = detect(), self.recipe.model.quantization
+        number = hardware.dtype if weights == "none" else f"{weights}, computing in {hardware.dtype}"
+        where = hardware.name or hardware.device
+        self.say(f"loading {self.recipe.model.base} on {where} ({number}; backend {backend.name}: {backend.why})")
+        resident = Resident(self.recipe.model, hardware, self.say, backend.name)
         base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base, resident.model.config)}
         if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:
             raise RunFolderError(
                 f"{self.folder}: the weights of {base['id']} changed since this run began; --fresh starts over"
             )
-        self.manifest["hardware"] = hardware.as_dict()
+        self.manifest["hardware"] = hardware.as_dict() | {"backend": backend.name}
         self.save_manifest()
         return resident
 

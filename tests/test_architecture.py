@@ -30,7 +30,7 @@ LAYERS = (
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan", "recovery"),
+        *("memory", "memory_phases", "report.plan", "recovery", "backends"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {

@@ -36,7 +36,7 @@ def grpo(step: Step, run: Run) -> Artifact:
     from qreason.recovery import recovering
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
-    start_adapter(run)
+    start_adapter(run, settings)
     scorer = Scorer(run.rewards, run.recipe.weights)
     folder = run.clear_stage_folder()
     generator = LocalGenerator(resident)

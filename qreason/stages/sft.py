@@ -28,7 +28,7 @@ def sft(step: Step, run: Run) -> Artifact:
     from qreason.recovery import recovering
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
-    start_adapter(run)
+    start_adapter(run, settings)
     folder = run.clear_stage_folder()
     arguments = SFTConfig(
         **{"max_length": resident.context_length, "completion_only_loss": True} | trl_arguments(settings, run, folder)
