@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from qreason.generate import ROWS, LocalGenerator
+from qreason.generate import LocalGenerator
 from qreason.ranking import Ranking
 from qreason.recipe import Beam
+from qreason.recovery import Rows
 from qreason.types import Example, Messages, Reply, Sampling
 
 STEP_ENDS = (".", "!", "?", "\n")
@@ -55,10 +57,11 @@ def beam_search(
     stops = generator.stops | step_tokens(generator.resident.tokenizer)
     ids = generator.checked_ids(prompts, sampling)
     searches = [Search(example, row, [()]) for example, row in zip(examples, ids, strict=True)]
-    size = max(1, ROWS // (settings.width * settings.expand))
+    rows = Rows(sampling.max_num_seqs, "beginnings", generator.resident.say)
+    size = max(1, rows.most // (settings.width * settings.expand))
     for start in range(0, len(searches), size):
         batch = searches[start : start + size]
-        while grown := grow(generator, batch, settings, sampling, source, stops):
+        while grown := grow(generator, batch, settings.expand, sampling, rows, source, stops):
             prune(generator, grown, settings, rank, sampling)
         on_progress(len(batch))
     return [(to_reply(generator, search, search.paths[0]), search.drawn) for search in searches]
@@ -71,32 +74,32 @@ def is_open(generator: LocalGenerator, path: Tokens, sampling: Sampling) -> bool
 def grow(
     generator: LocalGenerator,
     searches: Sequence[Search],
-    settings: Beam,
+    expand: int,
     sampling: Sampling,
+    rows: Rows,
     source: Any,
     stops: set[int],
 ) -> list[Search]:
     """Continue all open beginnings by a step; the searches that had any."""
     jobs = [(search, path) for search in searches for path in search.paths if is_open(generator, path, sampling)]
-    if not jobs:
-        return []
-    room = sampling.max_completion_length - max(len(path) for _, path in jobs)
-    with generator.resident.inference() as model:
-        steps = generator.decode(
-            model,
-            [[*search.prompt_ids, *path] for search, path in jobs],
-            settings.expand,
-            replace(sampling, max_completion_length=room),
-            source,
-            stops,
-        )
     grown = {id(search): search for search, _ in jobs}
     for search in grown.values():
         search.paths = [path for path in search.paths if not is_open(generator, path, sampling)]
-    for number, step in enumerate(steps):
-        search, path = jobs[number // settings.expand]
-        search.drawn += len(step)
-        search.paths.append((*path, *step))
+    with generator.resident.inference() as model:
+        while jobs:
+            now = jobs[: max(1, rows.most // expand)]
+            room = sampling.max_completion_length - max(len(path) for _, path in now)
+            ids = [[*search.prompt_ids, *path] for search, path in now]
+            short = replace(sampling, max_completion_length=room)
+            work = partial(generator.decode, model, ids, expand, short, source, stops)
+            steps = rows.attempt(work, len(now) * expand if len(now) > 1 else 1)
+            if steps is None:
+                continue
+            jobs = jobs[len(now) :]
+            for number, step in enumerate(steps):
+                search, path = now[number // expand]
+                search.drawn += len(step)
+                search.paths.append((*path, *step))
     return list(grown.values())
 
 

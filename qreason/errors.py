@@ -7,7 +7,8 @@ QReasonError
 |   |-- ModelError        a base or an adapter that cannot be used
 |   |-- RunFolderError    an output folder that belongs to something else
 |   `-- MissingExtra      an optional dependency: names the extra
-`-- TrainingError         training had to stop; exit code 1
+|-- TrainingError         training had to stop; exit code 1
+`-- OutOfMemoryError      one row alone does not fit on the GPU; exit code 1
 """
 
 from __future__ import annotations
@@ -44,5 +45,13 @@ class RunFolderError(InputError):
     pass
 
 
+class MissingExtra(InputError):  # noqa: N818
+    pass
+
+
 class TrainingError(QReasonError):
+    pass
+
+
+class OutOfMemoryError(QReasonError):
     pass

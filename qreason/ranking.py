@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from qreason.errors import InputError
 from qreason.generate import pad_left
 from qreason.models import Resident
 from qreason.recipe import nearest
+from qreason.recovery import Rows
 from qreason.rewards.scoring import Scorer
 from qreason.types import Example, Reply
 
@@ -49,27 +51,34 @@ def best(marks: Sequence[float]) -> int:
 
 def likelihoods(resident: Resident, replies: Sequence[Reply]) -> list[float]:
     """The mean log-probability of a reply's tokens under the model, nats a token; minus infinity for none."""
+    marks = [float("-inf")] * len(replies)
+    left = sorted(
+        (place for place in range(len(replies)) if replies[place].token_ids),
+        key=lambda place: len(replies[place].token_ids),
+    )
+    rows = Rows(ROWS, "replies to rank", resident.say)
+    vocabulary = resident.model.config.get_text_config().vocab_size
+    while left:
+        longest = len(replies[left[-1]].token_ids)
+        batch = left[-max(1, min(rows.most, LOGITS // (longest * vocabulary))) :]
+        found = rows.attempt(partial(mean_log_probabilities, resident, [replies[p] for p in batch]), len(batch))
+        if found is None:
+            continue
+        left = left[: -len(batch)]
+        for place, mark in zip(batch, found, strict=True):
+            marks[place] = mark
+    return marks
+
+
+def mean_log_probabilities(resident: Resident, replies: Sequence[Reply]) -> list[float]:
+    """The same for replies of at least a token that are read side by side."""
     import torch
 
-    order = sorted(range(len(replies)), key=lambda place: len(replies[place].token_ids))
-    marks = [float("-inf")] * len(replies)
-    while order:
-        longest = len(replies[order[-1]].token_ids)
-        vocabulary = resident.model.config.get_text_config().vocab_size
-        rows = max(1, min(ROWS, LOGITS // (max(1, longest) * vocabulary)))
-        batch, order = order[-rows:], order[:-rows]
-        if not longest:
-            continue
-        inputs = pad_left(
-            resident.tokenizer,
-            [[*replies[place].prompt_ids, *replies[place].token_ids] for place in batch],
-            resident.device,
-        )
-        with resident.inference() as model:
-            logits = model(**inputs, logits_to_keep=longest + 1).logits[:, :-1].float()
-        told = inputs["input_ids"][:, -longest:]
-        chosen = torch.log_softmax(logits, -1).gather(-1, told.unsqueeze(-1)).squeeze(-1)
-        for place, row in zip(batch, chosen, strict=True):
-            if tokens := len(replies[place].token_ids):
-                marks[place] = float(row[-tokens:].mean())
-    return marks
+    ids = [[*reply.prompt_ids, *reply.token_ids] for reply in replies]
+    lengths = [len(reply.token_ids) for reply in replies]
+    inputs = pad_left(resident.tokenizer, ids, resident.device)
+    with resident.inference() as model:
+        logits = model(**inputs, logits_to_keep=max(lengths) + 1).logits[:, :-1].float()
+    told = inputs["input_ids"][:, -max(lengths) :].unsqueeze(-1)
+    chosen = torch.log_softmax(logits, -1).gather(-1, told).squeeze(-1)
+    return [float(row[-length:].mean()) for row, length in zip(chosen, lengths, strict=True)]

@@ -41,6 +41,8 @@ class Model(Strict):
     base: str
     """`qreason/tiny` (embedded), a Hub id or a local folder."""
     quantization: Literal["none", "nf4"] = "none"
+    backend: Literal["auto", "plain", "unsloth"] = "auto"
+    """`plain` is transformers and PEFT; `auto` takes Unsloth where it is installed and there is a GPU."""
     lora: Lora = Lora()
 
 
@@ -81,6 +83,8 @@ class Draw(Strict):
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0, le=1)
     max_completion_length: int = Field(256, gt=0)
+    max_num_seqs: int = Field(128, gt=0)
+    """Replies that are decoded side by side; fewer need less memory and take longer."""
 
     def sampling(self, *, greedy: bool = False, seed: int | None = None) -> Sampling:
         drawn = self.model_dump() | ({"temperature": 0.0} if greedy else {})
@@ -340,6 +344,9 @@ class Recipe(Strict):
     rewards: dict[str, Weighted] = Field(min_length=1)
     sampling: Draw = Draw()
     steps: list[Step] = Field(min_length=1)
+    fit: Literal["auto", "none"] = "auto"
+    """`auto`: on a GPU, micro-batches and replies side by side are cut down to what its memory holds, or the run is
+    refused; the mathematics stays the same. `none`: as written."""
     seed: int = Field(1, ge=0)
 
     @field_validator("rewards")

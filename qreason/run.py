@@ -17,7 +17,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -25,16 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import ValidationError
 
 from qreason import __version__, data
-from qreason.errors import RunFolderError
+from qreason.errors import RunFolderError, first_line
 from qreason.recipe import BASE, NEWEST, Recipe, Step, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.rewards.preferred import PreferenceSettings
 from qreason.types import Example
 
 if TYPE_CHECKING:
+    from qreason.backends import Choice
     from qreason.judge import Judge
     from qreason.models import Resident
     from qreason.preference import PreferenceModel
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
 
 SAMPLED = "sampled.jsonl"
 """What a sample step writes: SFT data."""
+CHECKPOINT = "checkpoint"
+"""The adapter of a training step that could not go on."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
 
 
@@ -88,7 +89,7 @@ class Run:
         if folder.exists() and any(folder.iterdir()):
             earlier = read_manifest(folder)
             if fresh:
-                aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
+                aside = free_name(folder)
                 folder.rename(aside)
                 say(f"--fresh: the earlier run is kept in {aside}")
             elif earlier["recipe"] != recipe.name or earlier["steps"]:
@@ -112,11 +113,21 @@ class Run:
     def reopen(cls, folder: Path, say: Callable[[str], None] = lambda line: None) -> Run:
         """The run that a folder holds, with the recipe it was made with, to look at: nothing is written to it."""
         manifest = read_manifest(folder)
-        recipe = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
-        run = cls(recipe, folder, say)
+        run = cls(cls.read_recipe(folder), folder, say)
         run.manifest = manifest
         run.read_only = True
         return run
+
+    @staticmethod
+    def read_recipe(folder: Path) -> Recipe:
+        """The recipe that a run folder was made with."""
+        file = folder / "recipe.yaml"
+        try:
+            return Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, ValueError) as error:
+            raise RunFolderError(
+                f"{file}: not a recipe of this version ({first_line(error)}); --fresh starts over"
+            ) from None
 
     def continue_from(self, manifest: dict[str, Any]) -> None:
         """Take over the finished steps of an earlier run of the same recipe."""
@@ -125,9 +136,7 @@ class Run:
                 f"{self.folder} belongs to the recipe '{manifest['recipe']}', not '{self.recipe.name}'; "
                 "choose another folder with --out"
             )
-        earlier = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
-        with suppress(ValidationError):  # a recipe of an earlier version, with today's defaults filled in
-            earlier = Recipe.model_validate(earlier).dump()
+        earlier = self.read_recipe(self.folder).dump()  # with today's fields
         now = self.recipe.dump()
         finished = len(manifest["steps"])
         same_steps = earlier.pop("steps")[:finished] == now.pop("steps")[:finished]
@@ -171,7 +180,11 @@ class Run:
     def clear_stage_folder(self) -> Path:
         """The folder of the step that runs now, empty: a step that was cut off starts again."""
         folder = self.stage_folder()
-        if folder.exists():
+        if (folder / CHECKPOINT).exists():
+            aside = free_name(folder)
+            folder.rename(aside)
+            self.say(f"{folder.name} was not finished: starting it again; what it had is kept in {aside}")
+        elif folder.exists():
             self.say(f"{folder.name} was not finished: starting it again")
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
@@ -211,20 +224,30 @@ class Run:
         return self._examples[use]
 
     @cached_property
+    def backend(self) -> Choice:
+        """Who loads the base and trains it, chosen once."""
+        from qreason.backends import start
+
+        return start(self.recipe.model.backend)
+
+    @cached_property
     def resident(self) -> Resident:
         """The base, loaded once for all stages."""
+        backend = self.backend  # before transformers is imported
         from qreason.hardware import detect
         from qreason.models import Resident, fingerprint
 
-        hardware = detect()
-        self.say(f"loading {self.recipe.model.base} on {hardware.name or hardware.device} ({hardware.dtype})")
-        resident = Resident(self.recipe.model, hardware)
+        hardware, weights = detect(), self.recipe.model.quantization
+        number = hardware.dtype if weights == "none" else f"{weights}, computing in {hardware.dtype}"
+        where = hardware.name or hardware.device
+        self.say(f"loading {self.recipe.model.base} on {where} ({number}; backend {backend.name}: {backend.why})")
+        resident = Resident(self.recipe.model, hardware, self.say, backend.name)
         base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base, resident.model.config)}
         if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:
             raise RunFolderError(
                 f"{self.folder}: the weights of {base['id']} changed since this run began; --fresh starts over"
             )
-        self.manifest["hardware"] = hardware.as_dict()
+        self.manifest["hardware"] = hardware.as_dict() | {"backend": backend.name}
         self.save_manifest()
         return resident
 
@@ -246,6 +269,11 @@ class Run:
         from qreason.preference import PreferenceModel
 
         return PreferenceModel(settings.model, self.resident.hardware)
+
+
+def free_name(folder: Path) -> Path:
+    """A name beside a folder that is not taken: NAME.1, NAME.2, …"""
+    return next(path for i in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -30,7 +30,8 @@ LAYERS = (
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan", "endpoint", "teacher", "draws", "choices", "lineage"),
+        *("memory", "memory_phases", "report.plan", "recovery", "backends", "endpoint"),
+        *("teacher", "draws", "choices", "lineage"),
         *("beam", "checkpoint", "ranking", "scaling", "talk", "voting"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },

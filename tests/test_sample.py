@@ -302,7 +302,7 @@ def test_a_cut_stage_draws_the_rest_as_it_would_have(
     prompts: Path, write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No reply of the bare base has the form, so the stage ends without data; its draws are what is compared.
-    monkeypatch.setattr("qreason.stages.sample.ROWS", 6)
+    monkeypatch.setattr("qreason.stages.sample.DRAWS", 6)
     file = sampling(write_recipe, f"{{n: {N}, rows: 4}}")
     tokens = ("--set", "sampling.max_completion_length=8")
     assert "none of 12 replies was kept" in run(file, *tokens).stderr

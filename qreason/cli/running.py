@@ -78,12 +78,31 @@ def run_recipe(
     opened = Run.open(recipe, folder, fresh=fresh, say=say)
     if opened.finished:
         say(f"{folder}: {opened.finished} of {len(recipe.steps)} steps are done, continuing (--fresh starts over)")
+    if opened.finished < len(recipe.steps):
+        make_it_fit(opened)
     if only:
         run_one(opened, only)
     else:
         for step in range(opened.finished, len(recipe.steps)):
             run_step(opened, step)
     show_report(opened, as_json)
+
+
+def make_it_fit(run: Run) -> None:
+    """Look at disk and GPU before anything is loaded, and cut batches down to what the GPU's memory holds."""
+    _ = run.backend  # chosen before transformers is imported
+    from qreason.memory import PLANNED, check_disk, find_card, fit, peak_line, read_lengths, read_shape
+
+    shape = read_shape(run.recipe.model.base)
+    check_disk(run.recipe, shape, run.folder)
+    card = find_card()
+    if card is None or run.recipe.fit == "none" or not any(step.stage in PLANNED for step in run.recipe.steps):
+        return
+    lengths = read_lengths(run.recipe)
+    run.recipe, changes = fit(run.recipe, shape, card, lengths)
+    run.manifest["fit"] = changes
+    for line in [*changes, peak_line(run.recipe, shape, card, lengths)]:
+        say(f"memory: {line}")
 
 
 def run_one(run: Run, stage: str) -> None:

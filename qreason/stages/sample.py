@@ -10,7 +10,7 @@ from typing import Any
 
 from qreason.draws import Drawn, Journal, Row, Sieve, lesson, replace_jsonl
 from qreason.errors import TrainingError
-from qreason.generate import ROWS, LocalGenerator
+from qreason.generate import LocalGenerator
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
 from qreason.recipe import Sample, Step
@@ -18,6 +18,9 @@ from qreason.rewards.scoring import Scorer
 from qreason.run import SAMPLED, Artifact, Run, write_json, write_jsonl
 from qreason.teacher import ask_teacher
 from qreason.types import Example
+
+DRAWS = 128
+"""Replies that are drawn from one seed, scored and written down together."""
 
 
 def sample(step: Step, run: Run) -> Artifact:
@@ -50,7 +53,7 @@ def made_with(settings: Sample, run: Run) -> dict[str, Any]:
     recipe = run.recipe
     common = {
         "prompt": recipe.data.prompt,
-        "sampling": recipe.sampling.model_dump(),
+        "sampling": recipe.sampling.model_dump(exclude={"max_num_seqs"}),
         "rewards": recipe.dump()["rewards"],
     }
     if settings.teacher:
@@ -73,7 +76,7 @@ def draw(
         return
     run.resident.load_adapter(run.adapter(settings.start))
     generator = LocalGenerator(run.resident)
-    size = max(1, ROWS // settings.n)
+    size = max(1, DRAWS // settings.n)
     for start in range(0, len(examples), size):
         batch = examples[start : start + size]
         if not any((example.id, number) in missing for example in batch for number in range(settings.n)):
@@ -156,7 +159,9 @@ def card(run: Run, settings: Sample, figures: dict[str, Any]) -> str:
     tokens = figures["completion_tokens"]
     asked = ", ".join(f"{name} at least {least:g}" for name, least in settings.keep.items()) or "no rewards"
     rejected = "".join(f"| {reason.replace('|', '/')} | {count} |\n" for reason, count in figures["rejected"].items())
-    draw = ", ".join(f"{key} {value:g}" for key, value in run.recipe.sampling.model_dump().items())
+    draw = ", ".join(
+        f"{key} {value:g}" for key, value in run.recipe.sampling.model_dump(exclude={"max_num_seqs"}).items()
+    )
     each = f", {tokens / figures['kept']:.0f} a kept row" if tokens else " (0: the server did not count)"
     return f"""# Sampled data of {run.recipe.name}
 
