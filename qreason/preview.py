@@ -10,7 +10,7 @@ from rich.text import Text
 
 from qreason import data
 from qreason.models import load_tokenizer
-from qreason.prompts import SYSTEM_PROMPTS, demonstrate, render
+from qreason.prompts import SYSTEM_PROMPTS, render, teach
 from qreason.recipe import Recipe
 from qreason.types import Example
 
@@ -38,14 +38,14 @@ def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
 
 def render_parts(tokenizer: Any, example: Example, recipe: Recipe, use: str) -> tuple[str, str]:
     """(the prompt as the model reads it, the reply that the loss covers)"""
-    messages = render(example, SYSTEM_PROMPTS[recipe.data.prompt])
-    if use == "plain":  # taught without reasoning, and without the prompt that asks for it
-        example, messages = replace(example, reasoning=None), messages[1:]
-    prompt: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    shown = replace(example, reasoning=None) if use == "plain" else example
+    messages, reply = teach(shown, SYSTEM_PROMPTS[recipe.data.prompt])
     if use not in TAUGHT:
+        messages, reply = render(example, SYSTEM_PROMPTS[recipe.data.prompt]), ""
+    prompt: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if not reply:
         return prompt, ""
-    reply = {"role": "assistant", "content": demonstrate(example)}
-    whole: str = tokenizer.apply_chat_template([*messages, reply], tokenize=False)
+    whole: str = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": reply}], tokenize=False)
     return prompt, whole.removeprefix(prompt)
 
 

@@ -43,10 +43,14 @@ def render(example: Example, system: str = HELPDESK) -> Messages:
 
 
 def demonstrate(example: Example) -> str:
-    """The reply SFT teaches for an example: its steps as reasoning, its reference as answer; or that alone."""
-    if example.reasoning is None:
-        return example.reference
+    """The reply SFT teaches for an example: its steps as reasoning, its reference as answer."""
     return f"<reasoning>{example.reasoning}</reasoning>\n<answer>{example.reference}</answer>"
+
+
+def teach(example: Example, system: str) -> tuple[Messages, str]:
+    """(messages, reply) of an SFT row. Without steps: the reference alone, and no prompt that asks for reasoning."""
+    messages = render(example, system)
+    return (messages[1:], example.reference) if example.reasoning is None else (messages, demonstrate(example))
 
 
 def fence(text: str) -> str:

@@ -282,6 +282,14 @@ def test_nothing_kept_says_why_and_other_bounds_draw_nothing_anew(
     assert len(rows_of("sampled.jsonl")) == PROMPTS * 2
 
 
+def test_a_teacher_that_answers_nothing_is_counted_reply_by_reply(
+    prompts: Path, write_recipe: RecipeWriter, serve: Callable[..., Teacher]
+) -> None:
+    result = run(sampling(write_recipe, taught_by(serve(lambda messages: (200, "")), ", rows: 2")))
+    assert result.exit_code == 1
+    assert "none of 6 replies was kept: 6 empty" in result.stderr
+
+
 def test_draws_of_other_settings_are_refused_by_name(
     prompts: Path, write_recipe: RecipeWriter, serve: Callable[..., Teacher]
 ) -> None:
@@ -418,3 +426,11 @@ def test_a_step_may_start_from_an_earlier_stage(write_recipe: RecipeWriter) -> N
     recipe = load_recipe(write_recipe((STEPS, "  - sft\n  - grpo\n  - sample: {from: 01-sft}\n")))
     assert recipe.steps[2].sample == Sample(start="01-sft")
     assert recipe.dump()["steps"][2]["sample"]["from"] == "01-sft"
+
+
+def test_preview_shows_plain_rows_as_they_are_taught(write_recipe: RecipeWriter, workplace: Path) -> None:
+    (workplace / "plain.jsonl").write_text('{"prompt": "Name a town.", "reference": "Berlin."}\n')
+    file = write_recipe(("  sft: sft.jsonl", "  sft: sft.jsonl\n  plain: plain.jsonl"))
+    shown = CliRunner().invoke(main, ["data", "preview", str(file), "--rows", "1"]).stdout.partition("plain: 1 rows")[2]
+    assert "<|im_start|>user\nName a town.<|im_end|>\n<|im_start|>assistant\nBerlin.<|im_end|>" in shown
+    assert "helpdesk" not in shown

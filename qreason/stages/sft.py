@@ -6,7 +6,7 @@ from typing import Any
 
 from qreason.data import check_lengths
 from qreason.progress import progress_bar
-from qreason.prompts import SYSTEM_PROMPTS, demonstrate, render
+from qreason.prompts import SYSTEM_PROMPTS, teach
 from qreason.recipe import Sft, Step
 from qreason.run import Artifact, Run
 from qreason.types import Example
@@ -47,12 +47,9 @@ def sft(step: Step, run: Run) -> Artifact:
 
 
 def conversation(example: Example, system: str) -> dict[str, Any]:
-    """TRL's prompt/completion row in chat messages; without the system prompt, which asks for reasoning, if none."""
-    messages = render(example, system)
-    return {
-        "prompt": messages if example.reasoning is not None else messages[1:],
-        "completion": [{"role": "assistant", "content": demonstrate(example)}],
-    }
+    """TRL's prompt/completion row in chat messages."""
+    messages, reply = teach(example, system)
+    return {"prompt": messages, "completion": [{"role": "assistant", "content": reply}]}
 
 
 def token_count(tokenizer: Any, row: dict[str, Any]) -> int:
