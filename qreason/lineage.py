@@ -93,7 +93,7 @@ def describe(node: Node) -> Text:
     told = [
         f"{key.replace('pass_at_1', 'pass@1')} {numbers[key]:.1%}"
         for key in ("accuracy", "pass_at_1")
-        if key in numbers
+        if numbers.get(key) is not None
     ]
     if "kept" in numbers:
         told.append(f"kept {numbers['kept']} of {numbers['replies']}")
