@@ -37,7 +37,7 @@ from qreason.memory_phases import (
     weight_bytes,
     worst,
 )
-from qreason.recipe import Evaluate, Grpo, Model, Recipe, Sft, Step, nearest
+from qreason.recipe import Evaluate, Grpo, Model, Recipe, Sample, Sft, Step, nearest
 from qreason.rewards.judged import JudgeSettings
 from qreason.types import Messages
 
@@ -69,7 +69,7 @@ CARDS = {
     for capability, cards in ALLOCATABLE.items()
     for name, gib in cards.items()
 }
-PLANNED = ("sft", "grpo", "evaluate")
+PLANNED = ("sft", "grpo", "sample", "evaluate")
 """Stages that need more of a GPU than the base itself."""
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
@@ -197,7 +197,7 @@ def asked_models(recipe: Recipe, shape: Shape) -> list[Asked]:
 
 
 def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> dict[str, Phase]:
-    """The phases of an sft, grpo or evaluate step."""
+    """The phases of an sft, grpo, sample or evaluate step."""
     settings, model, completion = step.settings, recipe.model, recipe.sampling.max_completion_length
     asked, sizes = asked_models(recipe, shape), adapter_sizes(shape, model.lora)
     stored = {"weights": weight_bytes(shape, model.quantization)}
@@ -213,6 +213,11 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
             moments = [judging(one, replies, n, lengths, completion) for one in asked]
             phases["judge"] = complete(card, stored, worst(moments))
 
+    if isinstance(settings, Sample):
+        if settings.teacher is None:
+            answering(max(1, recipe.sampling.max_num_seqs // settings.n), settings.n)
+        judged(max(QUESTIONS, settings.n), settings.n)
+        return phases
     if isinstance(settings, Evaluate):
         rows = settings.rows or recipe.sampling.max_num_seqs
         answering(rows, 1, settings.samples)
@@ -223,7 +228,8 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
     micro = settings.per_device_train_batch_size
     if isinstance(settings, Sft):
         limit = int(settings.trl.get("max_length") or shape.context)
-        tokens = limit if settings.packing else min(limit, lengths.example)
+        longest = lengths.prompt + completion if settings.data == "sampled" else lengths.example
+        tokens = limit if settings.packing else min(limit, longest)
         logits = sft_logits(shape, settings, micro, tokens)
     else:
         if settings.beta:
@@ -251,7 +257,9 @@ def measure(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> Plan:
             name = f"{step.stage} {earlier + 1}" if earlier else step.stage
             steps.append(StepPlan(position, name, plan_step(step, recipe, shape, card, lengths)))
     if not steps:
-        raise InputError(f"{recipe.name}: no sft, grpo or evaluate step, so there is nothing to plan; add one to steps")
+        raise InputError(
+            f"{recipe.name}: no sft, grpo, sample or evaluate step, so there is nothing to plan; add one to steps"
+        )
     return Plan(recipe.name, card, tuple(steps))
 
 

@@ -27,7 +27,7 @@ import yaml
 
 from qreason import __version__, data
 from qreason.errors import RunFolderError, first_line
-from qreason.recipe import Recipe, Step
+from qreason.recipe import BASE, NEWEST, Recipe, Step, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.rewards.preferred import PreferenceSettings
 from qreason.types import Example
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from qreason.preference import PreferenceModel
     from qreason.types import Reward
 
+SAMPLED = "sampled.jsonl"
+"""What a sample step writes: SFT data."""
 CHECKPOINT = "checkpoint"
 """The adapter of a training step that could not go on."""
-BASE = "base"
-"""What the untrained base is called where stages are named."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
 
 
@@ -55,17 +55,6 @@ class Artifact:
 
 
 Stage = Callable[[Step, "Run"], Artifact]
-
-
-def stage_folders(steps: Sequence[Step]) -> list[str]:
-    """The folder of each step: `01-sft`, `02-grpo`, …; an evaluation lies with the stage it measures."""
-    folders, current, number = [], BASE, 0
-    for step in steps:
-        if step.stage != "evaluate":
-            number += 1
-            current = f"{number:02d}-{step.stage}"
-        folders.append(current)
-    return folders
 
 
 class Run:
@@ -212,15 +201,24 @@ class Run:
         )
         self.save_manifest()
 
-    def adapter(self) -> Path | None:
-        """The newest adapter of the finished steps; None while there is only the base."""
+    def adapter(self, start: str = NEWEST) -> Path | None:
+        """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base."""
+        if start == BASE:
+            return None
+        if start != NEWEST:
+            return self.folder / start / "adapter"
         done = [self.folder / entry["folder"] / "adapter" for entry in self.manifest["steps"]]
         return next((folder for folder in reversed(done) if folder.exists()), None)
+
+    def sampled(self) -> list[Example]:
+        """What the newest finished sample step kept."""
+        done = [self.folder / entry["folder"] / SAMPLED for entry in self.manifest["steps"]]
+        return data.read(next(file for file in reversed(done) if file.exists()), use="sampled")
 
     # --- what is in memory ---------------------------------------------------------------------
 
     def examples(self, use: str) -> list[Example]:
-        """The examples of data.sft, data.prompts or data.heldout, read once."""
+        """The examples of data.sft, data.prompts, data.heldout or data.plain, read once."""
         if use not in self._examples:
             self._examples[use] = data.read(getattr(self.recipe.data, use), self.recipe.data, use)
         return self._examples[use]

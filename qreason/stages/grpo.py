@@ -24,7 +24,7 @@ from qreason.types import Example, Generator, Messages, Reply, Score
 
 
 def grpo(step: Step, run: Run) -> Artifact:
-    """Train the newest adapter of the run (or a fresh one) against the recipe's rewards on data.prompts."""
+    """Train the newest adapter of the run (or another, or a fresh one) against the recipe's rewards on data.prompts."""
     settings = step.settings
     assert isinstance(settings, Grpo)
     examples = run.examples("prompts")[: settings.rows]
