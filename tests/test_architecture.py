@@ -30,14 +30,14 @@ LAYERS = (
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan", "recovery"),
+        *("memory", "memory_phases", "report.plan", "merging", "recovery"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {
         *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge"),
         *("stages.judge", "stages.score"),
     },
-    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.running"},
+    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.publishing", "cli.running"},
     {"__main__"},
 )
 """From the ground up; a module imports from its own layer or from those before it."""
