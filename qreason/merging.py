@@ -162,8 +162,9 @@ def check_weights(model: Any, name: str, folder: Path) -> None:
     """ModelError unless each of an adapter's weights has its place: PEFT leaves others out with a warning."""
     from peft import get_peft_model_state_dict
 
-    there, wanted = adapter_keys(folder), set(
-        get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    there, wanted = (
+        adapter_keys(folder),
+        set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)),
     )
     if there != wanted:
         odd = min(there ^ wanted)

@@ -163,7 +163,9 @@ class Merge(Strict):
         if self.weights and len(self.weights) != len(self.adapters):
             raise ValueError(f"weights: {len(self.weights)} for {len(self.adapters)} adapters; give one for each")
         if (self.density is not None) != (self.blend in SPARSE):
-            raise ValueError(f"density: the share of weights to keep, for a blend by {', '.join(SPARSE)} and only there")
+            raise ValueError(
+                f"density: the share of weights to keep, for a blend by {', '.join(SPARSE)} and only there"
+            )
         return self
 
 

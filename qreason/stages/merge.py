@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qreason import merging
 from qreason.errors import ModelError, RunFolderError, TrainingError
@@ -20,9 +19,6 @@ from qreason.rewards.text import correct
 from qreason.run import Artifact, Run, write_json
 from qreason.types import Example, Reply
 
-if TYPE_CHECKING:
-    import torch
-
 COMPARED_REPLIES = 8
 MOST_DIVERGENCE = 1e-4
 """Nats a token that the stored model may be from the trained one, before a merge is refused."""
@@ -30,16 +26,6 @@ MOST_DIVERGENCE_16_BIT = 1e-2
 """The same from a model that was trained and asked in 16-bit arithmetic, which itself rounds that much."""
 WITHOUT_DATA = ("My printer is offline.", "The disk of the database server is full.", "I cannot log in to my mail.")
 """What a run without data, such as one with an adapter from the Hub, is asked."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The trained model as it ran: its greedy replies, how many of them are right, what it predicts."""
-
-    rows: Sequence[Example]
-    replies: Sequence[Reply]
-    right: int | None
-    predictions: Sequence[torch.Tensor]
 
 
 def merge(step: Step, run: Run) -> Artifact:
@@ -55,7 +41,7 @@ def merge_again(run: Run, settings: Merge, folder: Path | None = None) -> Artifa
     name = "-".join(
         ["merged", settings.dtype]
         + [settings.base] * (settings.base != "trained")
-        + [Path(adapter).name.removesuffix("/adapter") for adapter in settings.adapters]
+        + [Path(adapter.removesuffix("/adapter")).name for adapter in settings.adapters]
         + [settings.blend or ""] * bool(settings.blend)
     )
     folder = folder or run.folder / name
@@ -90,23 +76,23 @@ def find_adapters(run: Run, settings: Merge) -> list[Path]:
 
 
 def fold_into(folder: Path, settings: Merge, run: Run) -> Artifact:
-    """`model/` and `merge.json` in a folder; neither where the stored model is not the trained one."""
-    resident, adapters = run.resident, find_adapters(run, settings)
+    """`model/` and `merge.json` in a folder; no model where the stored one is not the trained one."""
+    adapters = find_adapters(run, settings)
     four_bit = run.recipe.model.quantization != "none"
     if settings.base == "original" and not four_bit:
         raise RunFolderError(f"{run.folder}: the base was not quantized, so there is no other one; leave out --base")
+    parameters = run.resident.model.num_parameters()
     for adapter in adapters:
         merging.check_adapter(adapter, run.manifest["base"])
-    parameters = resident.model.num_parameters()
-    merging.check_room(folder, parameters, settings.dtype, copies=2 if four_bit else 1)
     bases = ("trained", "original") if four_bit else ("trained",)
+    merging.check_room(folder, parameters, settings.dtype, copies=len(bases))
     with progress_bar("merge", total=3 + 5 * len(bases)) as bar:
-        trained = ask_trained(run, settings, bar)
+        merger = Merger(run, settings, adapters, bar)
         figures = {}
         for base in bases:
             draft = folder / f"{base}.draft"
             try:
-                figures[base] = merge_onto(base, draft, trained, settings, adapters, run, bar)
+                figures[base] = merger.onto(base, draft)
                 if base == settings.base:
                     draft.rename(folder / "model")
             finally:
@@ -114,27 +100,64 @@ def fold_into(folder: Path, settings: Merge, run: Run) -> Artifact:
     report = {
         **settings.model_dump(exclude={"rows", "max_shard_size", "adapters"}),
         "adapters": [str(path.relative_to(run.folder) if run.folder in path.parents else path) for path in adapters],
-        "rows": len(trained.rows) if trained.right is not None else 0,
-        "right": trained.right,
-        "compared_tokens": sum(map(len, trained.predictions)),
+        "rows": len(merger.rows) if merger.right is not None else 0,
+        "right": merger.right,
+        "compared_tokens": sum(map(len, merger.predictions)),
         "bases": figures,
     }
     write_json(folder / "merge.json", report)
     return Artifact(folder / "model", summary(report))
 
 
-def ask_trained(run: Run, settings: Merge, bar: Bar) -> Trained:
-    """What the run's newest adapter says and predicts on held-out rows, or on what there is."""
-    use = next((use for use in ("heldout", "sft", "prompts") if getattr(run.recipe.data, use)), None)
-    rows = run.examples(use) if use else [Example(str(i), text, "") for i, text in enumerate(WITHOUT_DATA)]
-    rows = rows[: settings.rows if use == "heldout" else COMPARED_REPLIES]
-    run.resident.load_adapter(run.adapter())
-    replies = greedy(run.resident, rows, run)
-    bar.advance(2)
-    with run.resident.inference() as model:
-        predictions = merging.log_probabilities(model, replies[:COMPARED_REPLIES])
-    bar.advance(1)
-    return Trained(rows, replies, count_right(rows, replies) if use == "heldout" else None, predictions)
+class Merger:
+    """The trained model as it ran (its greedy replies, how many are right, what it predicts), and merges like it."""
+
+    def __init__(self, run: Run, settings: Merge, adapters: Sequence[Path], bar: Bar) -> None:
+        self.run, self.settings, self.adapters, self.bar = run, settings, adapters, bar
+        self.tokenizer, self.hardware = run.resident.tokenizer, run.resident.hardware
+        use = next((use for use in ("heldout", "sft", "prompts") if getattr(run.recipe.data, use)), None)
+        rows = run.examples(use) if use else [Example(str(i), text, "") for i, text in enumerate(WITHOUT_DATA)]
+        self.rows = rows[: settings.rows if use == "heldout" else COMPARED_REPLIES]
+        run.resident.load_adapter(run.adapter())
+        replies = greedy(run.resident, self.rows, run)
+        bar.advance(2)
+        self.right = count_right(self.rows, replies) if use == "heldout" else None
+        self.replies = replies[:COMPARED_REPLIES]
+        with run.resident.inference() as model:
+            self.predictions = merging.log_probabilities(model, self.replies)
+        bar.advance(1)
+
+    def onto(self, base: str, draft: Path) -> dict[str, Any]:
+        """Store one base with the adapters folded in, read it back, and compare.
+
+        `kl`: from the trained model as it ran. `rounding`: from the same base with the same adapters, unfolded.
+        """
+        settings, model = self.settings, self.run.recipe.model
+        copied = merging.float32_copy(self.run.resident) if base == "trained" else merging.float32_original(model)
+        self.run.release()  # the stored model takes its place: a small GPU cannot hold two
+        worn = merging.put_on(copied, self.adapters, settings, self.run.recipe.seed)
+        unfolded = merging.log_probabilities(worn, self.replies)
+        self.bar.advance(1)
+        merging.store(merging.fold(worn), self.tokenizer, draft, settings, model.base)
+        del worn, copied
+        self.bar.advance(2)
+        stored = merging.float32_original(Model(base=str(draft)))
+        predictions = merging.log_probabilities(stored, self.replies)
+        del stored
+        self.bar.advance(1)
+        figures = {
+            "kl": merging.divergence(self.predictions, predictions),
+            "rounding": merging.divergence(unfolded, predictions),
+            "right": None,
+        }
+        if base == settings.base:
+            same = base == "trained" and self.adapters == [self.run.adapter()]
+            check_divergence(figures, settings, self.hardware.dtype if same else None)
+        if self.right is not None:
+            merged = Resident(Model(base=str(draft)), self.hardware)
+            figures["right"] = count_right(self.rows, greedy(merged, self.rows, self.run))
+        self.bar.advance(1)
+        return figures
 
 
 def greedy(resident: Resident, rows: Sequence[Example], run: Run) -> list[Reply]:
@@ -146,41 +169,6 @@ def greedy(resident: Resident, rows: Sequence[Example], run: Run) -> list[Reply]
 def count_right(rows: Sequence[Example], replies: Sequence[Reply]) -> int:
     marks = [correct(read_answer(reply.text), row.references) for row, reply in zip(rows, replies, strict=True)]
     return sum(mark > 0 for mark in marks)
-
-
-def merge_onto(
-    base: str, draft: Path, trained: Trained, settings: Merge, adapters: Sequence[Path], run: Run, bar: Bar
-) -> dict[str, Any]:
-    """Store one base with the adapters folded in, read it back, and compare.
-
-    `kl`: from the trained model as it ran. `rounding`: from the same base with the same adapters, unfolded.
-    """
-    tokenizer, hardware = run.resident.tokenizer, run.resident.hardware
-    copied = merging.float32_copy(run.resident) if base == "trained" else merging.float32_original(run.recipe.model)
-    run.release()  # the stored model takes its place: a small GPU cannot hold two
-    model = merging.put_on(copied, adapters, settings, run.recipe.seed)
-    unfolded = merging.log_probabilities(model, trained.replies[:COMPARED_REPLIES])
-    bar.advance(1)
-    merging.store(merging.fold(model), tokenizer, draft, settings, run.recipe.model.base)
-    del model, copied
-    bar.advance(2)
-    stored = merging.float32_original(Model(base=str(draft)))
-    predictions = merging.log_probabilities(stored, trained.replies[:COMPARED_REPLIES])
-    del stored
-    bar.advance(1)
-    figures = {
-        "kl": merging.divergence(trained.predictions, predictions),
-        "rounding": merging.divergence(unfolded, predictions),
-        "right": None,
-    }
-    if base == settings.base:
-        same = base == "trained" and adapters == [run.adapter()]
-        check_divergence(figures, settings, hardware.dtype if same else None)
-    if trained.right is not None:
-        replies = greedy(Resident(Model(base=str(draft)), hardware), trained.rows, run)
-        figures["right"] = count_right(trained.rows, replies)
-    bar.advance(1)
-    return figures
 
 
 def check_divergence(figures: dict[str, Any], settings: Merge, arithmetic: str | None) -> None:
