@@ -45,7 +45,7 @@ def run_with_adapters(folder: Path, *adapters: str, base: str = "qreason/tiny", 
         run.resident.new_adapter(run.recipe.model.lora)
         for key, parameter in run.resident.model.named_parameters():
             if "lora_B" in key:
-                torch.nn.init.normal_(parameter, std=0.002)
+                torch.nn.init.normal_(parameter, std=0.01)
         run.resident.model.peft_config["default"].base_model_name_or_path = base
         run.resident.model.save_pretrained(str(folder / name / "adapter"), save_embedding_layers=False)
         run.finish_step(1.0)
