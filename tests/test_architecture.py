@@ -31,6 +31,7 @@ LAYERS = (
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
         *("memory", "memory_phases", "report.plan", "merging", "recovery"),
+        *("export", "export.modelfile"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {
