@@ -173,6 +173,15 @@ SPARSE = ("ties", "dare_linear", "dare_ties")
 """Blends that keep only a part of each adapter."""
 
 
+class Pull(Strict):
+    """An adapter from the Hub that later steps start from."""
+
+    repo: str = Field(pattern=r"^[^/]+/[^/]+$")
+    revision: str | None = None
+    other_base: bool = False
+    """The adapter may name another base than the recipe: it is the same model under another name."""
+
+
 class Step(Strict):
     """One stage with its settings; exactly one of the fields is set."""
 
@@ -180,6 +189,7 @@ class Step(Strict):
     grpo: Grpo | None = None
     evaluate: Evaluate | None = None
     merge: Merge | None = None
+    pull: Pull | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -201,8 +211,8 @@ class Step(Strict):
         return name
 
     @property
-    def settings(self) -> Sft | Grpo | Evaluate | Merge:
-        settings: Sft | Grpo | Evaluate | Merge = getattr(self, self.stage)
+    def settings(self) -> Sft | Grpo | Evaluate | Merge | Pull:
+        settings: Sft | Grpo | Evaluate | Merge | Pull = getattr(self, self.stage)
         return settings
 
 

@@ -1,17 +1,20 @@
-"""Commands that bring a result out of its run folder: merge."""
+"""Commands that bring a result out of its run folder, or one into it: merge, push, pull."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qreason.cli.base import main, one_line_errors, say
-from qreason.cli.running import recipe_options, run_recipe
+from qreason.cli.running import recipe_options, run_recipe, run_step
 from qreason.errors import InputError, RunFolderError
+
+if TYPE_CHECKING:
+    from qreason.run import Run
 
 
 def merge_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +92,7 @@ def merge_folder(folder: Path, wanted: dict[str, Any], out: Path | None, as_json
     click.echo((artifact.path.parent / "merge.json").read_text("utf-8") if as_json else artifact.path)
 
 
-def open_finished(folder: Path) -> Any:
+def open_finished(folder: Path) -> Run:
     """The run of a folder, to take from; RunFolderError where there is none."""
     from qreason.hardware import prepare_process
     from qreason.run import Run
@@ -98,3 +101,58 @@ def open_finished(folder: Path) -> Any:
         raise RunFolderError(f"{folder}: not a run folder (no manifest.json); give the folder of a run")
     prepare_process()
     return Run.reopen(folder, say)
+
+
+@main.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--to", required=True, metavar="USER/NAME", help="The repository on the Hub.")
+@click.option(
+    "--include", multiple=True, type=click.Choice(["adapter", "merged", "gguf"]), help="Repeatable [default: adapter]."
+)
+@click.option("--public", is_flag=True, help="For everyone to see; private without it.")
+@click.option("--yes", is_flag=True, help="Publish without asking.")
+@click.option("--dry-run", is_flag=True, help="Print the files and the card, and do no more.")
+@one_line_errors
+def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, dry_run: bool) -> None:
+    """Push a run's adapter, merged model or GGUF files to the Hub, with a card of its own numbers."""
+    opened = open_finished(run)
+    from qreason.export.hub import check_name
+    from qreason.export.push import Pusher, collect
+
+    files = collect(opened, check_name(to), include or ("adapter",))
+    for file in files:
+        say(f"{file.size:>14,}  {file.path}")
+    if dry_run:
+        click.echo(next(file.content for file in files if file.path == "README.md"))
+        return
+    pusher = Pusher(to, public=public, say=say)
+    how = "PUBLIC, for everyone to see" if public else "private"
+    if not yes:
+        try:
+            click.confirm(f"Push {len(files)} files to {to} ({how})?", abort=True, err=True)
+        except click.Abort:
+            raise InputError("not pushed: it was not confirmed; --yes pushes without asking") from None
+    click.echo(pusher.push(files))
+    say(f"pushed {len(files)} files ({how}); all are there with the sizes and hashes they have here")
+
+
+@main.command()
+@click.argument("repo", metavar="USER/NAME")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME].")
+@click.option("--base", help="Its base, where the adapter names none, or where it has another name here.")
+@click.option("--revision", help="A branch, tag or commit.")
+@one_line_errors
+def pull(repo: str, out: Path | None, base: str | None, revision: str | None) -> None:
+    """Fetch an adapter from the Hub into a run folder, to merge, measure or export it."""
+    from qreason.hardware import prepare_process
+
+    prepare_process()
+    from qreason.loading import absolute
+    from qreason.run import Run
+    from qreason.stages.pull import recipe_of
+
+    recipe = recipe_of(repo, revision, absolute(base) if base else None, say)
+    opened = Run.open(recipe, out or Path("runs") / recipe.name, fresh=False, say=say)
+    if not opened.finished:
+        run_step(opened, 0)
+    click.echo(opened.folder)

@@ -12,6 +12,7 @@ STAGES = {
     "grpo": "qreason.stages.grpo",
     "evaluate": "qreason.stages.evaluate",
     "merge": "qreason.stages.merge",
+    "pull": "qreason.stages.pull",
 }
 """Stage -> the module whose function of the same name runs it; imported when it is needed."""
 
