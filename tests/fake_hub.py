@@ -33,6 +33,7 @@ class FakeHub:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # 40 ms an answer otherwise
 
             def log_message(self, *arguments: Any) -> None:
                 pass

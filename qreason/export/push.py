@@ -154,14 +154,14 @@ class Pusher:
         return self.address
 
     def upload(self, files: Sequence[File]) -> None:
-        """The large files, one by one; those that an earlier push sent are not sent again."""
-        sizes = [max(1, file.size >> 20) for file in files]
-        with progress_bar("upload, MiB", total=sum(sizes)) as bar:
-            for file, size in zip(files, sizes, strict=True):
+        """The files of a MiB and more, one by one; those that an earlier push sent are not sent again."""
+        large = [file for file in files if file.size >> 20]
+        with progress_bar("upload, MiB", total=sum(file.size >> 20 for file in large)) as bar:
+            for file in large:
                 bar.note(file.path)
-                operation = file.operation()
-                self.ask(f"uploading {file.path}", partial(self.api.preupload_lfs_files, self.repo, [operation]))
-                bar.advance(size)
+                send = partial(self.api.preupload_lfs_files, self.repo, [file.operation()])
+                self.ask(f"uploading {file.path}", send)
+                bar.advance(file.size >> 20)
 
     def commit(self, files: Sequence[File], state: str) -> None:
         """One commit with all files: others see all of them or none."""
