@@ -1,5 +1,6 @@
 """Merging: what is stored is what was trained, for LoRA and QLoRA; several adapters; what must be refused."""
 
+import dataclasses
 import errno
 import gc
 import json
@@ -144,6 +145,18 @@ def test_merge_into_4_bit_loses_a_small_update_and_would_be_refused(tmp_path: Pa
         stage.check_divergence({"rounding": kl, "kl": kl}, Merge(), "float32")
     with pytest.raises(ValidationError):
         Merge.model_validate({"dtype": "nf4"})
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 1e-4), ("bfloat16", 1e-2)])
+def test_a_model_that_ran_in_16_bit_arithmetic_is_met_as_nearly_as_that_rounds(
+    two_adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any, most: float
+) -> None:
+    sixteen = dataclasses.replace(detect(), dtype=dtype)
+    monkeypatch.setattr("qreason.hardware.detect", lambda: sixteen)
+    stage.merge_again(Run.reopen(two_adapters), Merge(rows=1), tmp_path / "out")
+    (figures,) = json.loads((tmp_path / "out" / "merge.json").read_text())["bases"].values()
+    assert figures["rounding"] <= 1e-4
+    assert figures["rounding"] < figures["kl"] <= most
 
 
 def test_a_divergence_that_is_no_number_is_refused() -> None:

@@ -213,12 +213,12 @@ def usage(run: Run, repo: str, parts: Sequence[str], files: Sequence[str]) -> st
         lines += [f"base = AutoModelForCausalLM.from_pretrained({name})"]
         lines += [f'model = PeftModel.from_pretrained(base, "{repo}"{inside})', ask, "```"]
     if "gguf" in parts:
-        gguf = [file for file in files if file.endswith(".gguf")]
-        lines += ["", "With Ollama, from a clone of this repository:", "", "```", f"hf download {repo} --local-dir ."]
-        if "Modelfile" in files:
-            lines += [f"ollama create {repo.partition('/')[2].lower()} -f Modelfile", "```"]
-        else:
-            lines += [f"echo FROM ./{gguf[0]} > Modelfile && ollama create my-model -f Modelfile", "```"]
+        gguf = next(file for file in files if file.endswith(".gguf"))
+        name = repo.partition("/")[2].lower()
+        ollama = f"ollama create {name} -f Modelfile && ollama run {name}"
+        lines += ["", "With Ollama:" if "Modelfile" in files else "With llama.cpp:", "", "```"]
+        lines += [f"hf download {repo} --local-dir ."]
+        lines += [ollama if "Modelfile" in files else f"llama-server -m {gguf} --jinja", "```"]
     return "\n".join(lines)
 
 

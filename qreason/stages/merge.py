@@ -22,8 +22,8 @@ from qreason.types import Example, Reply
 COMPARED_REPLIES = 8
 MOST_DIVERGENCE = 1e-4
 """Nats a token that the stored model may be from the trained one, before a merge is refused."""
-MOST_DIVERGENCE_16_BIT = 1e-2
-"""The same from a model that was trained and asked in 16-bit arithmetic, which itself rounds that much."""
+MOST_DIVERGENCE_BFLOAT16 = 1e-2
+"""The same from a model that was trained and asked in bfloat16: its rounding alone moves it by more than 1e-4."""
 WITHOUT_DATA = ("My printer is offline.", "The disk of the database server is full.", "I cannot log in to my mail.")
 """What a run without data, such as one with an adapter from the Hub, is asked."""
 
@@ -178,7 +178,7 @@ def check_divergence(figures: dict[str, Any], settings: Merge, arithmetic: str |
     """
     bars = {"rounding": MOST_DIVERGENCE}
     if arithmetic is not None:
-        bars["kl"] = MOST_DIVERGENCE if arithmetic == "float32" else MOST_DIVERGENCE_16_BIT
+        bars["kl"] = MOST_DIVERGENCE_BFLOAT16 if arithmetic == "bfloat16" else MOST_DIVERGENCE
     for name, most in bars.items():
         if not figures[name] <= most:
             raise TrainingError(
