@@ -101,6 +101,13 @@ class Training(Strict):
     """Use only the first rows."""
     trl: dict[str, Any] = {}
 
+    @field_validator("trl")
+    @classmethod
+    def publishes_nothing(cls, trl: dict[str, Any]) -> dict[str, Any]:
+        if trl.get("push_to_hub"):
+            raise ValueError("push_to_hub: a run publishes nothing by itself; use `qreason push` when it is done")
+        return trl
+
 
 class Sft(Training):
     packing: bool = False

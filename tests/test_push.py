@@ -17,6 +17,7 @@ from fake_hub import TOKEN, FakeHub
 from huggingface_hub import constants
 
 from qreason.cli import main
+from qreason.errors import RecipeError
 from qreason.export import hub as talking
 from qreason.loading import load_recipe
 from qreason.recipe import Lora
@@ -165,6 +166,17 @@ def test_a_public_repository_is_written_to_only_when_asked(made: Path, hub: Fake
     assert hub.repos["me/helper"]["commits"] == 1  # the same files: no second commit
 
 
+def test_a_private_repository_stays_private_and_is_called_so(made: Path, hub: FakeHub) -> None:
+    assert push(made).exit_code == 0
+    assert "(private)" in push(made, "--public").stderr
+    assert hub.repos["me/helper"]["private"]
+
+
+def test_a_run_never_publishes_by_itself(made: Path) -> None:
+    with pytest.raises(RecipeError, match="a run publishes nothing by itself"):
+        load_recipe("smoke", ["sft.trl={push_to_hub: true}"])
+
+
 def test_the_environment_alone_leads_to_another_hub(made: Path, hub: FakeHub, tmp_path: Path) -> None:
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "qreason", "push", str(made), "--to", "me/helper", "--yes"]
@@ -231,6 +243,18 @@ def test_a_last_answer_that_was_lost_is_looked_up(made: Path, hub: FakeHub) -> N
     assert push(made).exit_code == 0
     hub.faults = [("POST", "/commit/", "500")] * talking.ATTEMPTS + [("GET", "/tree/", "500")] * talking.ATTEMPTS
     assert "whether it was published is not known" in refused(push(made, "--include", "merged"), code=1)
+
+
+def test_an_interrupted_push_says_that_nothing_was_published(
+    made: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", interrupted)
+    line = refused(push(made), code=1)
+    assert "publishing was interrupted" in line
+    assert "nothing was published: me/helper is empty" in line
 
 
 def test_a_file_that_arrived_otherwise_is_told(made: Path, hub: FakeHub) -> None:

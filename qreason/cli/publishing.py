@@ -133,7 +133,8 @@ def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, 
         except click.Abort:
             raise InputError("not pushed: it was not confirmed; --yes pushes without asking") from None
     click.echo(pusher.push(files))
-    say(f"pushed {len(files)} files ({how}); all are there with the sizes and hashes they have here")
+    seen = "public" if pusher.public else "private"
+    say(f"pushed {len(files)} files ({seen}); all are there with the sizes and hashes they have here")
 
 
 @main.command()

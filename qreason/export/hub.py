@@ -47,6 +47,8 @@ def attempt(
     for turn in range(ATTEMPTS):
         try:
             return call()
+        except KeyboardInterrupt:
+            raise HubError(f"{what} was interrupted; run the same command again to go on") from None
         except Exception as error:
             status, reason = explain(error)
             if status in (401, 403):

@@ -108,7 +108,9 @@ class Pusher:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
-        self.repo, self.public, self.say = check_name(repo), public, say
+        self.repo, self.say = check_name(repo), say
+        self.public = public
+        """Whether others can see it: as asked of a new repository, as it is of one that was there."""
         self.token = get_token()
         if not self.token:
             raise InputError(f"no token for the Hub: {NO_TOKEN}")
@@ -130,6 +132,7 @@ class Pusher:
         info = self.ask("looking at the repository", lambda: self.api.repo_info(self.repo))
         if not info.private and not self.public:
             raise InputError(f"{self.repo} is there and public; give --public to publish in it, or another name")
+        self.public = not info.private
         return True
 
     def push(self, files: Sequence[File]) -> str:
