@@ -8,7 +8,8 @@ QReasonError
 |   |-- RunFolderError    an output folder that belongs to something else
 |   `-- MissingExtra      an optional dependency: names the extra
 |-- TrainingError         training had to stop; exit code 1
-`-- OutOfMemoryError      one row alone does not fit on the GPU; exit code 1
+|-- OutOfMemoryError      one row alone does not fit on the GPU; exit code 1
+`-- HubError              the Hub did not do what was asked; exit code 1
 """
 
 from __future__ import annotations
@@ -54,4 +55,8 @@ class TrainingError(QReasonError):
 
 
 class OutOfMemoryError(QReasonError):
+    pass
+
+
+class HubError(QReasonError):
     pass

@@ -263,21 +263,25 @@ class Resident:
     def folded(self) -> Iterator[None]:
         """On a CPU, each adapter added into its layer's weight while replies are made: a third less work a token.
 
-        The base's own tensors are put aside and put back, so that nothing is rounded and nothing drifts.
+        The base's own tensors are put aside and put back, so that nothing is rounded and nothing drifts; a layer that
+        shares its tensor with another one gets one of its own for that time.
         """
+        import torch
+
         if not self.wrapped or self.hardware.device != "cpu" or self.settings.quantization != "none":
             yield
             return
         layers = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
-        own = [layer.base_layer.weight.data for layer in layers]
+        own = [layer.base_layer.weight for layer in layers]
         for layer, weight in zip(layers, own, strict=True):
-            layer.base_layer.weight.data = weight + layer.get_delta_weight("default").to(weight.dtype)
+            folded = weight.data + layer.get_delta_weight("default").to(weight.dtype)
+            layer.base_layer.weight = torch.nn.Parameter(folded, requires_grad=False)
         try:
             with self.bare():
                 yield
         finally:
             for layer, weight in zip(layers, own, strict=True):
-                layer.base_layer.weight.data = weight
+                layer.base_layer.weight = weight
 
 
 def fingerprint(base: str, config: Any) -> str:

@@ -123,6 +123,13 @@ class Training(Start):
     """Use only the first rows."""
     trl: dict[str, Any] = {}
 
+    @field_validator("trl")
+    @classmethod
+    def publishes_nothing(cls, trl: dict[str, Any]) -> dict[str, Any]:
+        if trl.get("push_to_hub"):
+            raise ValueError("push_to_hub: a run publishes nothing by itself; use `qreason push` when it is done")
+        return trl
+
 
 class Sft(Training):
     data: Literal["sft", "sampled"] = "sft"
@@ -267,6 +274,45 @@ def parse_evaluate(raw: dict[str, Any]) -> Evaluate:
 
 class Merge(Strict):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    base: Literal["trained", "original"] = "trained"
+    """Of a 4-bit run: the base it was trained on, dequantized, or the original one."""
+    max_shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?[KMG]B$")
+    adapters: list[str] = []
+    """Stage folders of the run, or folders of adapters, in order; the newest one of the run when empty."""
+    blend: Literal["linear", "ties", "dare_linear", "dare_ties", "cat"] | None = None
+    """How several adapters become one first (PEFT's `add_weighted_adapter`); without it they are folded in order."""
+    weights: list[float] = []
+    density: float | None = Field(None, gt=0, le=1)
+    """Share of each adapter that TIES and DARE keep."""
+    rows: int = Field(32, gt=0)
+    """Held-out rows on which the trained and the merged model are compared."""
+
+    @model_validator(mode="after")
+    def blends_several(self) -> Merge:
+        if self.blend and len(self.adapters) < 2:
+            raise ValueError("blend: it takes two or more adapters; name them in adapters")
+        if self.weights and not self.blend:
+            raise ValueError("weights: adapters have weights only in a blend; set blend, for example to linear")
+        if self.weights and len(self.weights) != len(self.adapters):
+            raise ValueError(f"weights: {len(self.weights)} for {len(self.adapters)} adapters; give one for each")
+        if (self.density is not None) != (self.blend in SPARSE):
+            raise ValueError(
+                f"density: the share of weights to keep, for a blend by {', '.join(SPARSE)} and only there"
+            )
+        return self
+
+
+SPARSE = ("ties", "dare_linear", "dare_ties")
+"""Blends that keep only a part of each adapter."""
+
+
+class Pull(Strict):
+    """An adapter from the Hub that later steps start from."""
+
+    repo: str = Field(pattern=r"^[^/]+/[^/]+$")
+    revision: str | None = None
+    other_base: bool = False
+    """The adapter may name another base than the recipe: it is the same model under another name."""
 
 
 class Step(Strict):
@@ -277,6 +323,7 @@ class Step(Strict):
     sample: Sample | None = None
     evaluate: Evaluate | None = None
     merge: Merge | None = None
+    pull: Pull | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -298,8 +345,8 @@ class Step(Strict):
         return name
 
     @property
-    def settings(self) -> Sft | Grpo | Sample | Evaluate | Merge:
-        settings: Sft | Grpo | Sample | Evaluate | Merge = getattr(self, self.stage)
+    def settings(self) -> Sft | Grpo | Sample | Evaluate | Merge | Pull:
+        settings: Sft | Grpo | Sample | Evaluate | Merge | Pull = getattr(self, self.stage)
         return settings
 
 

@@ -251,6 +251,19 @@ class Run:
         self.save_manifest()
         return resident
 
+    def release(self) -> None:
+        """Free the memory of the base; it is loaded again when something asks for it."""
+        import gc
+
+        import torch
+
+        for name in ("resident", "rewards"):  # a judge among the rewards holds the base too
+            self.__dict__.pop(name, None)
+        self.judge = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     @cached_property
     def rewards(self) -> Mapping[str, Reward]:
         """The recipe's rewards, ready to be called."""

@@ -30,16 +30,17 @@ LAYERS = (
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan", "recovery", "backends", "endpoint"),
+        *("memory", "memory_phases", "report.plan", "recovery", "backends", "endpoint", "merging"),
         *("teacher", "draws", "choices", "lineage"),
         *("beam", "checkpoint", "ranking", "scaling", "talk", "voting"),
+        *("export", "export.card", "export.hub", "export.modelfile", "export.push"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {
         *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge", "stages.sample"),
-        *("stages.judge", "stages.score"),
+        *("stages.judge", "stages.score", "stages.pull"),
     },
-    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.running", "cli.talking"},
+    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.publishing", "cli.running", "cli.talking"},
     {"__main__"},
 )
 """From the ground up; a module imports from its own layer or from those before it."""

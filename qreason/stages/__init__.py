@@ -13,6 +13,7 @@ STAGES = {
     "sample": "qreason.stages.sample",
     "evaluate": "qreason.stages.evaluate",
     "merge": "qreason.stages.merge",
+    "pull": "qreason.stages.pull",
 }
 """Stage -> the module whose function of the same name runs it; imported when it is needed."""
 

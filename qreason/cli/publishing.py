@@ -1,0 +1,159 @@
+"""Commands that bring a result out of its run folder, or one into it: merge, push, pull."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qreason.cli.base import main, one_line_errors, say
+from qreason.cli.running import recipe_options, run_recipe, run_step
+from qreason.errors import InputError, RunFolderError
+
+if TYPE_CHECKING:
+    from qreason.run import Run
+
+
+def merge_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Settings of a merge; None where they are not given."""
+    for option in reversed(
+        (
+            click.option("--dtype", help="float16 (default), bfloat16 or float32."),
+            click.option("--base", help="Of a 4-bit run: trained (default: dequantized) or original."),
+            click.option("--max-shard-size", help="Size of a weight file [default: 5GB]."),
+            click.option("--adapter", "adapters", multiple=True, metavar="STAGE|DIR", help="Repeatable, in order."),
+            click.option("--blend", help="Make the adapters one: linear, ties, dare_linear, dare_ties or cat."),
+            click.option("--weights", metavar="W,W", help="Of the adapters in a blend."),
+            click.option("--density", type=float, help="Share that ties and dare keep."),
+            click.option("--rows", type=int, help="Held-out rows to compare on [default: 32]."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@recipe_options
+@merge_options
+@one_line_errors
+def merge(
+    recipe: str,
+    out: Path | None,
+    seed: int | None,
+    overrides: tuple[str, ...],
+    fresh: bool,
+    as_json: bool,
+    adapters: tuple[str, ...],
+    weights: str | None,
+    **settings: Any,
+) -> None:
+    """Run RECIPE up to its next merge step, or merge a run folder once more.
+
+    A run folder given in place of RECIPE gets a folder merged-… for what is asked; --out names another one.
+    """
+    wanted = {key: value for key, value in settings.items() if value is not None}
+    wanted |= {"adapters": list(adapters)} if adapters else {}
+    wanted |= {"weights": read_weights(weights)} if weights else {}
+    if not Path(recipe).is_dir():
+        overrides += tuple(f"merge.{key}={json.dumps(value)}" for key, value in wanted.items())
+        run_recipe(recipe, out, seed, overrides, fresh, as_json, only="merge")
+        return
+    if overrides or fresh or seed is not None:
+        raise InputError("--set, --seed and --fresh are for a recipe; a run folder keeps the settings it was made with")
+    merge_folder(Path(recipe), wanted, out, as_json)
+
+
+def read_weights(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--weights {text}: write them as numbers with commas, for example 0.7,0.3") from None
+
+
+def merge_folder(folder: Path, wanted: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    from pydantic import ValidationError
+
+    from qreason.recipe import Merge
+
+    try:
+        merge_settings = Merge.model_validate(wanted)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = f"--{problem['loc'][0]}: ".replace("_", "-") if problem["loc"] else ""
+        raise InputError(f"{key}{problem['msg'].removeprefix('Value error, ')}") from None
+    opened = open_finished(folder)
+    from qreason.stages.merge import merge_again
+
+    artifact = merge_again(opened, merge_settings, out)
+    say(f"merge     {artifact.summary}")
+    click.echo((artifact.path.parent / "merge.json").read_text("utf-8") if as_json else artifact.path)
+
+
+def open_finished(folder: Path) -> Run:
+    """The run of a folder, to take from; RunFolderError where there is none."""
+    from qreason.hardware import prepare_process
+    from qreason.run import Run
+
+    if not (folder / "manifest.json").is_file():
+        raise RunFolderError(f"{folder}: not a run folder (no manifest.json); give the folder of a run")
+    prepare_process()
+    return Run.reopen(folder, say)
+
+
+@main.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--to", required=True, metavar="USER/NAME", help="The repository on the Hub.")
+@click.option(
+    "--include", multiple=True, type=click.Choice(["adapter", "merged", "gguf"]), help="Repeatable [default: adapter]."
+)
+@click.option("--public", is_flag=True, help="For everyone to see; private without it.")
+@click.option("--yes", is_flag=True, help="Publish without asking.")
+@click.option("--dry-run", is_flag=True, help="Print the files and the card, and do no more.")
+@one_line_errors
+def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, dry_run: bool) -> None:
+    """Push a run's adapter, merged model or GGUF files to the Hub, with a card of its own numbers."""
+    opened = open_finished(run)
+    from qreason.export.hub import check_name
+    from qreason.export.push import Pusher, collect
+
+    files = collect(opened, check_name(to), include or ("adapter",))
+    for file in files:
+        say(f"{file.size:>14,}  {file.path}")
+    if dry_run:
+        click.echo(next(file.content for file in files if file.path == "README.md"))
+        return
+    pusher = Pusher(to, public=public, say=say)
+    how = "PUBLIC, for everyone to see" if public else "private"
+    if not yes:
+        try:
+            click.confirm(f"Push {len(files)} files to {to} ({how})?", abort=True, err=True)
+        except click.Abort:
+            raise InputError("not pushed: it was not confirmed; --yes pushes without asking") from None
+    click.echo(pusher.push(files))
+    seen = "public" if pusher.public else "private"
+    say(f"pushed {len(files)} files ({seen}); all are there with the sizes and hashes they have here")
+
+
+@main.command()
+@click.argument("repo", metavar="USER/NAME")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME].")
+@click.option("--base", help="Its base, where the adapter names none, or where it has another name here.")
+@click.option("--revision", help="A branch, tag or commit.")
+@one_line_errors
+def pull(repo: str, out: Path | None, base: str | None, revision: str | None) -> None:
+    """Fetch an adapter from the Hub into a run folder, to merge, measure or export it."""
+    from qreason.hardware import prepare_process
+
+    prepare_process()
+    from qreason.loading import absolute
+    from qreason.run import Run
+    from qreason.stages.pull import recipe_of
+
+    recipe = recipe_of(repo, revision, absolute(base) if base else None, say)
+    opened = Run.open(recipe, out or Path("runs") / recipe.name, fresh=False, say=say)
+    if not opened.finished:
+        run_step(opened, 0)
+    click.echo(opened.folder)

@@ -1,0 +1,62 @@
+"""Pull: an adapter from the Hub, to merge, export, measure or train further."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qreason.errors import InputError, ModelError
+from qreason.export.hub import check_name, fetch_adapter
+from qreason.recipe import Pull, Recipe, Step
+from qreason.run import Artifact, Run
+
+
+def pull(step: Step, run: Run) -> Artifact:
+    """Fetch an adapter of the recipe's base into the run folder."""
+    settings = step.settings
+    assert isinstance(settings, Pull)
+    source, about = fetch_adapter(settings.repo, settings.revision, run.say)
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    told, base = about.get("base") or {}, run.recipe.model.base
+    named = config.get("base_model_name_or_path")
+    if not settings.other_base and named and named != base:
+        raise ModelError(
+            f"{settings.repo}: an adapter for {named}, not for {base}; set model.base to its base, or, if both are the "
+            "same model, other_base: true of the pull step"
+        )
+    if not settings.other_base and str(told.get("fingerprint")).startswith("sha256:"):
+        run.manifest.setdefault("base", {"id": base, "fingerprint": told["fingerprint"]})
+    folder = run.clear_stage_folder() / "adapter"
+    folder.mkdir()
+    shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    config["base_model_name_or_path"] = base
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return Artifact(folder, f"{settings.repo}, an adapter for {base}")
+
+
+def recipe_of(repo: str, revision: str | None, base: str | None, run_say: Any) -> Recipe:
+    """A recipe of one step that pulls an adapter; what it does not say itself is taken from its PEFT configuration."""
+    source, about = fetch_adapter(check_name(repo), revision, run_say)
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    named = config.get("base_model_name_or_path")
+    if base is None and (not named or Path(named).is_absolute()):
+        raise InputError(f"{repo}: the adapter does not say which base on the Hub it is for; give it with --base")
+    kept = {key: value for key in ("sampling",) if isinstance(value := about.get(key), dict)}
+    fallback = {"lora": {key: config[f"lora_{key}"] for key in ("alpha", "dropout")} | {"r": config["r"]}}
+    try:
+        return Recipe.model_validate(
+            {
+                "name": repo.partition("/")[2],
+                "model": {**(about.get("model") or fallback), "base": base or named},
+                "data": {"prompt": about.get("prompt", "helpdesk")},
+                "rewards": {"correctness": 0.1, "format": 0.1},
+                "steps": [{"pull": {"repo": repo, "revision": revision, "other_base": base is not None}}],
+                **kept,
+            }
+        )
+    except (ValidationError, KeyError, TypeError) as error:
+        raise InputError(f"{repo}: not an adapter of qreason or PEFT that can be read ({error!r:.150})") from None
