@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -44,7 +44,7 @@ class Meter:
     def __init__(self, cuda: bool) -> None:
         self.cuda = cuda
         self.phase, self.since = "load", time.perf_counter()
-        self.spent: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self.steps: list[dict[str, float]] = []
         self.tokens: list[float] = []
         self.peaks: dict[str, int] = {}
@@ -305,8 +305,10 @@ def unsloth_parts(setting: Setting, recipe: Recipe, hardware: Hardware) -> Row:
     import torch
     from unsloth import FastLanguageModel
 
+    from qreason.models import locate
+
     model, _ = FastLanguageModel.from_pretrained(
-        model_name=recipe.model.base,
+        model_name=locate(recipe.model.base),
         max_seq_length=CONTEXT,
         dtype=getattr(torch, hardware.dtype),
         load_in_4bit=setting.quantization == "nf4",

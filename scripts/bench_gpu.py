@@ -127,7 +127,8 @@ def measure_all(order: Sequence[tuple[Setting, int]], file: Path, args: argparse
             start = time.monotonic()
             row = run_one(setting, find_base(setting.base, args.models), args.device, args.limit)
             longest = max(longest, time.monotonic() - start)
-            machines = {one["machine"]["name"] for one in [*known, row] if one.get("machine")}
+            known.append(row)
+            machines = {one["machine"]["name"] for one in known if one.get("machine")}
             if len(machines) > 1:
                 raise SystemExit(
                     f"{file}: holds results of another machine ({', '.join(machines)}); give another --out"
