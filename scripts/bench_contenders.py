@@ -195,10 +195,10 @@ def write_recipe(setting: Setting, base: str, folder: Path) -> Recipe:
         step |= {"num_generations": setting.rows, "preflight": False}
     use, each = ("sft", setting.rows) if setting.stage == "sft" else ("prompts", 1)
     rows = read_jsonl(HELPDESK / f"{use}.jsonl")
-    texts = [f"{row['issue']} {row.get('steps', '')} {row['resolution']}" for row in rows]
-    length = dict(zip(texts, map(len, load_tokenizer(base)(texts)["input_ids"]), strict=True))
-    longest = sorted(zip(texts, rows, strict=True), key=lambda pair: -length[pair[0]])[: each * step["max_steps"]]
-    write_jsonl(folder / f"{use}.jsonl", [row for _, row in longest])
+    texts = [f"{row['issue']} {row['steps']} {row['resolution']}" if use == "sft" else row["issue"] for row in rows]
+    tokens = [len(ids) for ids in load_tokenizer(base)(texts)["input_ids"]]
+    longest = sorted(range(len(rows)), key=lambda index: -tokens[index])[: each * step["max_steps"]]
+    write_jsonl(folder / f"{use}.jsonl", [rows[index] for index in longest])
     settings = {
         "model.base": base,
         "model.quantization": setting.quantization,
@@ -339,7 +339,8 @@ def stock_rewards(
     def judged(example: list[int], **kwargs: Any) -> list[float]:
         write_scores(judge, [(examples[index].reference, next(asked)) for index in example])
         row["judgements"] += len(example)
-        return [0.0] * len(example)  # random weights write no score that could be read
+        # random weights write no score that could be read; these differ, so that there is a gradient
+        return [place / len(example) for place in range(len(example))]
 
     def ruled(name: str, rule: Reward) -> Any:
         def reward(completions: list[Any], example: list[int], **kwargs: Any) -> list[float | None]:

@@ -1,6 +1,6 @@
 """Speed and memory of SFT and GRPO on a GPU: qreason, stock TRL and stock Unsloth side by side, plan and measured.
 
-    python scripts/bench_gpu.py                                   # about two hours; writes docs/benchmarks.md
+    python scripts/bench_gpu.py                                   # everything; writes docs/benchmarks.md
     python scripts/bench_gpu.py --minutes 9                       # what matters most first; again to go on
     python scripts/bench_gpu.py --only '1.5b.*no cap' --rounds 1
     python scripts/bench_gpu.py --device cpu --bases qreason/tiny --tokens 16 --out /tmp/bench.md    # does it run?
@@ -107,7 +107,7 @@ def find_base(base: str, models: Path) -> str:
         return base
     folder = models / base
     if not (folder / "config.json").exists():
-        draft = folder.with_suffix(".draft")
+        draft = models / f"{base}.draft"
         subprocess.run([sys.executable, str(SCRIPTS / "random_qwen.py"), str(draft), "--size", base], check=True)
         draft.rename(folder)
     return str(folder)
