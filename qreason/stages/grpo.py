@@ -5,6 +5,7 @@ qreason makes the rollouts and scores them; TRL turns the scores into advantages
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -89,13 +90,15 @@ class Rollouts:
         self.replies: list[Reply] = []
         self.scores: list[Score] = []
         self.groups = self.groups_without_signal = self.unjudged = 0
+        self.rollout_seconds = 0.0
 
     def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
         """TRL's rollout seam: prompts come repeated, num_generations times in a row."""
-        group = trainer.num_generations
+        group, start = trainer.num_generations, time.perf_counter()
         made = self.generator.generate(prompts[::group], n=group, sampling=self.sampling)
         self.replies = [reply for replies in made for reply in replies]
         self.scores = []
+        self.rollout_seconds = time.perf_counter() - start
         return {
             "prompt_ids": [list(reply.prompt_ids) for reply in self.replies],
             "completion_ids": [list(reply.token_ids) for reply in self.replies],
@@ -119,7 +122,10 @@ class Rollouts:
         return part
 
     def score(self, examples: list[Example], step: int, log_metric: Callable[[str, float], None]) -> None:
+        start = time.perf_counter()
         self.scores = self.scorer(self.replies, examples, self.folder)
+        log_metric("seconds/rollout", self.rollout_seconds)
+        log_metric("seconds/rewards", time.perf_counter() - start)
         rows = [reply_row(*row) for row in zip(self.replies, examples, self.scores, strict=True)]
         write_jsonl(self.folder / "replies.jsonl", [{"step": step, **row} for row in rows], append=True)
         groups: dict[str, set[float | None]] = {}
