@@ -209,10 +209,11 @@ class Resident:
         self.wrapped = True
 
     @contextmanager
-    def inference(self, *, adapter: bool | Path = True) -> Iterator[Any]:
+    def inference(self, *, adapter: bool | Path = True, fast: bool = False) -> Iterator[Any]:
         """The model ready to answer, without gradients; afterwards it is as it was.
 
         With the policy adapter on, with it off (False: the bare base), or with a judge adapter in its place (a folder).
+        `fast` computes in the number format of training steps where that is another one.
         """
         import torch
 
@@ -224,7 +225,9 @@ class Resident:
                 # Not the outer PeftModel: a trainer may have wrapped its forward in autocast. Unsloth patches generate
                 # of the outer one.
                 inner = self.wrapped and self.backend == "plain"
-                yield self.model.get_base_model() if inner else self.model
+                answering = self.model.get_base_model() if inner else self.model
+                with self.rounded(answering) if fast else nullcontext():
+                    yield answering
             finally:
                 self.model.train(was_training)
 
@@ -282,6 +285,27 @@ class Resident:
         finally:
             for layer, weight in zip(layers, own, strict=True):
                 layer.base_layer.weight = weight
+
+    @contextmanager
+    def rounded(self, model: Any) -> Iterator[None]:
+        """On a CPU that trains in bfloat16, all weights in bfloat16; afterwards their own tensors are back."""
+        import torch
+
+        if (
+            self.hardware.device != "cpu"
+            or self.hardware.autocast != "bfloat16"
+            or self.settings.quantization != "none"
+        ):
+            yield
+            return
+        own = [(parameter, parameter.data) for parameter in model.parameters()]
+        for parameter, weight in own:
+            parameter.data = weight.to(torch.bfloat16)
+        try:
+            yield
+        finally:
+            for parameter, weight in own:
+                parameter.data = weight
 
 
 def fingerprint(base: str, config: Any) -> str:

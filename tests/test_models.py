@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,23 @@ def test_folding_an_adapter_of_a_tied_layer_leaves_the_other_layer_alone(own_res
         assert torch.allclose(model(input_ids=ids).logits, apart, atol=1e-4)
     embedding, head = own_resident.model.get_input_embeddings(), own_resident.model.get_output_embeddings()
     assert head.base_layer.weight is embedding.weight
+
+
+def test_fast_replies_are_computed_in_bfloat16_and_leave_the_weights_as_they_were(own_resident: Resident) -> None:
+    own_resident.hardware = replace(own_resident.hardware, autocast="bfloat16")
+    own_resident.new_adapter(Lora())
+    before = {name: (p.data_ptr(), p.clone()) for name, p in own_resident.model.named_parameters()}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with own_resident.inference() as model:
+        exact = model(input_ids=ids).logits
+    with own_resident.inference(fast=True) as model:
+        fast = model(input_ids=ids).logits
+    assert fast.dtype == torch.bfloat16
+    assert 0 < (fast - exact).abs().mean() < 0.1
+    for name, parameter in own_resident.model.named_parameters():
+        address, value = before[name]
+        assert parameter.data_ptr() == address
+        assert torch.equal(parameter, value)
 
 
 def test_an_adapter_for_another_shape_is_refused(own_resident: Resident, tmp_path: Path) -> None:

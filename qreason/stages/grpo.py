@@ -40,7 +40,7 @@ def grpo(step: Step, run: Run) -> Artifact:
     start_adapter(run, settings)
     scorer = Scorer(run.rewards, run.recipe.weights)
     folder = run.clear_stage_folder()
-    generator = LocalGenerator(resident)
+    generator = LocalGenerator(resident, fast=True)
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
     if settings.preflight:
         check_gold(examples, run.rewards, folder)
