@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qreason.choices import ask_choices
 from qreason.errors import DataError, first_line
 from qreason.recipe import SUFFIXES, Data
 from qreason.types import Example
@@ -33,7 +34,7 @@ Row = tuple[str, dict[str, Any]]
 
 
 def read(source: str | Path, data: Data | None = None, use: str = "heldout") -> list[Example]:
-    """All examples of a source; `use` is `sft` (needs reasoning), `prompts` or `heldout`.
+    """All examples of a source; `use` is `sft` (needs reasoning), `sampled`, `prompts`, `heldout` or `plain`.
 
     Raises DataError with `file:line` for the first row that cannot be used.
     """
@@ -43,14 +44,28 @@ def read(source: str | Path, data: Data | None = None, use: str = "heldout") -> 
     examples: list[Example] = []
     places: dict[str, str] = {}
     for place, row in rows:
+        if not belongs(row, data, place):
+            continue
+        if data.choices:
+            prompt, reference = (find_column(row, key, data.fields) for key in ("prompt", "reference"))
+            row = ask_choices(row, data.choices, prompt, reference, place)
         example = to_example(row, data.fields, place, needs_reasoning=use == "sft")
         if example.id in places:
             raise DataError(f"{place}: id '{example.id}' was used at {places[example.id]}; ids must be unique")
         places[example.id] = place
         examples.append(example)
     if not examples:
-        raise DataError(f"{name}: no rows; a data file needs at least one")
+        cure = f"no rows with {' and '.join(data.where)} as in data.where" if data.where else "no rows"
+        raise DataError(f"{name}: {cure}; a data file needs at least one")
     return examples
+
+
+def belongs(row: Mapping[str, Any], data: Data, place: str) -> bool:
+    """Whether data.where lets a row through; DataError for a column that is not there."""
+    for column in data.where:
+        if column not in row:
+            raise DataError(f"{place}: no column '{column}', which data.where asks for")
+    return all(str(row[column]) in values for column, values in data.where.items())
 
 
 def read_jsonl(file: Path) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qreason.backends import choose
 from qreason.hardware import Hardware, detect
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ OPTIONAL = {"unsloth"}
 CUDA_BUILDS = {580: "cu130", 525: "cu126"}
 """Builds of the tested torch by the oldest NVIDIA driver they run on (NVIDIA, CUDA minor version compatibility)."""
 AUTOCAST = {"none": "no autocast", "bfloat16": "bfloat16 autocast", "float16": "float16 autocast and GradScaler"}
-UNSLOTH_CAPABILITY = (7, 0)
-"""Triton, which Unsloth's kernels are written in, compiles for no older card."""
 GIB = 2**30
 LEAST_DISK = 1 * GIB
 LEAST_CACHE = 4 * GIB
@@ -292,13 +291,8 @@ def plan(hardware: Hardware, capability: tuple[int, int] | None) -> list[Finding
 
 
 def backend(capability: tuple[int, int] | None) -> Finding:
-    if capability is None:
-        return Finding("backend", "plain: Unsloth's kernels need a GPU", None)
-    if capability < UNSLOTH_CAPABILITY:
-        return Finding("backend", "plain: Unsloth needs compute capability 7.0", None)
-    if installed("unsloth") is None:
-        return Finding("backend", "plain: Unsloth is not installed", None, f"pip install unsloth=={TESTED['unsloth']}")
-    return Finding("backend", "unsloth", None)
+    choice = choose("auto", capability)
+    return Finding("backend", f"{choice.name}: {choice.why}", None, choice.cure)
 
 
 # --- disk, Hub, processor ------------------------------------------------------------------

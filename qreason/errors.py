@@ -46,6 +46,10 @@ class RunFolderError(InputError):
     pass
 
 
+class MissingExtra(InputError):  # noqa: N818
+    pass
+
+
 class TrainingError(QReasonError):
     pass
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +81,8 @@ class LocalGenerator:
         stops = resident.model.generation_config.eos_token_id
         self.stops = {resident.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
 
-    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]:
-        """n replies to each prompt, in order.
-
-        Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
-        """
-        import torch
-
+    def checked_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
+        """The token ids of prompts. Raises DataError for one that leaves no room for a reply of the asked length."""
         ids = render_ids(self.resident.tokenizer, prompts)
         room = self.resident.context_length - sampling.max_completion_length
         for row, prompt in zip(ids, prompts, strict=True):
@@ -97,6 +92,16 @@ class LocalGenerator:
                     f"{self.resident.context_length} less max_completion_length {sampling.max_completion_length} "
                     f"leaves {room}; shorten it or lower max_completion_length"
                 )
+        return ids
+
+    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]:
+        """n replies to each prompt, in order.
+
+        Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
+        """
+        import torch
+
+        ids = self.checked_ids(prompts, sampling)
         source = None
         if sampling.seed is not None:
             source = torch.Generator(self.resident.device).manual_seed(sampling.seed)
@@ -120,9 +125,17 @@ class LocalGenerator:
         return replies
 
     def decode(
-        self, model: Any, ids: list[list[int]], n: int, sampling: Sampling, source: torch.Generator | None
+        self,
+        model: Any,
+        ids: list[list[int]],
+        n: int,
+        sampling: Sampling,
+        source: torch.Generator | None,
+        stop_at: Set[int] = frozenset(),
     ) -> list[list[int]]:
-        """Token ids of n replies for each row of prompt ids, the stop token included."""
+        """Token ids of n replies for each row of prompt ids, the stop token included; `stop_at` has further ones."""
+        if self.resident.backend == "unsloth":
+            return self.decode_by_generate(model, ids, n, sampling, source, stop_at)
         import torch
         from transformers import DynamicCache
 
@@ -133,7 +146,7 @@ class LocalGenerator:
         logits = logits.repeat_interleave(n, 0)
         mask = inputs["attention_mask"].repeat_interleave(n, 0)
         position = inputs["position_ids"][:, -1:].repeat_interleave(n, 0)
-        stops = torch.tensor(sorted(self.stops), device=logits.device)
+        stops = torch.tensor(sorted(self.stops | stop_at), device=logits.device)
         completions: list[list[int]] = [[] for _ in range(len(ids) * n)]
         running = list(range(len(completions)))
         for _ in range(sampling.max_completion_length):
@@ -157,3 +170,42 @@ class LocalGenerator:
                 use_cache=True,
             ).logits[:, -1]
         return completions
+
+    def decode_by_generate(
+        self,
+        model: Any,
+        ids: list[list[int]],
+        n: int,
+        sampling: Sampling,
+        source: torch.Generator | None,
+        stop_at: Set[int] = frozenset(),
+    ) -> list[list[int]]:
+        """The same through the model's own generate, for models whose caches are not transformers' own."""
+        import torch
+
+        inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
+        del inputs["position_ids"]  # generate makes them itself
+        drawing: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature:
+            names = ("temperature", "top_p", "top_k", "min_p")
+            drawing = {"do_sample": True} | {name: getattr(sampling, name) for name in names}
+        if source is not None:
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=source, device=source.device)))
+        made = model.generate(
+            **inputs,
+            **drawing,
+            num_return_sequences=n if sampling.temperature else 1,
+            max_new_tokens=sampling.max_completion_length,
+            eos_token_id=sorted(self.stops | stop_at),
+            pad_token_id=self.resident.tokenizer.pad_token_id,
+        )
+        rows = made[:, inputs["input_ids"].shape[1] :].tolist()
+        if not sampling.temperature:
+            rows = [row for row in rows for _ in range(n)]
+        return [self.to_stop(row, stop_at) for row in rows]
+
+    def to_stop(self, tokens: list[int], stop_at: Set[int] = frozenset()) -> list[int]:
+        """Tokens up to the first stop token, and that one; what follows is padding."""
+        stops = self.stops | stop_at
+        end = next((position for position, token in enumerate(tokens) if token in stops), len(tokens))
+        return tokens[: end + 1]

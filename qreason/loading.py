@@ -27,17 +27,21 @@ def shipped_recipes() -> list[Path]:
     return sorted((shipped() / "recipes").rglob("*.yaml"))
 
 
+def recipe_name(file: Path) -> str:
+    """What a shipped recipe is called: its path below recipes/, as `bench/gsm8k`."""
+    return file.relative_to(shipped() / "recipes").with_suffix("").as_posix()
+
+
 def find_recipe(name: str | Path) -> Path:
     """A recipe file: the path as given, or the name of a shipped recipe."""
     path = Path(name)
     if path.is_file():
         return path
-    named = {recipe.stem: recipe for recipe in shipped_recipes()}
+    named = {recipe_name(recipe): recipe for recipe in shipped_recipes()}
     if str(name) in named:
         return named[str(name)]
-    raise RecipeError(
-        f"{name}: no such recipe file{nearest(path.stem, named)}; `qreason recipes` lists the shipped ones"
-    )
+    close = nearest(str(path.with_suffix("")), named) or nearest(path.stem, named)
+    raise RecipeError(f"{name}: no such recipe file{close}; `qreason recipes` lists the shipped ones")
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -207,4 +211,4 @@ def sibling_fields(path: tuple[Any, ...]) -> list[str]:
         elif isinstance(part, str) and part in model.model_fields:
             kinds = get_args(model.model_fields[part].annotation) or (model.model_fields[part].annotation,)
             model = kinds[0]
-    return list(getattr(model, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qreason.doctor import free_bytes
 from qreason.errors import InputError
 from qreason.judge.local import ROWS as QUESTIONS
 from qreason.memory_phases import (
@@ -36,13 +37,13 @@ from qreason.memory_phases import (
     weight_bytes,
     worst,
 )
-from qreason.recipe import Evaluate, Grpo, Model, Recipe, Sft, Step, nearest
+from qreason.recipe import Evaluate, Grpo, Model, Recipe, Sample, Sft, Step, nearest
 from qreason.rewards.judged import JudgeSettings
 from qreason.types import Messages
 
 __all__ = [
     "CARDS", "Card", "Change", "Lengths", "Plan", "Shape", "StepPlan",
-    "find_card", "fit", "plan", "read_card", "read_lengths", "read_shape",
+    "check_disk", "find_card", "fit", "peak_line", "plan", "read_card", "read_lengths", "read_shape",
 ]  # fmt: skip
 
 ALLOCATABLE: dict[tuple[int, int], dict[str, float]] = {
@@ -68,6 +69,8 @@ CARDS = {
     for capability, cards in ALLOCATABLE.items()
     for name, gib in cards.items()
 }
+PLANNED = ("sft", "grpo", "sample", "evaluate")
+"""Stages that need more of a GPU than the base itself."""
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
 
@@ -194,7 +197,7 @@ def asked_models(recipe: Recipe, shape: Shape) -> list[Asked]:
 
 
 def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> dict[str, Phase]:
-    """The phases of an sft, grpo or evaluate step."""
+    """The phases of an sft, grpo, sample or evaluate step."""
     settings, model, completion = step.settings, recipe.model, recipe.sampling.max_completion_length
     asked, sizes = asked_models(recipe, shape), adapter_sizes(shape, model.lora)
     stored = {"weights": weight_bytes(shape, model.quantization)}
@@ -210,6 +213,11 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
             moments = [judging(one, replies, n, lengths, completion) for one in asked]
             phases["judge"] = complete(card, stored, worst(moments))
 
+    if isinstance(settings, Sample):
+        if settings.teacher is None:
+            answering(max(1, recipe.sampling.max_num_seqs // settings.n), settings.n)
+        judged(max(QUESTIONS, settings.n), settings.n)
+        return phases
     if isinstance(settings, Evaluate):
         rows = settings.rows or recipe.sampling.max_num_seqs
         answering(rows, 1, settings.samples)
@@ -220,7 +228,8 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
     micro = settings.per_device_train_batch_size
     if isinstance(settings, Sft):
         limit = int(settings.trl.get("max_length") or shape.context)
-        tokens = limit if settings.packing else min(limit, lengths.example)
+        longest = lengths.prompt + completion if settings.data == "sampled" else lengths.example
+        tokens = limit if settings.packing else min(limit, longest)
         logits = sft_logits(shape, settings, micro, tokens)
     else:
         if settings.beta:
@@ -244,11 +253,13 @@ def measure(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> Plan:
     steps = []
     for position, step in enumerate(recipe.steps):
         earlier = stages[:position].count(step.stage)
-        if not (step.merge or (step.evaluate and earlier)):
+        if step.stage in PLANNED and not (step.evaluate and earlier):
             name = f"{step.stage} {earlier + 1}" if earlier else step.stage
             steps.append(StepPlan(position, name, plan_step(step, recipe, shape, card, lengths)))
     if not steps:
-        raise InputError(f"{recipe.name}: no sft, grpo or evaluate step, so there is nothing to plan; add one to steps")
+        raise InputError(
+            f"{recipe.name}: no sft, grpo, sample or evaluate step, so there is nothing to plan; add one to steps"
+        )
     return Plan(recipe.name, card, tuple(steps))
 
 
@@ -494,6 +505,31 @@ def cure(now: Plan, recipe: Recipe, shape: Shape, lengths: Lengths) -> str:
     if smallest.fits:
         return f"it fits with {', '.join(differences(recipe, least))}"
     return f"nothing makes it fit; take a smaller base, or a card with {gib(smallest.peak[2])}"
+
+
+def peak_line(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> str:
+    """What a recipe needs most memory for."""
+    step, phase, needed = measure(recipe, shape, card, lengths).peak
+    return (
+        f"{gib(needed)} of {gib(card.free_bytes)} on {card.name} at the peak, the {phase} phase of the {step.name} step"
+    )
+
+
+def check_disk(recipe: Recipe, shape: Shape, folder: Path) -> None:
+    """InputError where the adapters and merged models of a run would not fit on the disk of its folder."""
+    adapter = 4 * sum(adapter_sizes(shape, recipe.model.lora))
+    numbers = {"float16": 2, "bfloat16": 2, "float32": 4}
+    written = [
+        numbers[step.merge.dtype] * shape.parameters if step.merge else adapter
+        for step in recipe.steps
+        if step.sft or step.grpo or step.merge
+    ]
+    free = free_bytes(folder)
+    if sum(written) > free:
+        raise InputError(
+            f"{folder}: its adapters and merged models need {gib(sum(written))}, and {gib(free)} are free there; free "
+            "some, or take a folder on another disk with --out"
+        )
 
 
 def gib(size: int) -> str:

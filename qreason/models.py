@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qreason.backends import Name, adapt_with_unsloth, load_with_unsloth, patch_with_unsloth
 from qreason.errors import ModelError, first_line
 from qreason.hardware import Hardware
 from qreason.recipe import Lora, Model
@@ -49,7 +50,7 @@ def load_tokenizer(base: str) -> Any:
     return tokenizer
 
 
-def load_base(model: Model, hardware: Hardware) -> Any:
+def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
     """The frozen causal model of a recipe in the machine's number format, 4-bit where the recipe says nf4."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -59,13 +60,23 @@ def load_base(model: Model, hardware: Hardware) -> Any:
     if hardware.device == "cuda":
         options["device_map"] = {"": 0}
     if model.quantization == "nf4":
+        from qreason.doctor import four_bit_trouble
+
+        if trouble := four_bit_trouble(hardware.device):
+            raise ModelError(f"model.quantization is nf4, but {trouble}; `qreason doctor` shows the cure")
         options["quantization_config"] = four_bit(hardware)
     try:
         config = AutoConfig.from_pretrained(path)
         kind = (config.architectures or ["nothing"])[0]
         if not kind.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"{model.base}: a {kind}, not a causal language model; give a text generation model")
-        base = AutoModelForCausalLM.from_pretrained(path, **options)
+        if (packed := getattr(config, "quantization_config", None)) is not None:
+            raise ModelError(f"{model.base}: {already_quantized(packed)}")
+        if backend == "unsloth":
+            context = config.get_text_config().max_position_embeddings
+            base = load_with_unsloth(path, model, hardware, context)
+        else:
+            base = AutoModelForCausalLM.from_pretrained(path, **options)
     except ModelError:
         raise
     except Exception as error:
@@ -90,6 +101,16 @@ def four_bit(hardware: Hardware) -> Any:
     )
 
 
+def already_quantized(packed: Any) -> str:
+    """Why a base that is stored quantized (GPTQ, AWQ, bitsandbytes) is refused."""
+    settings = packed if isinstance(packed, dict) else packed.to_dict()
+    method = settings.get("quant_method", "some method")
+    return (
+        f"its weights are stored quantized ({getattr(method, 'value', method)}), and can neither be quantized again "
+        "nor merged exactly; give the original 16-bit model with model.quantization: nf4"
+    )
+
+
 def cannot_load(error: Exception) -> str:
     reason = first_line(error)[:200]
     return f"cannot be loaded as a model ({reason}); give qreason/tiny, a Hub id or a folder with the weights"
@@ -110,13 +131,20 @@ def quiet() -> None:
 class Resident:
     """A base in memory, and the policy adapter that is on it now (None: the bare base)."""
 
-    def __init__(self, settings: Model, hardware: Hardware, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        settings: Model,
+        hardware: Hardware,
+        say: Callable[[str], None] = lambda line: None,
+        backend: Name = "plain",
+    ) -> None:
         quiet()
         self.settings = settings
         self.hardware = hardware
         self.say = say
+        self.backend = backend
         self.tokenizer = load_tokenizer(settings.base)
-        self.model = load_base(settings, hardware)
+        self.model = load_base(settings, hardware, backend)
         self.adapter: Path | None = None
         self.wrapped = False
 
@@ -135,8 +163,11 @@ class Resident:
             self.model = self.model.unload()
             self.wrapped, self.adapter = False, None
 
-    def load_adapter(self, folder: Path | None, *, trainable: bool = False) -> None:
-        """Put a saved adapter on the base in place of the one that is there; None leaves the bare base."""
+    def load_adapter(self, folder: Path | None, *, trainable: bool = False, checkpointing: bool = False) -> None:
+        """Put a saved adapter on the base in place of the one that is there; None leaves the bare base.
+
+        `checkpointing` is for Unsloth, which has its own.
+        """
         from peft import PeftModel
 
         if folder is not None and folder == self.adapter and not trainable:
@@ -148,16 +179,25 @@ class Resident:
             self.model = PeftModel.from_pretrained(self.model, str(folder), is_trainable=trainable)
         except Exception as error:
             raise self.no_adapter(folder, error) from error
+        if self.backend == "unsloth":
+            self.model = patch_with_unsloth(self.model, checkpointing)
         self.wrapped, self.adapter = True, folder
 
     def no_adapter(self, folder: Path, error: Exception) -> ModelError:
         return ModelError(f"{folder}: no adapter for {self.settings.base} ({first_line(error)})")
 
-    def new_adapter(self, lora: Lora) -> None:
-        """Put a fresh, trainable adapter on the base; it changes nothing until it is trained."""
+    def new_adapter(self, lora: Lora, *, seed: int = 0, checkpointing: bool = False) -> None:
+        """Put a fresh, trainable adapter on the base; it changes nothing until it is trained.
+
+        `seed` and `checkpointing` are for Unsloth, which has its own.
+        """
         from peft import LoraConfig, get_peft_model
 
         self.remove_adapter()
+        if self.backend == "unsloth":
+            self.model = adapt_with_unsloth(self.model, lora, seed, checkpointing)
+            self.wrapped = True
+            return
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=lora.r,
@@ -181,8 +221,10 @@ class Resident:
             was_training = self.model.training
             self.model.eval()
             try:
-                # Not the outer PeftModel: a trainer may have wrapped its forward in autocast.
-                yield self.model.get_base_model() if self.wrapped else self.model
+                # Not the outer PeftModel: a trainer may have wrapped its forward in autocast. Unsloth patches generate
+                # of the outer one.
+                inner = self.wrapped and self.backend == "plain"
+                yield self.model.get_base_model() if inner else self.model
             finally:
                 self.model.train(was_training)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Group
@@ -12,6 +13,9 @@ from qreason.models import load_tokenizer
 from qreason.prompts import SYSTEM_PROMPTS, demonstrate, render
 from qreason.recipe import Recipe
 from qreason.types import Example
+
+TAUGHT = ("sft", "plain")
+"""Sources that are trained on, whose replies the loss covers."""
 
 
 def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
@@ -25,7 +29,7 @@ def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
     ]
     lines: list[Any] = [Text(f"{use}: {len(examples)} rows of {getattr(recipe.data, use)}", style="bold")]
     lines.append(Text(f"prompt tokens {spread(counts[0])}"))
-    if use == "sft":
+    if use in TAUGHT:
         lines.append(Text(f"reply tokens, covered by the loss {spread(counts[1])}"))
     for prompt, reply in rendered[:rows]:
         lines.append(Text.assemble(prompt, (reply, "green")))
@@ -35,8 +39,10 @@ def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
 def render_parts(tokenizer: Any, example: Example, recipe: Recipe, use: str) -> tuple[str, str]:
     """(the prompt as the model reads it, the reply that the loss covers)"""
     messages = render(example, SYSTEM_PROMPTS[recipe.data.prompt])
+    if use == "plain":  # taught without reasoning, and without the prompt that asks for it
+        example, messages = replace(example, reasoning=None), messages[1:]
     prompt: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    if use != "sft":
+    if use not in TAUGHT:
         return prompt, ""
     reply = {"role": "assistant", "content": demonstrate(example)}
     whole: str = tokenizer.apply_chat_template([*messages, reply], tokenize=False)

@@ -17,7 +17,17 @@ MATH = (
     "You solve math problems. Work through the problem inside <reasoning></reasoning>, "
     "then give only the final number inside <answer></answer>."
 )
-SYSTEM_PROMPTS = {"helpdesk": HELPDESK, "math": MATH}
+CHOICE = (
+    "You answer multiple-choice questions. Work through the question inside <reasoning></reasoning>, "
+    "then give only the letter of the right choice inside <answer></answer>."
+)
+SYSTEM_PROMPTS = {"helpdesk": HELPDESK, "math": MATH, "choice": CHOICE}
+DIRECT_PROMPTS = {
+    "helpdesk": "You are an IT helpdesk assistant. Give only the resolution, inside <answer></answer>.",
+    "math": "You solve math problems. Give only the final number, inside <answer></answer>.",
+    "choice": "You answer multiple-choice questions. Give only the letter of the choice, inside <answer></answer>.",
+}
+"""The same tasks without chain of thought: the answer alone is asked for."""
 
 JUDGE = "You compare a response with a reference. Reply yes if both say the same, otherwise no."
 VERDICTS = {"yes": 1.0, "Yes": 1.0, "no": 0.0, "No": 0.0}
@@ -33,7 +43,9 @@ def render(example: Example, system: str = HELPDESK) -> Messages:
 
 
 def demonstrate(example: Example) -> str:
-    """The reply SFT teaches for an example: its steps as reasoning, its reference as answer."""
+    """The reply SFT teaches for an example: its steps as reasoning, its reference as answer; or that alone."""
+    if example.reasoning is None:
+        return example.reference
     return f"<reasoning>{example.reasoning}</reasoning>\n<answer>{example.reference}</answer>"
 
 

@@ -10,12 +10,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveInt,
     ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from qreason.errors import InputError
 from qreason.rewards import NAMES, settings_model
 from qreason.types import Sampling
 
@@ -23,7 +25,7 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
 
 
 class Lora(Strict):
@@ -39,6 +41,8 @@ class Model(Strict):
     base: str
     """`qreason/tiny` (embedded), a Hub id or a local folder."""
     quantization: Literal["none", "nf4"] = "none"
+    backend: Literal["auto", "plain", "unsloth"] = "auto"
+    """`plain` is transformers and PEFT; `auto` takes Unsloth where it is installed and there is a GPU."""
     lora: Lora = Lora()
 
 
@@ -48,21 +52,27 @@ class Data(Strict):
     sft: str | None = None
     prompts: str | None = None
     heldout: str | None = None
+    plain: str | None = None
+    """Rows without reasoning, prompt and reply, that a sample step mixes into its data."""
     labels: str | None = None
     """Labelled pairs that the judge is measured on: `reference`, `reply`, and `label` (1 right, 0 wrong)."""
     name: str | None = None
     """Configuration of a Hub data set."""
-    splits: dict[Literal["sft", "prompts", "heldout"], str] = {}
+    splits: dict[Literal["sft", "prompts", "heldout", "plain"], str] = {}
     """Split of a Hub data set for each use; `train`, or `test` for held-out rows, when not given."""
     fields: dict[Literal["id", "prompt", "reference", "reasoning", "accepted", "category", "tests"], str] = {}
     """Column names, where they are not among the usual ones (see data.py)."""
-    prompt: Literal["helpdesk", "math"] = "helpdesk"
+    choices: str | tuple[str, ...] | None = None
+    """Multiple choice: the column with the list of choices, or the columns with one each, the right one first."""
+    where: dict[str, tuple[str, ...]] = {}
+    """Use only rows whose column has one of these values."""
+    prompt: Literal["helpdesk", "math", "choice"] = "helpdesk"
     """Which system prompt of prompts.py the messages carry."""
 
     @property
     def sources(self) -> dict[str, str]:
-        """`sft`, `prompts` and `heldout`, those that are given -> file or Hub id."""
-        return {use: source for use in NEEDS if (source := getattr(self, use)) is not None}
+        """`sft`, `prompts`, `heldout` and `plain`, those that are given -> file or Hub id."""
+        return {use: source for use in USES if (source := getattr(self, use)) is not None}
 
 
 class Draw(Strict):
@@ -81,7 +91,19 @@ class Draw(Strict):
         return Sampling(**drawn, seed=seed)
 
 
-class Training(Strict):
+NEWEST = "newest"
+BASE = "base"
+"""What the untrained base is called where stages are named."""
+
+
+class Start(Strict):
+    """A stage that stands on a checkpoint of the run."""
+
+    start: str = Field(NEWEST, alias="from")
+    """`newest` adapter, `base` (no adapter), or the folder of an earlier stage, as `01-sft`."""
+
+
+class Training(Start):
     """What SFT and GRPO share, in TRL's terms; `trl` passes any further field of TRL's config through."""
 
     per_device_train_batch_size: int = Field(8, gt=0)
@@ -110,6 +132,8 @@ class Training(Strict):
 
 
 class Sft(Training):
+    data: Literal["sft", "sampled"] = "sft"
+    """`data.sft`, or what the newest sample step kept."""
     packing: bool = False
 
 
@@ -118,11 +142,21 @@ class Grpo(Training):
     learning_rate: float = Field(1e-5, gt=0)
     logging_steps: int = Field(1, gt=0)
     beta: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the policy that training started from (the k3 estimator); 0: none."""
+    use_bias_correction_kl: bool = False
+    """Multiply that divergence by the ratio, as DeepSeek-V3.2 does; TRL does so by default, the GRPO papers do not."""
     epsilon: float = Field(0.2, gt=0)
-    epsilon_high: float | None = None
+    """The ratio of new to old probability is clipped to 1 - epsilon .. 1 + epsilon_high."""
+    epsilon_high: float | None = Field(None, gt=0)
+    """Where not given, epsilon."""
     num_iterations: int = Field(1, gt=0)
+    """Optimizer passes over the same rollouts; from the second on, the ratio is not 1 and clipping acts."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """A ratio each token, or one each sequence (GSPO)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    loss_type: str = "dapo"
+    """What advantages are divided by: the standard deviation of the group, of the batch, or nothing (Dr. GRPO)."""
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
+    """What the sum over tokens is divided by, and other losses; docs/sampling.md has the formulas."""
     mask_truncated_completions: bool = False
     preflight: bool = True
     """Before training, score the references and a few completions, and stop where GRPO could not learn."""
@@ -139,11 +173,103 @@ class Grpo(Training):
         return self
 
 
+class Beam(Strict):
+    """Step-wise beam search: replies grow step by step, and the best beginnings go on."""
+
+    width: int = Field(4, ge=1)
+    """Beginnings that go on."""
+    expand: int = Field(4, ge=1)
+    """Ways each of them is continued by a step."""
+    by: str = "likelihood"
+    """What ranks them: `likelihood`, `total`, or one of the recipe's rewards, given the beginning."""
+
+
+class Teacher(Strict):
+    """An OpenAI-compatible server that replies in place of the run's own model."""
+
+    endpoint: str
+    """The address before /chat/completions."""
+    model: str
+    """The model's name there."""
+    api_key: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; it may be unset."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds a reply may take."""
+    retries: int = Field(5, ge=0)
+    """Further attempts after a timeout, a 429 or a 5xx, waiting twice as long each time."""
+    concurrency: int = Field(8, ge=1)
+    """Requests in flight."""
+
+
+class Sample(Start):
+    """Rejection sampling: draw replies to data.prompts and keep the good ones as SFT data."""
+
+    teacher: Teacher | None = None
+    """Who replies in place of the run's own model."""
+    n: int = Field(4, ge=1)
+    """Replies a prompt."""
+    rows: int | None = Field(None, gt=0)
+    """Use only the first prompts."""
+    keep: dict[str, float] = {"correctness": 1.0}
+    """The least that a kept reply earns: from rewards of the recipe by name, or `total`."""
+    per_prompt: int | None = Field(None, ge=1)
+    """Keep at most so many replies to a prompt."""
+    least_words: int = Field(1, ge=0)
+    most_words: int | None = Field(None, ge=1)
+    """Bounds on the words of the whole reply."""
+    language: str | None = "en"
+    """The language a reply must be in; null for any."""
+    language_share: float = Field(0.9, ge=0, le=1)
+    """The least share of words in that language."""
+    plain_share: float = Field(0.0, ge=0, lt=1)
+    """The share of the written data that are rows of data.plain."""
+
+    @model_validator(mode="after")
+    def known_language(self) -> Sample:
+        if self.language is not None:
+            check_settings("language_consistency", {"language": self.language})
+        if self.most_words is not None and self.most_words < self.least_words:
+            raise ValueError(f"most_words ({self.most_words}) is below least_words ({self.least_words})")
+        return self
+
+
 class Evaluate(Strict):
     rows: int | None = Field(None, gt=0)
     """Use only the first held-out rows."""
     samples: int = Field(4, ge=1)
     """Replies a row for pass@1, beside the greedy one."""
+    chain_of_thought: bool = True
+    """Ask for reasoning before the answer; without, for the answer alone."""
+    right_by: Literal["correctness", "math"] = "correctness"
+    """The rule that says whether an answer is right."""
+    pass_at: tuple[PositiveInt, ...] = ()
+    """The k of pass@k: is one of k samples right?"""
+    cons_at: tuple[PositiveInt, ...] = ()
+    """The k of cons@k: is the majority answer of k samples right?"""
+    best_of: tuple[PositiveInt, ...] = ()
+    """The n of best-of-n: is the sample right that `best_by` ranks highest among n?"""
+    best_by: str = "likelihood"
+    """`likelihood` (mean log-probability a token), `total`, or one of the recipe's rewards."""
+    beam: Beam | None = None
+
+    @model_validator(mode="after")
+    def enough_samples(self) -> Evaluate:
+        for key in ("pass_at", "cons_at", "best_of"):
+            if (most := max(getattr(self, key), default=0)) > self.samples:
+                raise ValueError(
+                    f"{key}: {most} is more than the {self.samples} samples a row; raise samples to {most}"
+                )
+        return self
+
+
+def parse_evaluate(raw: dict[str, Any]) -> Evaluate:
+    """The settings of an evaluation from the command line; InputError where they do not fit together."""
+    try:
+        return Evaluate.model_validate(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "".join(f"--{part}: " for part in problem["loc"][:1]).replace("_", "-")
+        raise InputError(option + problem["msg"].removeprefix("Value error, ")) from None
 
 
 class Merge(Strict):
@@ -194,6 +320,7 @@ class Step(Strict):
 
     sft: Sft | None = None
     grpo: Grpo | None = None
+    sample: Sample | None = None
     evaluate: Evaluate | None = None
     merge: Merge | None = None
     pull: Pull | None = None
@@ -218,12 +345,23 @@ class Step(Strict):
         return name
 
     @property
-    def settings(self) -> Sft | Grpo | Evaluate | Merge | Pull:
-        settings: Sft | Grpo | Evaluate | Merge | Pull = getattr(self, self.stage)
+    def settings(self) -> Sft | Grpo | Sample | Evaluate | Merge | Pull:
+        settings: Sft | Grpo | Sample | Evaluate | Merge | Pull = getattr(self, self.stage)
         return settings
 
 
 STAGES = tuple(Step.model_fields)
+
+
+def stage_folders(steps: Sequence[Step]) -> list[str]:
+    """The folder of each step: `01-sft`, `02-grpo`, …; an evaluation lies with the stage it measures."""
+    folders, current, number = [], BASE, 0
+    for step in steps:
+        if step.stage != "evaluate":
+            number += 1
+            current = f"{number:02d}-{step.stage}"
+        folders.append(current)
+    return folders
 
 
 class Weighted(Strict):
@@ -253,6 +391,9 @@ class Recipe(Strict):
     rewards: dict[str, Weighted] = Field(min_length=1)
     sampling: Draw = Draw()
     steps: list[Step] = Field(min_length=1)
+    fit: Literal["auto", "none"] = "auto"
+    """`auto`: on a GPU, micro-batches and replies side by side are cut down to what its memory holds, or the run is
+    refused; the mathematics stays the same. `none`: as written."""
     seed: int = Field(1, ge=0)
 
     @field_validator("rewards")
@@ -274,7 +415,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def has_what_steps_need(self) -> Recipe:
         for key, (stages, what) in NEEDS.items():
-            used = [step.stage for step in self.steps if step.stage in stages]
+            used = [step.stage for step in self.steps if step.stage in stages and reads(step, key)]
             if used and getattr(self.data, key) is None:
                 raise ValueError(f"data.{key} is missing: the {used[0]} step needs {what}")
         if self.sampling.temperature == 0 and any(step.grpo for step in self.steps):
@@ -286,9 +427,51 @@ class Recipe(Strict):
                 raise ValueError("steps: two evaluate steps in a row would measure the same model twice")
         return self
 
+    @model_validator(mode="after")
+    def earlier_steps_give_what_later_ones_take(self) -> Recipe:
+        folders = stage_folders(self.steps)
+        for position, step in enumerate(self.steps):
+            settings = step.settings
+            trained = [
+                folder
+                for folder, earlier in zip(folders[:position], self.steps, strict=False)
+                if isinstance(earlier.settings, Training)
+            ]
+            if isinstance(settings, Start) and settings.start not in (NEWEST, BASE, *trained):
+                known = ", ".join((NEWEST, BASE, *trained))
+                raise ValueError(
+                    f"steps.{position}.{step.stage}.from: no earlier '{settings.start}'; there are {known}"
+                )
+            if (
+                isinstance(settings, Sft)
+                and settings.data == "sampled"
+                and not any(s.sample for s in self.steps[:position])
+            ):
+                raise ValueError(f"steps.{position}.sft.data: sampled: there is no sample step before it")
+        return self
+
+    @model_validator(mode="after")
+    def rankings_are_rewards(self) -> Recipe:
+        for position, step in enumerate(self.steps):
+            named: dict[str, str] = {}
+            if isinstance(step.settings, Sample):
+                named = {name: f"sample.keep: '{name}'" for name in step.settings.keep}
+            elif isinstance(step.settings, Evaluate):
+                named[step.settings.best_by] = f"evaluate.best_by: '{step.settings.best_by}'"
+                if step.settings.beam:
+                    named[step.settings.beam.by] = f"evaluate.beam.by: '{step.settings.beam.by}'"
+            known = ["total", *self.rewards] + ([] if step.sample else ["likelihood"])
+            for name, place in named.items():
+                if name not in known:
+                    raise ValueError(
+                        f"steps.{position}.{place} is none of {', '.join(known)}{nearest(name, known)}; "
+                        "add it to rewards (weight 0 keeps it out of the total)"
+                    )
+        return self
+
     def dump(self) -> dict[str, Any]:
         """The recipe as resolved, as plain values that load again."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
 
 
 def check_settings(name: str, settings: dict[str, Any]) -> None:
@@ -308,10 +491,19 @@ def check_settings(name: str, settings: dict[str, Any]) -> None:
 
 NEEDS = {
     "sft": (("sft",), "incidents"),
-    "prompts": (("grpo",), "prompts"),
+    "prompts": (("grpo", "sample"), "prompts"),
     "heldout": (("evaluate",), "held-out rows"),
+    "plain": (("sample",), "rows without reasoning (plain_share)"),
 }
 """Data key -> (stages that read it, what it holds)."""
+USES = tuple(NEEDS)
+
+
+def reads(step: Step, key: str) -> bool:
+    """Whether a step of a stage that may read a data key does so with its settings."""
+    if step.sft:
+        return step.sft.data == "sft"
+    return key != "plain" or bool(step.sample and step.sample.plain_share)
 
 
 def nearest(word: str, words: Sequence[str] | dict[str, Any]) -> str:

@@ -27,21 +27,22 @@ import yaml
 
 from qreason import __version__, data
 from qreason.errors import RunFolderError, first_line
-from qreason.recipe import Recipe, Step
+from qreason.recipe import BASE, NEWEST, Recipe, Step, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.rewards.preferred import PreferenceSettings
 from qreason.types import Example
 
 if TYPE_CHECKING:
+    from qreason.backends import Choice
     from qreason.judge import Judge
     from qreason.models import Resident
     from qreason.preference import PreferenceModel
     from qreason.types import Reward
 
+SAMPLED = "sampled.jsonl"
+"""What a sample step writes: SFT data."""
 CHECKPOINT = "checkpoint"
 """The adapter of a training step that could not go on."""
-BASE = "base"
-"""What the untrained base is called where stages are named."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
 
 
@@ -54,17 +55,6 @@ class Artifact:
 
 
 Stage = Callable[[Step, "Run"], Artifact]
-
-
-def stage_folders(steps: Sequence[Step]) -> list[str]:
-    """The folder of each step: `01-sft`, `02-grpo`, …; an evaluation lies with the stage it measures."""
-    folders, current, number = [], BASE, 0
-    for step in steps:
-        if step.stage != "evaluate":
-            number += 1
-            current = f"{number:02d}-{step.stage}"
-        folders.append(current)
-    return folders
 
 
 class Run:
@@ -211,34 +201,53 @@ class Run:
         )
         self.save_manifest()
 
-    def adapter(self) -> Path | None:
-        """The newest adapter of the finished steps; None while there is only the base."""
+    def adapter(self, start: str = NEWEST) -> Path | None:
+        """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base."""
+        if start == BASE:
+            return None
+        if start != NEWEST:
+            return self.folder / start / "adapter"
         done = [self.folder / entry["folder"] / "adapter" for entry in self.manifest["steps"]]
         return next((folder for folder in reversed(done) if folder.exists()), None)
+
+    def sampled(self) -> list[Example]:
+        """What the newest finished sample step kept."""
+        done = [self.folder / entry["folder"] / SAMPLED for entry in self.manifest["steps"]]
+        return data.read(next(file for file in reversed(done) if file.exists()), use="sampled")
 
     # --- what is in memory ---------------------------------------------------------------------
 
     def examples(self, use: str) -> list[Example]:
-        """The examples of data.sft, data.prompts or data.heldout, read once."""
+        """The examples of data.sft, data.prompts, data.heldout or data.plain, read once."""
         if use not in self._examples:
             self._examples[use] = data.read(getattr(self.recipe.data, use), self.recipe.data, use)
         return self._examples[use]
 
     @cached_property
+    def backend(self) -> Choice:
+        """Who loads the base and trains it, chosen once."""
+        from qreason.backends import start
+
+        return start(self.recipe.model.backend)
+
+    @cached_property
     def resident(self) -> Resident:
         """The base, loaded once for all stages."""
+        backend = self.backend  # before transformers is imported
         from qreason.hardware import detect
         from qreason.models import Resident, fingerprint
 
-        hardware = detect()
-        self.say(f"loading {self.recipe.model.base} on {hardware.name or hardware.device} ({hardware.dtype})")
-        resident = Resident(self.recipe.model, hardware, self.say)
+        hardware, weights = detect(), self.recipe.model.quantization
+        number = hardware.dtype if weights == "none" else f"{weights}, computing in {hardware.dtype}"
+        where = hardware.name or hardware.device
+        self.say(f"loading {self.recipe.model.base} on {where} ({number}; backend {backend.name}: {backend.why})")
+        resident = Resident(self.recipe.model, hardware, self.say, backend.name)
         base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base, resident.model.config)}
         if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:
             raise RunFolderError(
                 f"{self.folder}: the weights of {base['id']} changed since this run began; --fresh starts over"
             )
-        self.manifest["hardware"] = hardware.as_dict()
+        self.manifest["hardware"] = hardware.as_dict() | {"backend": backend.name}
         self.save_manifest()
         return resident
 

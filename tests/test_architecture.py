@@ -30,15 +30,17 @@ LAYERS = (
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan", "merging", "recovery"),
+        *("memory", "memory_phases", "report.plan", "recovery", "backends", "endpoint", "merging"),
         *("export", "export.card", "export.hub", "export.modelfile", "export.push"),
+        *("teacher", "draws", "choices", "lineage"),
+        *("beam", "checkpoint", "ranking", "scaling", "talk", "voting"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {
-        *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge"),
+        *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge", "stages.sample"),
         *("stages.judge", "stages.score", "stages.pull"),
     },
-    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.publishing", "cli.running"},
+    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.publishing", "cli.running", "cli.talking"},
     {"__main__"},
 )
 """From the ground up; a module imports from its own layer or from those before it."""

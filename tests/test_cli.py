@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qreason.cli import main
-from qreason.loading import load_recipe, shipped_recipes
+from qreason.loading import load_recipe, recipe_name, shipped_recipes
 from qreason.run import Run
 
 RecipeWriter = Callable[..., Path]
@@ -76,7 +76,7 @@ def test_module_runs_like_the_command() -> None:
 
 def test_recipes_lists_each_with_what_it_is() -> None:
     lines = qreason("recipes").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == [file.stem for file in shipped_recipes()]
+    assert [line.split()[0] for line in lines] == [recipe_name(file) for file in shipped_recipes()]
     assert all(len(line.split()) > 3 for line in lines)
 
 
@@ -135,6 +135,15 @@ def test_init_into_another_folder_after_init_here(tmp_path: Path, monkeypatch: p
     qreason("init")
     assert qreason("init", "--to", "second").exit_code == 0
     assert (tmp_path / "second" / "data" / "helpdesk" / "sft.jsonl").is_file()
+
+
+def test_init_of_a_benchmark_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two recipes are called gsm8k.yaml.
+    monkeypatch.chdir(tmp_path)
+    assert qreason("init", "gsm8k").exit_code == 0
+    assert qreason("init", "bench/gsm8k").exit_code == 0
+    assert load_recipe("bench/gsm8k.yaml").name == "bench-gsm8k"
+    assert "(did you mean 'bench/gsm8k'?)" in refused("init", "bench/gsm8")
 
 
 def test_init_of_an_unknown_recipe_names_the_nearest() -> None:

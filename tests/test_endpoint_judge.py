@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from qreason import endpoint as endpoint_module
 from qreason.errors import ModelError
 from qreason.judge import Judge, open_judge
-from qreason.judge import endpoint as endpoint_module
 from qreason.rewards.judged import JudgeSettings
 
 YES = {"choices": [{"message": {"content": "Yes."}}]}

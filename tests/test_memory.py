@@ -50,7 +50,7 @@ from qreason.memory_phases import (
     weight_bytes,
 )
 from qreason.models import load_base
-from qreason.recipe import Draw, Grpo, Lora, Model, Recipe
+from qreason.recipe import Draw, Grpo, Lora, Model, Recipe, Step
 from qreason.report.plan import plan_table
 from qreason.run import Run
 from qreason.stages import run_stage
@@ -715,3 +715,15 @@ def test_the_picture_shows_how_far_a_plan_is_over(qwen: Any, recipe: Recipe) -> 
     assert "does not fit" in lines[0]
     over = next(line for line in lines if "◄ peak" in line)
     assert "░" in over.partition("│")[2]
+
+
+def test_sampling_is_planned_like_rollouts_and_a_teacher_takes_no_memory_for_replies() -> None:
+    recipe = load_recipe("quickstart")
+    teacher = {"endpoint": "http://localhost", "model": "m"}
+
+    def phases(sample: dict[str, Any]) -> set[str]:
+        steps = [Step.model_validate({"sample": sample})]
+        (step,) = plan(recipe.model_copy(update={"steps": steps}), read_shape("qreason/tiny"), read_card("8GiB")).steps
+        return set(step.phases)
+
+    assert phases({}) - phases({"teacher": teacher}) == {"rollout"}

@@ -14,7 +14,8 @@ from qreason.loading import load_recipe
 from qreason.recipe import Grpo, Sft
 from qreason.types import Example, Reply
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
 RecipeWriter = Callable[..., Path]
 
 
@@ -39,7 +40,7 @@ def test_there_are_shipped_recipes() -> None:
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_shipped_recipe_loads_and_says_what_it_is(file: Path) -> None:
     recipe = load_recipe(file)
-    assert recipe.name == file.stem
+    assert recipe.name == "-".join(file.relative_to(FOLDER).with_suffix("").parts)  # its run folder is its own
     assert file.read_text(encoding="utf-8").startswith("# ")
 
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 @one_line_errors
 def recipes() -> None:
     """List the recipes that come with qreason."""
-    from qreason.loading import shipped_recipes
+    from qreason.loading import recipe_name, shipped_recipes
 
     for file in shipped_recipes():
         first = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        click.echo(f"{file.stem:<16} {first}")
+        click.echo(f"{recipe_name(file):<16} {first}")
 
 
 @main.command()
@@ -34,13 +34,13 @@ def init(name: str, to: Path) -> None:
     """Copy the recipe NAME and its data here, ready to be changed."""
     import yaml
 
-    from qreason.loading import find_recipe, load_recipe
+    from qreason.loading import find_recipe, load_recipe, recipe_name, shipped_recipes
 
     source = find_recipe(name)
     load_recipe(source)
-    files = [(source, to / source.name)]
+    files = [(source, to / (f"{recipe_name(source)}.yaml" if source in shipped_recipes() else source.name))]
     paths = yaml.safe_load(source.read_text(encoding="utf-8"))["data"]
-    for path in (paths[key] for key in ("sft", "prompts", "heldout", "labels") if paths.get(key)):
+    for path in (paths[key] for key in ("sft", "prompts", "heldout", "plain", "labels") if paths.get(key)):
         # not the resolved path: that prefers a file of the current folder to the one beside the recipe
         beside = (folder / path for folder in source.resolve().parents)
         files += [(file, to / path) for file in beside if file.is_file()][:1]
@@ -77,6 +77,19 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     steps = ", ".join(step.stage for step in loaded.steps)
     rows = ", ".join(f"{use} {count}" for use, count in counts.items())
     click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}\nvalid")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@one_line_errors
+def lineage(folder: Path) -> None:
+    """Draw what a run's checkpoints and data come from."""
+    from rich.console import Console
+
+    from qreason.lineage import lineage, lineage_tree
+    from qreason.run import Run
+
+    Console().print(lineage_tree(lineage(Run.reopen(folder))))
 
 
 @main.command()

@@ -55,6 +55,7 @@ def stage_command(stage: str, help_text: str) -> None:
 
 stage_command("sft", "Run RECIPE up to its next sft step.")
 stage_command("grpo", "Run RECIPE up to its next grpo step.")
+stage_command("sample", "Run RECIPE up to its next sample step.")
 
 
 def run_recipe(
@@ -76,12 +77,31 @@ def run_recipe(
     opened = Run.open(recipe, folder, fresh=fresh, say=say)
     if opened.finished:
         say(f"{folder}: {opened.finished} of {len(recipe.steps)} steps are done, continuing (--fresh starts over)")
+    if opened.finished < len(recipe.steps):
+        make_it_fit(opened)
     if only:
         run_one(opened, only)
     else:
         for step in range(opened.finished, len(recipe.steps)):
             run_step(opened, step)
     show_report(opened, as_json)
+
+
+def make_it_fit(run: Run) -> None:
+    """Look at disk and GPU before anything is loaded, and cut batches down to what the GPU's memory holds."""
+    _ = run.backend  # chosen before transformers is imported
+    from qreason.memory import PLANNED, check_disk, find_card, fit, peak_line, read_lengths, read_shape
+
+    shape = read_shape(run.recipe.model.base)
+    check_disk(run.recipe, shape, run.folder)
+    card = find_card()
+    if card is None or run.recipe.fit == "none" or not any(step.stage in PLANNED for step in run.recipe.steps):
+        return
+    lengths = read_lengths(run.recipe)
+    run.recipe, changes = fit(run.recipe, shape, card, lengths)
+    run.manifest["fit"] = changes
+    for line in [*changes, peak_line(run.recipe, shape, card, lengths)]:
+        say(f"memory: {line}")
 
 
 def run_one(run: Run, stage: str) -> None:
@@ -100,6 +120,7 @@ def run_one(run: Run, stage: str) -> None:
 
 
 def run_step(run: Run, step: int) -> None:
+    from qreason.lineage import write_lineage
     from qreason.stages import run_stage
 
     run.step = step
@@ -107,6 +128,7 @@ def run_step(run: Run, step: int) -> None:
     artifact = run_stage(run.recipe.steps[step], run)
     seconds = time.perf_counter() - start
     run.finish_step(seconds)
+    write_lineage(run)
     say(f"{run.recipe.steps[step].stage:<9} {seconds:5.0f} s  {artifact.summary}")
 
 
@@ -134,21 +156,33 @@ def show_report(run: Run, as_json: bool) -> None:
 )
 @click.option("--samples", type=click.IntRange(1), default=4, show_default=True, help="Replies a row for pass@1.")
 @click.option("--rows", type=click.IntRange(1), help="Use only the first rows.")
+@click.option("--pass-at", "pass_at", multiple=True, type=int, metavar="K", help="pass@K; repeatable.")
+@click.option("--cons-at", "cons_at", multiple=True, type=int, metavar="K", help="Majority of K; repeatable.")
+@click.option("--best-of", "best_of", multiple=True, type=int, metavar="N", help="Best of N; repeatable.")
+@click.option("--best-by", default="likelihood", show_default=True, help="likelihood, total or a reward.")
+@click.option("--beam", type=click.IntRange(1), metavar="WIDTH", help="Step-wise beam search, ranked by --best-by.")
+@click.option("--right-by", default="correctness", show_default=True, help="correctness or math.")
+@click.option("--direct", is_flag=True, help="Ask for the answer without reasoning.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @one_line_errors
-def evaluate(target: str, task: Path, samples: int, rows: int | None, as_json: bool) -> None:
+def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: bool, **settings: Any) -> None:
     """Measure a run folder, a model folder or a Hub model on a task file."""
     from qreason.hardware import prepare_process
 
     prepare_process()
+    from qreason.recipe import parse_evaluate
     from qreason.stages.evaluate import evaluate_task
 
-    numbers = evaluate_task(target, task, samples=samples, rows=rows)
+    width = {"beam": {"width": beam, "by": settings["best_by"]}} if beam else {}
+    numbers = evaluate_task(target, task, parse_evaluate({**settings, **width, "chain_of_thought": not direct}))
     if as_json:
         click.echo(json.dumps(numbers, indent=2))
         return
     from rich.console import Console
 
-    from qreason.report.table import passes_table
+    from qreason.report.table import passes_table, scaling_table
 
-    Console().print(passes_table([numbers]))
+    console = Console()
+    console.print(passes_table([numbers]))
+    if scaled := scaling_table([numbers]):
+        console.print("", scaled, sep="\n")

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from qreason.errors import ModelError
+from qreason import endpoint
+from qreason.endpoint import NoAnswerError
 from qreason.rewards.judged import JudgeSettings
 from qreason.types import Messages
 
 NEW_TOKENS = 16
-FIRST_WAIT = 0.5
-"""Seconds before the first further attempt; doubled for each one after it."""
 
 
 class Endpoint:
     """Answers as text, many at a time; what cannot be read as one of the expected answers is no verdict."""
 
     def __init__(self, settings: JudgeSettings) -> None:
-        import httpx
-
         self.settings = settings
-        key = os.environ.get(settings.api_key)
-        self.client = httpx.Client(
-            timeout=settings.timeout, headers={"Authorization": f"Bearer {key}"} if key else None
+        self.server = endpoint.Endpoint(
+            settings.endpoint or "",
+            settings.model or "",
+            settings.api_key,
+            timeout=settings.timeout,
+            retries=settings.retries,
         )
-        self.url = f"{(settings.endpoint or '').rstrip('/')}/chat/completions"
 
     def ask(self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float]) -> list[list[float | None]]:
         """What each answer is worth; None after the last attempt, or for an answer that is none of `values`."""
@@ -39,37 +35,10 @@ class Endpoint:
 
     def complete(self, messages: Messages) -> str | None:
         """The answer as text, or None. Raises ModelError where asking again would not help."""
-        import httpx
-
-        body = {
-            "model": self.settings.model,
-            "messages": messages,
-            "max_tokens": NEW_TOKENS,
-            "temperature": 0,
-        }
-        for attempt in range(self.settings.retries + 1):
-            if attempt:
-                time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
-            try:
-                response = self.client.post(self.url, json=body)
-            except httpx.TransportError:  # a timeout, a refused or a dropped connection
-                continue
-            if response.status_code == 429 or response.status_code >= 500:
-                continue
-            if response.is_error:
-                cure = f"check the address, the model name and the key in {self.settings.api_key}"
-                raise ModelError(f"{self.url}: {response.status_code} {response.text[:200]}; {cure}")
-            return read_content(response)
-        return None
-
-
-def read_content(response: Any) -> str | None:
-    """The text of a chat completion; None where the body is something else."""
-    try:
-        content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return content if isinstance(content, str) else None
+        try:
+            return self.server.complete(messages, max_tokens=NEW_TOKENS, temperature=0).text
+        except NoAnswerError:
+            return None
 
 
 def read_verdict(text: str | None, values: Mapping[str, float]) -> float | None:

@@ -82,6 +82,8 @@ class LocalModel:
 
         What all questions begin with is read once, then once a group what its questions begin with, then the rest.
         """
+        if self.resident.backend == "unsloth":
+            return self.logits_by_generate(model, [row for group in groups for row in group])
         from transformers import DynamicCache
 
         shared = common([row for group in groups for row in group])
@@ -96,6 +98,21 @@ class LocalModel:
             own = [shared] * len(groups)
         reading.repeat([index for index, group in enumerate(groups) for _ in group])
         return reading.read([row[end:] for group, end in zip(groups, own, strict=True) for row in group])
+
+    def logits_by_generate(self, model: Any, rows: list[Ids]) -> torch.Tensor:
+        """The same through the model's own generate, each question read whole."""
+        inputs = pad_left(self.resident.tokenizer, rows, self.resident.device)
+        del inputs["position_ids"]  # generate makes them itself
+        answers = model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=1,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=self.resident.tokenizer.pad_token_id,
+        )
+        logits: torch.Tensor = answers.logits[0]
+        return logits
 
 
 class Reading:

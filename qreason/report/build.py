@@ -25,10 +25,24 @@ def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
         "parts": {name: mean([row["parts"][name] for row in rows]) for name in rows[0]["parts"]},
         "reply_words": mean(column(rows, "words")),
         "finished": share(column(rows, "finished")),
+        "scaling": measure_scaling(rows),
     }
     splits = sorted({row["split"] for row in rows if row["split"]})
     report["splits"] = {name: measure_split([row for row in rows if row["split"] == name]) for name in splits}
     return report
+
+
+def measure_scaling(rows: Rows) -> dict[str, Any]:
+    """Method -> its mean over rows, completion tokens a row, and the paired gain over pass@1; empty if none asked."""
+    scaled = [row["scaling"] for row in rows if row.get("scaling")]
+    return {
+        method: {
+            **mean([row[method]["value"] for row in scaled]),
+            "tokens": round(sum(row[method]["tokens"] for row in scaled) / len(scaled), 1),
+            "gain": gain([row["pass@1"]["value"] for row in scaled], [row[method]["value"] for row in scaled]),
+        }
+        for method in (scaled[0] if scaled else ())
+    }
 
 
 def measure_split(rows: Rows) -> dict[str, Any]:

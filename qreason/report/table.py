@@ -57,11 +57,27 @@ def gains_table(gains: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def scaling_table(passes: Sequence[dict[str, Any]]) -> Table | None:
+    """What more tokens a row buy, in the passes that measured it; None where none did."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("after")
+    table.add_column("inference")
+    for name in ("right", "over pass@1, points", "tokens"):
+        table.add_column(name, justify="right")
+    for row in passes:
+        for method, figures in row["scaling"].items():
+            over = Text("") if method == "pass@1" else points(figures["gain"])
+            table.add_row(row["after"], method, percent(figures), over, f"{figures['tokens']:.0f}")
+    return table if table.row_count else None
+
+
 def report_table(report: dict[str, Any]) -> Group:
     """Both tables: the passes with 95 % intervals, then the paired gains."""
     rows: list[Table | Text] = [passes_table(report["passes"])]
     if report["gains"]:
         rows += [Text(""), gains_table(report["gains"])]
+    if scaled := scaling_table(report["passes"]):
+        rows += [Text(""), scaled]
     note = f"\n{report['rows']} held-out rows, seed {report['seed']}; brackets are 95 % intervals"
     return Group(*rows, Text(note, style="dim"))
 

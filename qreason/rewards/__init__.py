@@ -70,6 +70,9 @@ FULL_MARKS: dict[str, float] = {
 }
 """What a gold reply earns from each reward that knows what is best."""
 
+REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length"}
+"""Rewards that compare with what is right: without a reference they cannot tell replies apart."""
+
 Settings = Mapping[str, Any]
 OpenModel = Callable[[Any], Any]
 """The settings of a model reward -> the model that it asks."""

@@ -10,6 +10,7 @@ from qreason.run import Artifact, Run, Stage
 STAGES = {
     "sft": "qreason.stages.sft",
     "grpo": "qreason.stages.grpo",
+    "sample": "qreason.stages.sample",
     "evaluate": "qreason.stages.evaluate",
     "merge": "qreason.stages.merge",
     "pull": "qreason.stages.pull",

@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from qreason import data
-from qreason.errors import ModelError
+from qreason.beam import beam_search
+from qreason.checkpoint import Checkpoint, check_target, open_checkpoint
 from qreason.generate import LocalGenerator
-from qreason.models import Resident
 from qreason.progress import progress_bar
-from qreason.prompts import HELPDESK, SYSTEM_PROMPTS, render
-from qreason.recipe import Draw, Evaluate, Model, Step
+from qreason.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
+from qreason.ranking import check_ranking, open_ranking
+from qreason.recipe import Evaluate, Step
 from qreason.report.build import measure, write_report
 from qreason.rewards import REWARDS
 from qreason.rewards.scoring import Scorer, reply_row
-from qreason.rewards.tags import follows_format, read_answer
-from qreason.rewards.text import correct
+from qreason.rewards.tags import follows_format
 from qreason.run import Artifact, Run, write_json, write_jsonl
-from qreason.types import Example
-
-MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2}
-"""The rewards of a bare model on a task file: those of the main recipe that need no judge."""
+from qreason.scaling import scale
+from qreason.types import Example, Reply
 
 
 def evaluate(step: Step, run: Run) -> Artifact:
@@ -35,17 +33,11 @@ def evaluate(step: Step, run: Run) -> Artifact:
     folder = run.stage_folder()
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    rows = measure_rows(
-        run.resident,
-        examples,
-        Scorer(run.rewards, run.recipe.weights),
-        run.recipe.sampling,
-        system=SYSTEM_PROMPTS[run.recipe.data.prompt],
-        samples=settings.samples,
-        seed=run.recipe.seed,
-        label=f"{folder.name} eval",
-        folder=folder,
+    recipe = run.recipe
+    checkpoint = Checkpoint(
+        run.resident, Scorer(run.rewards, recipe.weights), recipe.sampling, recipe.data, recipe.seed
     )
+    rows = measure_rows(checkpoint, examples, settings, label=f"{folder.name} eval", folder=folder)
     write_jsonl(folder / "evaluation.jsonl", rows)
     report = measure(rows, folder.name, time.perf_counter() - start)
     write_json(folder / "evaluation.json", report)
@@ -58,39 +50,55 @@ def evaluate(step: Step, run: Run) -> Artifact:
 
 
 def measure_rows(
-    resident: Resident,
-    examples: Sequence[Example],
-    scorer: Scorer,
-    draw: Draw,
-    *,
-    system: str,
-    samples: int,
-    seed: int,
-    label: str,
-    folder: Path,
+    checkpoint: Checkpoint, examples: Sequence[Example], settings: Evaluate, *, label: str, folder: Path
 ) -> list[dict[str, Any]]:
-    """One greedy reply a row with every reward, and `samples` drawn ones for pass@1."""
-    prompts = [render(example, system) for example in examples]
-    with progress_bar(label, total=len(prompts) * (1 + samples)) as bar:
-        generator = LocalGenerator(resident, on_progress=bar.advance)
+    """One greedy reply a row with every reward, and `samples` drawn ones for pass@1 and what else is asked for."""
+    prompt_of = SYSTEM_PROMPTS if settings.chain_of_thought else DIRECT_PROMPTS
+    prompts = [render(example, prompt_of[checkpoint.data.prompt]) for example in examples]
+    draw, scorer, n = checkpoint.draw, checkpoint.scorer, settings.samples
+    repeated = [example for example in examples for _ in range(n)]
+    marks: list[float] = []
+    beams: list[tuple[Reply, int]] = []
+    with progress_bar(label, total=len(prompts) * (1 + n + bool(settings.beam))) as bar:
+        generator = LocalGenerator(checkpoint.resident, on_progress=bar.advance)
         greedy = [replies[0] for replies in generator.generate(prompts, n=1, sampling=draw.sampling(greedy=True))]
-        sampled = generator.generate(prompts, n=samples, sampling=draw.sampling(seed=seed))
+        drawing = draw.sampling(seed=checkpoint.seed)
+        drawn = [reply for replies in generator.generate(prompts, n=n, sampling=drawing) for reply in replies]
+        if settings.best_of:
+            bar.note(f"ranking by {settings.best_by}")
+            marks = open_ranking(settings.best_by, checkpoint.resident, scorer, folder)(drawn, repeated)
+        if settings.beam:
+            ranking = open_ranking(settings.beam.by, checkpoint.resident, scorer, folder)
+            beams = beam_search(generator, prompts, examples, settings.beam, ranking, drawing, bar.advance)
+    right = find_right(settings, drawn, repeated)
+    accurate = find_right(settings, greedy, examples)
+    found = find_right(settings, [reply for reply, _ in beams], examples[: len(beams)])
     rows = []
-    for example, reply, score, drawn in zip(examples, greedy, scorer(greedy, examples, folder), sampled, strict=True):
-        marks = [correct(read_answer(sample.text), example.references) for sample in drawn]
-        rows.append(
-            reply_row(reply, example, score)
-            | {
-                "split": example.split,
-                "accurate": correct(read_answer(reply.text), example.references) > 0,
-                "well_formed": follows_format(reply.text),
-                "words": len(reply.text.split()),
-                "finished": reply.finished,
-                "pass_at_1": sum(mark > 0 for mark in marks) / len(marks),
-                "samples": [sample.text for sample in drawn],
-            }
-        )
+    for place, (reply, score) in enumerate(zip(greedy, scorer(greedy, examples, folder), strict=True)):
+        own = slice(place * n, (place + 1) * n)
+        row = reply_row(reply, examples[place], score) | look_at(reply, drawn[own], right[own])
+        row["scaling"] = scale(settings, drawn[own], right[own], marks[own])
+        if beams:
+            row["scaling"]["beam"] = {"value": float(found[place]), "tokens": beams[place][1]}
+        rows.append(row | {"split": examples[place].split, "accurate": accurate[place]})
     return rows
+
+
+def look_at(greedy: Reply, drawn: Sequence[Reply], right: Sequence[bool]) -> dict[str, Any]:
+    """What a row of evaluation.jsonl says of its replies."""
+    return {
+        "well_formed": follows_format(greedy.text),
+        "words": len(greedy.text.split()),
+        "finished": greedy.finished,
+        "pass_at_1": sum(right) / len(right),
+        "samples": [reply.text for reply in drawn],
+        "right": list(right),
+    }
+
+
+def find_right(settings: Evaluate, replies: Sequence[Reply], examples: Sequence[Example]) -> list[bool]:
+    """Whether each answer is right, by the rule of the settings; what cannot be judged is not."""
+    return [bool(mark) for mark in REWARDS[settings.right_by](replies, examples)]
 
 
 def report(run: Run) -> dict[str, Any] | None:
@@ -99,34 +107,15 @@ def report(run: Run) -> dict[str, Any] | None:
     return write_report(run, folders) if folders else None
 
 
-def evaluate_task(target: str, task: Path, *, samples: int, rows: int | None) -> dict[str, Any]:
+def evaluate_task(target: str, task: Path, settings: Evaluate) -> dict[str, Any]:
     """Measure a run folder's newest adapter, a model folder or a Hub model on a task file; nothing is written."""
+    check_target(target)
     folder = Path(target)
-    draw, system, seed = Draw(), HELPDESK, 1
-    if (folder / "manifest.json").is_file():
-        run = Run.reopen(folder)
-        resident, scorer = run.resident, Scorer(run.rewards, run.recipe.weights)
-        resident.load_adapter(run.adapter())
-        draw, system, seed = run.recipe.sampling, SYSTEM_PROMPTS[run.recipe.data.prompt], run.recipe.seed
-        examples = data.read(task, run.recipe.data)
-    elif (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{target} is an adapter; give its run folder, or the merged model")
-    else:
-        from qreason.hardware import detect
-
-        examples = data.read(task)
-        resident = Resident(Model(base=target), detect())
-        scorer = Scorer({name: REWARDS[name] for name in MAIN_WEIGHTS}, MAIN_WEIGHTS)
+    examples = data.read(task, Run.reopen(folder).recipe.data if (folder / "manifest.json").is_file() else None)
+    checkpoint = open_checkpoint(target)
+    check_ranking(settings.best_by, checkpoint.scorer)
+    if settings.beam:
+        check_ranking(settings.beam.by, checkpoint.scorer)
     start = time.perf_counter()
-    measured = measure_rows(
-        resident,
-        examples[:rows],
-        scorer,
-        draw,
-        system=system,
-        samples=samples,
-        seed=seed,
-        label=task.stem[:14],
-        folder=Path.cwd(),
-    )
-    return {"model": target, "task": str(task)} | measure(measured, task.stem, time.perf_counter() - start)
+    rows = measure_rows(checkpoint, examples[: settings.rows], settings, label=task.stem[:14], folder=Path.cwd())
+    return {"model": target, "task": str(task)} | measure(rows, task.stem, time.perf_counter() - start)

@@ -24,7 +24,7 @@ from qreason.types import Example, Generator, Messages, Reply, Score
 
 
 def grpo(step: Step, run: Run) -> Artifact:
-    """Train the newest adapter of the run (or a fresh one) against the recipe's rewards on data.prompts."""
+    """Train the newest adapter of the run (or another, or a fresh one) against the recipe's rewards on data.prompts."""
     settings = step.settings
     assert isinstance(settings, Grpo)
     examples = run.examples("prompts")[: settings.rows]
@@ -36,7 +36,7 @@ def grpo(step: Step, run: Run) -> Artifact:
     from qreason.recovery import recovering
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
-    start_adapter(run)
+    start_adapter(run, settings)
     scorer = Scorer(run.rewards, run.recipe.weights)
     folder = run.clear_stage_folder()
     generator = LocalGenerator(resident)

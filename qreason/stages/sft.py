@@ -13,10 +13,10 @@ from qreason.types import Example
 
 
 def sft(step: Step, run: Run) -> Artifact:
-    """Train an adapter on data.sft: a fresh one, or the newest one of the run."""
+    """Train an adapter on data.sft, or on what was sampled: a fresh one, or one of the run."""
     settings = step.settings
     assert isinstance(settings, Sft)
-    examples = run.examples("sft")[: settings.rows]
+    examples = (run.sampled() if settings.data == "sampled" else run.examples("sft"))[: settings.rows]
     resident = run.resident
     rows = [conversation(example, SYSTEM_PROMPTS[run.recipe.data.prompt]) for example in examples]
     lengths = [token_count(resident.tokenizer, row) for row in rows]
@@ -28,7 +28,7 @@ def sft(step: Step, run: Run) -> Artifact:
     from qreason.recovery import recovering
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
-    start_adapter(run)
+    start_adapter(run, settings)
     folder = run.clear_stage_folder()
     arguments = SFTConfig(
         **{"max_length": resident.context_length, "completion_only_loss": True} | trl_arguments(settings, run, folder)
@@ -42,13 +42,15 @@ def sft(step: Step, run: Run) -> Artifact:
             callbacks=[Watch(folder, bar, ("loss", "mean_token_accuracy"))],
         )
         adapter = train(trainer, run, folder)
-    return Artifact(adapter, f"{len(examples)} incidents, {trainer.state.global_step} steps")
+    kind = "sampled rows" if settings.data == "sampled" else "incidents"
+    return Artifact(adapter, f"{len(examples)} {kind}, {trainer.state.global_step} steps")
 
 
 def conversation(example: Example, system: str) -> dict[str, Any]:
-    """TRL's prompt/completion row in chat messages."""
+    """TRL's prompt/completion row in chat messages; without the system prompt, which asks for reasoning, if none."""
+    messages = render(example, system)
     return {
-        "prompt": render(example, system),
+        "prompt": messages if example.reasoning is not None else messages[1:],
         "completion": [{"role": "assistant", "content": demonstrate(example)}],
     }
 

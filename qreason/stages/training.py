@@ -14,7 +14,7 @@ from qreason.progress import Bar
 from qreason.recipe import Grpo, Sft
 from qreason.run import CHECKPOINT, Run, write_jsonl
 
-OURS = {"rows", "trl", "preflight", "stop_on_reward_hacking"}
+OURS = {"rows", "trl", "preflight", "stop_on_reward_hacking", "start", "data"}
 """Settings of a training step that are not fields of TRL's config."""
 
 MOST_OVERFLOWS = 20
@@ -41,13 +41,14 @@ def trl_arguments(settings: Sft | Grpo, run: Run, folder: Path) -> dict[str, Any
     }
 
 
-def start_adapter(run: Run) -> None:
-    """Seed everything, and put on the base what is trained further: the run's newest adapter, or a fresh one."""
+def start_adapter(run: Run, settings: Sft | Grpo) -> None:
+    """Seed everything, and put on the base what is trained further: an adapter of the run, or a fresh one."""
     set_seed(run.recipe.seed)
-    if (start := run.adapter()) is not None:
-        run.resident.load_adapter(start, trainable=True)
+    if (start := run.adapter(settings.start)) is not None:
+        run.resident.load_adapter(start, trainable=True, checkpointing=settings.gradient_checkpointing)
     else:
-        run.resident.new_adapter(run.recipe.model.lora)
+        seed, checkpointing = run.recipe.seed, settings.gradient_checkpointing
+        run.resident.new_adapter(run.recipe.model.lora, seed=seed, checkpointing=checkpointing)
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,47 @@
+"""What `evaluate` and `chat` are pointed at: a run folder's newest adapter, a model folder, or a Hub model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qreason.errors import ModelError
+from qreason.models import Resident
+from qreason.recipe import Data, Draw, Model
+from qreason.rewards import REWARDS
+from qreason.rewards.scoring import Scorer
+from qreason.run import Run
+
+MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2}
+"""The rewards of a bare model: those of the main recipe that need no judge."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in memory, and how to ask it: as its run did, or by the defaults."""
+
+    resident: Resident
+    scorer: Scorer
+    draw: Draw
+    data: Data
+    seed: int
+
+
+def open_checkpoint(target: str) -> Checkpoint:
+    """Load a run folder, a model folder or a Hub id; ModelError for an adapter by itself."""
+    folder = Path(target)
+    if (folder / "manifest.json").is_file():
+        run = Run.reopen(folder)
+        run.resident.load_adapter(run.adapter())
+        scorer = Scorer(run.rewards, run.recipe.weights)
+        return Checkpoint(run.resident, scorer, run.recipe.sampling, run.recipe.data, run.recipe.seed)
+    check_target(target)
+    from qreason.hardware import detect
+
+    scorer = Scorer({name: REWARDS[name] for name in MAIN_WEIGHTS}, MAIN_WEIGHTS)
+    return Checkpoint(Resident(Model(base=target), detect()), scorer, Draw(), Data(), 1)
+
+
+def check_target(target: str) -> None:
+    if (Path(target) / "adapter_config.json").is_file():
+        raise ModelError(f"{target} is an adapter; give its run folder, or the merged model")

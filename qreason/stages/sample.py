@@ -1,0 +1,184 @@
+"""Rejection sampling (DeepSeek-R1, arXiv 2501.12948, section 2.3.3): replies drawn, the good ones kept as SFT data."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.draws import Drawn, Journal, Row, Sieve, lesson, replace_jsonl
+from qreason.errors import TrainingError
+from qreason.generate import LocalGenerator
+from qreason.progress import progress_bar
+from qreason.prompts import SYSTEM_PROMPTS, render
+from qreason.recipe import Sample, Step
+from qreason.rewards.scoring import Scorer
+from qreason.run import SAMPLED, Artifact, Run, write_json, write_jsonl
+from qreason.teacher import ask_teacher
+from qreason.types import Example
+
+DRAWS = 128
+"""Replies that are drawn from one seed, scored and written down together."""
+
+
+def sample(step: Step, run: Run) -> Artifact:
+    """Draw n replies to each of data.prompts, and keep those that pass; a stage that was cut off goes on."""
+    settings = step.settings
+    assert isinstance(settings, Sample)
+    examples = run.examples("prompts")[: settings.rows]
+    folder = run.stage_folder()
+    journal = Journal(folder, made_with(settings, run))
+    kept, sieve = folder / SAMPLED, Sieve(settings)
+    done = {(row["id"], row["number"]) for row in journal.rows}
+    wanted = [(e, number) for e in examples for number in range(settings.n) if (e.id, number) not in done]
+    if done and wanted:
+        run.say(f"{folder.name}: {len(done)} draws are there, going on with {len(wanted)}")
+    write_jsonl(kept, [lesson(row) for row in journal.rows if sieve.reason(row) is None])
+    scorer = Scorer(run.rewards, run.recipe.weights)
+    with progress_bar(folder.name, total=len(done) + len(wanted)) as bar:
+        bar.advance(len(done))
+        for draws in draw(settings, run, examples, wanted):
+            scores = scorer([drawn.reply for drawn in draws], [drawn.example for drawn in draws], folder)
+            rows = journal.add(draws, scores)
+            write_jsonl(kept, [lesson(row) for row in rows if sieve.reason(row) is None], append=True)
+            bar.advance(len(rows))
+            bar.note(f"kept {sieve.kept.total()}")
+    return finish(settings, run, examples, journal, folder)
+
+
+def made_with(settings: Sample, run: Run) -> dict[str, Any]:
+    """What the draws depend on; settings of the sieve are not among it and may change."""
+    recipe = run.recipe
+    common = {
+        "prompt": recipe.data.prompt,
+        "sampling": recipe.sampling.model_dump(exclude={"max_num_seqs"}),
+        "rewards": recipe.dump()["rewards"],
+    }
+    if settings.teacher:
+        return common | {"teacher": settings.teacher.endpoint, "model": settings.teacher.model}
+    adapter = run.adapter(settings.start)
+    model = str(adapter.relative_to(run.folder)) if adapter else "base"
+    return common | {"model": model, "n": settings.n, "rows": settings.rows, "seed": recipe.seed}
+
+
+def draw(
+    settings: Sample, run: Run, examples: Sequence[Example], wanted: Sequence[tuple[Example, int]]
+) -> Iterator[list[Drawn]]:
+    """The wanted draws, (example, number), as they are made."""
+    system = SYSTEM_PROMPTS[run.recipe.data.prompt]
+    if settings.teacher:
+        yield from ask_teacher(settings.teacher, wanted, system, run.recipe.sampling)
+        return
+    missing = {(example.id, number) for example, number in wanted}
+    if not missing:
+        return
+    run.resident.load_adapter(run.adapter(settings.start))
+    generator = LocalGenerator(run.resident)
+    size = max(1, DRAWS // settings.n)
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size]
+        if not any((example.id, number) in missing for example in batch for number in range(settings.n)):
+            continue
+        # A seed of its own each batch: a stage that was cut off draws the rest as it would have.
+        sampling = run.recipe.sampling.sampling(seed=run.recipe.seed * 1_000_003 + start)
+        made = generator.generate([render(example, system) for example in batch], n=settings.n, sampling=sampling)
+        yield [
+            Drawn(example, number, reply, 0 if number else len(reply.prompt_ids), len(reply.token_ids))
+            for example, replies in zip(batch, made, strict=True)
+            for number, reply in enumerate(replies)
+            if (example.id, number) in missing
+        ]
+
+
+def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Journal, folder: Path) -> Artifact:
+    """Sift all draws in the order of the data, mix in rows without reasoning, write data, figures and card."""
+    places = {example.id: place for place, example in enumerate(examples)}
+    rows = [row for row in journal.rows if row["id"] in places and row["number"] < settings.n]
+    rows.sort(key=lambda row: (places[row["id"]], row["number"]))
+    sieve = Sieve(settings)
+    rows = [row | {"rejected": sieve.reason(row)} for row in rows]
+    kept = [lesson(row) for row in rows if row["rejected"] is None]
+    reasons = Counter(row["rejected"] for row in rows if row["rejected"])
+    if not kept:
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise TrainingError(
+            f"none of {len(rows)} replies was kept: {told}; look at them in {journal.file}, then lower what "
+            "sample.keep asks, or sample from a better model. The draws stay: other bounds draw nothing anew"
+        )
+    plain = mixed_in(settings, run, len(kept))
+    figures = measure(settings, run, rows, reasons, plain)
+    if plain:
+        random.Random(run.recipe.seed).shuffle(kept := kept + plain)
+    replace_jsonl(folder / SAMPLED, kept)
+    replace_jsonl(journal.file, rows)
+    write_json(folder / "sample.json", figures)
+    (folder / "README.md").write_text(card(run, settings, figures), encoding="utf-8")
+    told = f"{figures['kept']} of {len(rows)} replies kept ({figures['acceptance']:.0%})"
+    summary = f"{told}, to {figures['prompts_kept']} of {figures['prompts']} prompts"
+    return Artifact(folder / SAMPLED, summary + (f", {len(plain)} rows mixed in" if plain else ""))
+
+
+def mixed_in(settings: Sample, run: Run, kept: int) -> list[Row]:
+    """Rows of data.plain, as many as give the asked share, drawn without replacement."""
+    if not settings.plain_share:
+        return []
+    examples = run.examples("plain")
+    wanted = round(kept * settings.plain_share / (1 - settings.plain_share))
+    if wanted > len(examples):
+        run.say(f"data.plain has {len(examples)} rows; a share of {settings.plain_share:g} would take {wanted}")
+    chosen = random.Random(run.recipe.seed).sample(examples, min(wanted, len(examples)))
+    return [{"id": f"plain:{one.id}", "prompt": one.prompt, "reference": one.reference} for one in chosen]
+
+
+def measure(
+    settings: Sample, run: Run, rows: Sequence[Row], reasons: Counter[str], plain: Sequence[Row]
+) -> dict[str, Any]:
+    """sample.json: who replied, what came of it, and what it cost."""
+    adapter = run.adapter(settings.start)
+    here = f"{run.recipe.model.base}, {adapter.parent.name}" if adapter else run.recipe.model.base
+    kept = [row for row in rows if row["rejected"] is None]
+    return {
+        "model": f"{settings.teacher.model} at {settings.teacher.endpoint}" if settings.teacher else here,
+        "prompts": len({row["id"] for row in rows}),
+        "prompts_kept": len({row["id"] for row in kept}),
+        "replies": len(rows),
+        "kept": len(kept),
+        "acceptance": round(len(kept) / len(rows), 4),
+        "rejected": dict(reasons.most_common()),
+        "plain": len(plain),
+        "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
+        "completion_tokens": sum(row["completion_tokens"] for row in rows),
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+    }
+
+
+def card(run: Run, settings: Sample, figures: dict[str, Any]) -> str:
+    """The data card: README.md of the stage's folder."""
+    tokens = figures["completion_tokens"]
+    asked = ", ".join(f"{name} at least {least:g}" for name, least in settings.keep.items()) or "no rewards"
+    rejected = "".join(f"| {reason.replace('|', '/')} | {count} |\n" for reason, count in figures["rejected"].items())
+    draw = ", ".join(
+        f"{key} {value:g}" for key, value in run.recipe.sampling.model_dump(exclude={"max_num_seqs"}).items()
+    )
+    each = f", {tokens / figures['kept']:.0f} a kept row" if tokens else " (0: the server did not count)"
+    return f"""# Sampled data of {run.recipe.name}
+
+SFT data by rejection sampling, in `{SAMPLED}`: `id`, `prompt`, `reasoning`, `reference` (the reply's own answer).
+
+| | |
+|---|---|
+| replies by | {figures["model"]} |
+| prompts | {figures["prompts"]}, {settings.n} replies each; {figures["prompts_kept"]} have a kept one |
+| drawn with | {draw}; seed {run.recipe.seed} |
+| kept | {figures["kept"]} of {figures["replies"]} replies ({figures["acceptance"]:.1%}) |
+| mixed in | {figures["plain"]} rows without reasoning |
+| cost | {figures["prompt_tokens"]} prompt and {tokens} completion tokens{each}; {figures["seconds"]} s |
+| asked for | {asked}; language {settings.language or "any"} |
+
+| rejected because | replies |
+|---|---|
+{rejected}
+Every draw, kept or not, is in `draws.jsonl`, the reason in `rejected`.
+"""

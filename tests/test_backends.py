@@ -1,0 +1,121 @@
+"""Who loads the base: the choice, and what a backend without caches of ours needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from click.testing import CliRunner
+
+from qreason import backends
+from qreason.cli import main
+from qreason.errors import MissingExtra, ModelError
+from qreason.generate import LocalGenerator
+from qreason.hardware import detect
+from qreason.judge.local import LocalModel
+from qreason.models import EMBEDDED, Resident, load_base
+from qreason.prompts import VERDICTS, render_judge
+from qreason.recipe import Model
+from qreason.types import Sampling
+
+Wanted = Literal["auto", "plain", "unsloth"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "card", "installed", "name"),
+    [
+        ("auto", (8, 6), True, "unsloth"),
+        ("unsloth", (7, 5), True, "unsloth"),
+        ("plain", (8, 6), True, "plain"),
+        ("auto", (8, 6), False, "plain"),
+        ("auto", (6, 1), True, "plain"),
+        ("auto", None, True, "plain"),
+    ],
+)
+def test_unsloth_is_chosen_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, wanted: Wanted, card: tuple[int, int] | None, installed: bool, name: str
+) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda module: module if installed else None)
+    choice = backends.choose(wanted, card)
+    assert choice.name == name
+    assert choice.why
+
+
+def test_insisting_on_unsloth_without_it_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda module: None)
+    with pytest.raises(MissingExtra, match=r"pip install 'qreason\[unsloth\]'"):
+        backends.choose("unsloth", (8, 6))
+    with pytest.raises(ModelError, match="take backend: auto or plain"):
+        backends.choose("unsloth", (6, 1))
+
+
+def test_a_recipe_that_insists_on_unsloth_without_a_gpu_ends_with_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["run", "smoke", "--out", str(tmp_path / "run"), "--set", "model.backend=unsloth"]
+    )
+    assert result.exit_code == 2
+    assert "need a GPU; take backend: auto or plain" in result.output.replace("\n", " ")
+
+
+def test_unsloth_is_imported_before_trl_and_keeps_out_of_the_folder(tmp_path: Path) -> None:
+    """In a process of its own, with a stand-in that notes what was there when it was imported."""
+    (tmp_path / "unsloth.py").write_text(
+        "import json, os, sys\n"
+        "names = ('UNSLOTH_DISABLE_STATISTICS', 'UNSLOTH_COMPILE_LOCATION')\n"
+        "heavy = [name for name in ('trl', 'transformers', 'peft') if name in sys.modules]\n"
+        "print(json.dumps({'heavy': heavy, **{name: os.environ[name] for name in names}}))\n"
+        "raise SystemExit\n"
+    )
+    code = (
+        "import torch, sys\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "torch.cuda.get_device_capability = lambda: (8, 6)\n"
+        "from qreason.cli import main\n"
+        f"main(['run', 'smoke', '--out', {str(tmp_path / 'run')!r}])\n"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    seen = json.loads(ended.stdout.splitlines()[-1])
+    assert seen["heavy"] == []
+    assert seen["UNSLOTH_DISABLE_STATISTICS"] == "1"
+    assert seen["UNSLOTH_COMPILE_LOCATION"].startswith(str(tmp_path / ".cache"))
+
+
+def test_replies_and_verdicts_are_the_same_without_caches_of_ours(own_resident: Resident) -> None:
+    prompts = [[{"role": "user", "content": text}] for text in ("Repeat this: spooler", "What is a VPN?")]
+    groups = [[render_judge("restart the spooler", reply) for reply in ("restart it", "buy a printer")]]
+    greedy = Sampling(temperature=0, max_completion_length=12)
+    replies = LocalGenerator(own_resident).generate(prompts, n=2, sampling=greedy)
+    verdicts = LocalModel(own_resident).ask(groups, VERDICTS)
+    own_resident.backend = "unsloth"
+    assert LocalGenerator(own_resident).generate(prompts, n=2, sampling=greedy) == replies
+    other = LocalModel(own_resident).ask(groups, VERDICTS)
+    assert other[0] == pytest.approx(verdicts[0], abs=1e-4)
+    drawn = LocalGenerator(own_resident).generate(
+        prompts, n=3, sampling=Sampling(max_completion_length=12, min_p=0.1, seed=1)
+    )
+    assert len({reply.text for reply in drawn[1]}) > 1
+    assert all(len(reply.token_ids) <= 12 for group in drawn for reply in group)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+def test_a_base_that_is_stored_quantized_is_refused(tmp_path: Path, method: str) -> None:
+    folder = Path(shutil.copytree(EMBEDDED["qreason/tiny"], tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"stored quantized .{method}.*give the original 16-bit model"):
+        load_base(Model(base=str(folder)), detect())
+
+
+def test_nf4_without_bitsandbytes_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qreason.doctor.four_bit_trouble", lambda device: "bitsandbytes did not load its library")
+    with pytest.raises(ModelError, match="did not load its library; `qreason doctor` shows the cure"):
+        load_base(Model(base="qreason/tiny", quantization="nf4"), detect())

@@ -1,0 +1,89 @@
+"""4-bit weights on the CPU, for real: training after an evaluation, saving, loading again, merging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import jsonl
+from safetensors.torch import load_file
+
+from qreason.cli import main
+from qreason.generate import LocalGenerator
+from qreason.hardware import detect
+from qreason.models import load_base
+from qreason.prompts import HELPDESK, render
+from qreason.recipe import Model
+from qreason.run import Run, read_jsonl
+
+RECIPE = """\
+name: four
+model: {base: qreason/tiny, quantization: nf4}
+data: {sft: sft.jsonl, prompts: prompts.jsonl, heldout: heldout.jsonl}
+rewards: {planted:letters: 1}
+sampling: {max_completion_length: 16}
+steps:
+  - sft: {max_steps: 2, learning_rate: 5e-3, warmup_steps: 0}
+  - evaluate
+  - grpo: {num_generations: 4, per_device_train_batch_size: 4, max_steps: 3, learning_rate: 5e-3, preflight: false}
+  - evaluate
+  - merge: {dtype: float32}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: trained, evaluated, trained further, merged, on a 4-bit base."""
+    folder = tmp_path_factory.mktemp("four")
+    row = {"issue": "printer is offline", "resolution": "Restart the spooler.", "steps": "Looked at the queue."}
+    for name in ("sft", "prompts", "heldout"):
+        (folder / f"{name}.jsonl").write_text(jsonl([{"id": f"{name}{i}", **row} for i in range(4)]))
+    (folder / "planted.py").write_text(
+        "def letters(replies, examples):\n    return [reply.text.count('e') for reply in replies]\n"
+    )
+    (folder / "four.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = CliRunner().invoke(main, ["run", "four.yaml"])
+    assert result.exit_code == 0, result.output
+    return folder / "runs" / "four"
+
+
+def deltas(adapter: Path) -> dict[str, torch.Tensor]:
+    """Layer -> what an adapter adds to its weight, alpha / r being 2."""
+    weights = load_file(adapter / "adapter_model.safetensors")
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): 2
+        * (weights[name.replace("lora_A", "lora_B")].float() @ weights[name].float())
+        for name in weights
+        if "lora_A" in name
+    }
+
+
+def test_training_after_an_evaluation_and_merging_are_exact(finished: Path) -> None:
+    """bitsandbytes once repacked its weights during an evaluation, and merged to a relative error of 1.37."""
+    base = load_base(Model(base="qreason/tiny", quantization="nf4"), detect()).dequantize().float()
+    merged = load_file(finished / "03-merge/model/model.safetensors")
+    sft, both = deltas(finished / "01-sft/adapter"), deltas(finished / "02-grpo/adapter")
+    assert any(not torch.equal(both[layer], sft[layer]) for layer in sft)  # it was trained further
+    for layer, delta in both.items():
+        update = merged[f"{layer}.weight"] - base.get_submodule(layer).weight
+        assert delta.norm() > 0
+        assert (update - delta).norm() <= 0.01 * delta.norm(), layer
+
+
+def test_what_was_saved_answers_as_what_was_trained(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.parents[1])
+    trained = [row["reply"] for row in read_jsonl(finished / "02-grpo/evaluation.jsonl")]
+    run = Run.reopen(Path("runs/four"))
+    run.resident.load_adapter(run.adapter())
+    assert run.resident.model.is_loaded_in_4bit
+    prompts = [render(example, HELPDESK) for example in run.examples("heldout")]
+    greedy = run.recipe.sampling.sampling(greedy=True)
+    loaded = LocalGenerator(run.resident).generate(prompts, n=1, sampling=greedy)
+    assert [replies[0].text for replies in loaded] == trained
+    run.resident.remove_adapter()
+    bare = LocalGenerator(run.resident).generate(prompts, n=1, sampling=greedy)
+    assert [replies[0].text for replies in bare] != trained
