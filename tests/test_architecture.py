@@ -31,9 +31,9 @@ LAYERS = (
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
         *("memory", "memory_phases", "report.plan", "recovery", "backends", "endpoint", "merging"),
-        *("export", "export.card", "export.hub", "export.modelfile", "export.push"),
         *("teacher", "draws", "choices", "lineage"),
         *("beam", "checkpoint", "ranking", "scaling", "talk", "voting"),
+        *("export", "export.card", "export.hub", "export.modelfile", "export.push"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {
