@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from qreason import merging
+from qreason.backends import Choice
 from qreason.cli import main
 from qreason.errors import TrainingError
 from qreason.hardware import detect
@@ -35,9 +36,11 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def run_with_adapters(folder: Path, *adapters: str, base: str = "qreason/tiny", **model: Any) -> Path:
+def run_with_adapters(
+    folder: Path, *adapters: str, base: str = "qreason/tiny", steps: str = "steps=[sft, sft]", **model: Any
+) -> Path:
     """A run folder whose stages have random adapters of the size that a short training gives."""
-    overrides = [f"model.base={base}", "steps=[sft, sft]", "sampling.max_completion_length=24", "rewards={format: 1}"]
+    overrides = [f"model.base={base}", steps, "sampling.max_completion_length=24", "rewards={format: 1}"]
     overrides += [f"model.{key}={value}" for key, value in model.items()]
     run = Run.open(load_recipe("smoke", overrides), folder, say=lambda line: None)
     for step, name in enumerate(adapters):
@@ -191,6 +194,22 @@ def test_the_base_has_left_memory_when_the_stored_model_enters(
     monkeypatch.setattr(stage, "Resident", Watched)
     stage.merge_again(run, Merge(rows=1), tmp_path / "out")
     assert alive == [False]
+
+
+@pytest.mark.slow
+def test_a_merge_step_after_unsloth_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    steps = "steps=[sft, sft, {merge: {adapters: [01-sft, 02-sft], blend: cat, weights: [0.5, 0.5], rows: 1}}]"
+    folder = run_with_adapters(tmp_path / "run", "01-sft", "02-sft", steps=steps)
+    run = Run.reopen(folder)
+    run.__dict__["backend"] = Choice("unsloth", "as if")
+    run.step = 2
+    artifact = stage.merge(run.recipe.steps[2], run)
+    assert "resident" not in run.__dict__
+    assert artifact.path == folder / "03-merge" / "model"
+    assert artifact.summary.startswith("float16 on the base as trained: KL ")
+    report = json.loads((folder / "03-merge" / "merge.json").read_text())
+    assert report["adapters"] == ["01-sft/adapter", "02-sft/adapter"]
+    assert (report["blend"], report["weights"]) == ("cat", [0.5, 0.5])
 
 
 # --- several adapters ------------------------------------------------------------------------------
