@@ -53,6 +53,8 @@ def data_of(step: Step, run: Run, sampled: str) -> list[str]:
     """The data a step read: files, Hub ids, or the folder of the sample step."""
     if isinstance(step.settings, Sft) and step.settings.data == "sampled":
         return [sampled]
+    if step.pull:
+        return [step.pull.repo]
     keys = {"sft": ["sft"], "grpo": ["prompts"], "sample": ["prompts"]}.get(step.stage, [])
     if isinstance(step.settings, Sample):
         keys = keys + ["plain"] * bool(step.settings.plain_share)

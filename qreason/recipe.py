@@ -435,7 +435,7 @@ class Recipe(Strict):
             trained = [
                 folder
                 for folder, earlier in zip(folders[:position], self.steps, strict=False)
-                if isinstance(earlier.settings, Training)
+                if isinstance(earlier.settings, (Training, Pull))
             ]
             if isinstance(settings, Start) and settings.start not in (NEWEST, BASE, *trained):
                 known = ", ".join((NEWEST, BASE, *trained))

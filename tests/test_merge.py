@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from qreason import merging
+from qreason.backends import Choice
 from qreason.cli import main
 from qreason.errors import TrainingError
 from qreason.hardware import detect
@@ -35,9 +36,11 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def run_with_adapters(folder: Path, *adapters: str, base: str = "qreason/tiny", **model: Any) -> Path:
+def run_with_adapters(
+    folder: Path, *adapters: str, base: str = "qreason/tiny", steps: str = "steps=[sft, sft]", **model: Any
+) -> Path:
     """A run folder whose stages have random adapters of the size that a short training gives."""
-    overrides = [f"model.base={base}", "steps=[sft, sft]", "sampling.max_completion_length=24", "rewards={format: 1}"]
+    overrides = [f"model.base={base}", steps, "sampling.max_completion_length=24", "rewards={format: 1}"]
     overrides += [f"model.{key}={value}" for key, value in model.items()]
     run = Run.open(load_recipe("smoke", overrides), folder, say=lambda line: None)
     for step, name in enumerate(adapters):
@@ -193,6 +196,22 @@ def test_the_base_has_left_memory_when_the_stored_model_enters(
     assert alive == [False]
 
 
+@pytest.mark.slow
+def test_a_merge_step_after_unsloth_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    steps = "steps=[sft, sft, {merge: {adapters: [01-sft, 02-sft], blend: cat, weights: [0.5, 0.5], rows: 1}}]"
+    folder = run_with_adapters(tmp_path / "run", "01-sft", "02-sft", steps=steps)
+    run = Run.reopen(folder)
+    run.__dict__["backend"] = Choice("unsloth", "as if")
+    run.step = 2
+    artifact = stage.merge(run.recipe.steps[2], run)
+    assert "resident" not in run.__dict__
+    assert artifact.path == folder / "03-merge" / "model"
+    assert artifact.summary.startswith("float16 on the base as trained: KL ")
+    report = json.loads((folder / "03-merge" / "merge.json").read_text())
+    assert report["adapters"] == ["01-sft/adapter", "02-sft/adapter"]
+    assert (report["blend"], report["weights"]) == ("cat", [0.5, 0.5])
+
+
 # --- several adapters ------------------------------------------------------------------------------
 
 
@@ -203,14 +222,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_adapters_folded_in_order_add_up(two_adapters: Path, tmp_path: Path) -> None:
     both = ("--adapter", "01-sft", "--adapter", two_adapters / "02-sft" / "adapter")
-    for name, options in {"one": ("--adapter", "01-sft"), "two": ("--adapter", "02-sft"), "both": both}.items():
-        result = call("merge", two_adapters, *options, "--rows", "1", "--dtype", "float32", "--out", tmp_path / name)
-        assert result.exit_code == 0, result.output
-    base = {n: w.detach() for n, w in AutoModelForCausalLM.from_pretrained(TINY).float().named_parameters()}
-    one, two, sums = (weights(tmp_path / name) for name in ("one", "two", "both"))
-    for name, total in sums.items():
-        assert torch.allclose(total, one[name] + two[name] - base[name], atol=1e-6)
-        assert not torch.allclose(one[name], two[name], atol=1e-5)
+    result = call("merge", two_adapters, *both, "--rows", "1", "--dtype", "float32", "--out", tmp_path / "both")
+    assert result.exit_code == 0, result.output
+    base = AutoModelForCausalLM.from_pretrained(TINY).float()
+    for stage_name in ("01-sft", "02-sft"):
+        base = PeftModel.from_pretrained(base, two_adapters / stage_name / "adapter").merge_and_unload()
+    one_after_the_other = dict(base.named_parameters())
+    plain = dict(AutoModelForCausalLM.from_pretrained(TINY).float().named_parameters())
+    for name, weight in weights(tmp_path / "both").items():
+        assert torch.allclose(weight, one_after_the_other[name], atol=1e-6)
+        assert not torch.allclose(weight, plain[name], atol=1e-4)
 
 
 def test_adapters_blended_are_what_peft_makes_of_them(two_adapters: Path, tmp_path: Path) -> None:

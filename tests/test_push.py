@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from qreason.cli import main
 from qreason.errors import RecipeError
@@ -23,6 +24,7 @@ from qreason.loading import load_recipe
 from qreason.recipe import Lora
 from qreason.run import Run, write_json
 
+WEIGHTS = "adapter/adapter_model.safetensors"
 MEASURE = {"mean": 0.5, "low": 0.421, "high": 0.579}
 
 
@@ -306,14 +308,26 @@ def test_a_pulled_adapter_merges_like_the_one_that_was_pushed(made: Path, hub: F
     folder = tmp_path / "pulled"
     result = call("pull", "me/helper", "--out", folder)
     assert result.exit_code == 0, result.output
-    weights = "adapter/adapter_model.safetensors"
-    assert (folder / "01-pull" / weights).read_bytes() == (made / "01-sft" / weights).read_bytes()
+    assert (folder / "01-pull" / WEIGHTS).read_bytes() == (made / "01-sft" / WEIGHTS).read_bytes()
     merged = call("merge", folder)
     assert merged.exit_code == 0, merged.output
     ours, theirs = folder / "merged-float16" / "model", made / "02-merge" / "model"
     assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
     again = call("pull", "me/helper", "--out", folder)
     assert again.exit_code == 0
+
+
+def test_a_recipe_trains_a_pulled_adapter_further(made: Path, hub: FakeHub, tmp_path: Path) -> None:
+    assert push(made).exit_code == 0
+    train = "{from: 01-pull, rows: 4, max_steps: 2, warmup_steps: 0, per_device_train_batch_size: 4}"
+    steps = f"steps=[{{pull: {{repo: me/helper}}}}, {{sft: {train}}}]"
+    result = call("run", "smoke", "--out", tmp_path / "run", "--set", steps)
+    assert result.exit_code == 0, result.output
+    before, after = (load_file(tmp_path / "run" / name / WEIGHTS) for name in ("01-pull", "02-sft"))
+    assert before.keys() == after.keys()
+    moved = [float((after[name] - before[name]).abs().max()) for name in before]
+    assert 0 < max(moved) < 0.01
+    assert "me/helper" in call("lineage", tmp_path / "run").stdout
 
 
 def test_a_pull_survives_a_failure_and_refuses_what_is_no_adapter(made: Path, hub: FakeHub, tmp_path: Path) -> None:

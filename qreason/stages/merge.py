@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +36,34 @@ def merge(step: Step, run: Run) -> Artifact:
     settings = step.settings
     assert isinstance(settings, Merge)
     find_adapters(run, settings)
-    return fold_into(run.clear_stage_folder(), settings, run)
+    folder = run.clear_stage_folder()
+    return fold_into(folder, settings, run) if run.backend.name == "plain" else fold_apart(folder, settings, run)
+
+
+def fold_apart(folder: Path, settings: Merge, run: Run) -> Artifact:
+    """The same in a process of its own: Unsloth has replaced the models' code in this one, for the GPU alone."""
+    run.release()
+    command = [sys.executable, "-m", "qreason", "merge", str(run.folder), "--out", str(folder), "--json"]
+    for key, value in settings.model_dump(exclude_defaults=True).items():
+        if key == "adapters":
+            command += [part for adapter in value for part in ("--adapter", adapter)]
+        else:
+            told = ",".join(map(str, value)) if key == "weights" else str(value)
+            command += [f"--{key.replace('_', '-')}", told]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        kind = RunFolderError if done.returncode == RunFolderError.exit_code else TrainingError
+        raise kind(f"{folder}: the merge failed; the line above says why")
+    return Artifact(folder / "model", summary(json.loads(done.stdout)))
 
 
 def merge_again(run: Run, settings: Merge, folder: Path | None = None) -> Artifact:
-    """Merge a run folder once more, into `merged-…` of it or the folder given; nothing is overwritten."""
+    """Merge a run folder once more, into `merged-…` of it or the folder given; nothing is overwritten.
+
+    Unsloth has no part in it, even where it trained.
+    """
+    plain = run.recipe.model.model_copy(update={"backend": "plain"})
+    run.recipe = run.recipe.model_copy(update={"model": plain})
     name = "-".join(
         ["merged", settings.dtype]
         + [settings.base] * (settings.base != "trained")
