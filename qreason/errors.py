@@ -7,7 +7,8 @@ QReasonError
 |   |-- ModelError        a base or an adapter that cannot be used
 |   |-- RunFolderError    an output folder that belongs to something else
 |   `-- MissingExtra      an optional dependency: names the extra
-`-- TrainingError         training had to stop; exit code 1
+|-- TrainingError         training had to stop; exit code 1
+`-- ExportError           an exported file is not what was trained; exit code 1
 """
 
 from __future__ import annotations
@@ -45,4 +46,12 @@ class RunFolderError(InputError):
 
 
 class TrainingError(QReasonError):
+    pass
+
+
+class MissingExtra(InputError):
+    pass
+
+
+class ExportError(QReasonError):
     pass

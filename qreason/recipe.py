@@ -141,6 +141,29 @@ class Merge(Strict):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
 
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")
+
+
+class Export(Strict):
+    """The merged model as GGUF files, and the adapter as one."""
+
+    gguf: list[str] = Field(["f16", "q8_0", "q4_k_m"], min_length=1)
+    ollama: bool = False
+    """Write a Modelfile too, and create the model where Ollama is installed."""
+    verify: bool = True
+    """Run every file in llama.cpp before it gets its name."""
+    rows: int = Field(100, gt=0)
+    """Held-out rows that the accuracy of each file is measured on."""
+
+    @field_validator("gguf")
+    @classmethod
+    def known_types(cls, kinds: list[str]) -> list[str]:
+        for kind in kinds:
+            if kind not in GGUF_TYPES:
+                raise ValueError(f"unknown type '{kind}'{nearest(kind, GGUF_TYPES)}; there are {', '.join(GGUF_TYPES)}")
+        return list(dict.fromkeys(kinds))
+
+
 class Step(Strict):
     """One stage with its settings; exactly one of the fields is set."""
 
@@ -148,6 +171,7 @@ class Step(Strict):
     grpo: Grpo | None = None
     evaluate: Evaluate | None = None
     merge: Merge | None = None
+    export: Export | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -169,8 +193,8 @@ class Step(Strict):
         return name
 
     @property
-    def settings(self) -> Sft | Grpo | Evaluate | Merge:
-        settings: Sft | Grpo | Evaluate | Merge = getattr(self, self.stage)
+    def settings(self) -> Sft | Grpo | Evaluate | Merge | Export:
+        settings: Sft | Grpo | Evaluate | Merge | Export = getattr(self, self.stage)
         return settings
 
 
@@ -260,7 +284,7 @@ def check_settings(name: str, settings: dict[str, Any]) -> None:
 NEEDS = {
     "sft": (("sft",), "incidents"),
     "prompts": (("grpo",), "prompts"),
-    "heldout": (("evaluate",), "held-out rows"),
+    "heldout": (("evaluate", "export"), "held-out rows"),
 }
 """Data key -> (stages that read it, what it holds)."""
 

@@ -12,6 +12,7 @@ STAGES = {
     "grpo": "qreason.stages.grpo",
     "evaluate": "qreason.stages.evaluate",
     "merge": "qreason.stages.merge",
+    "export": "qreason.stages.export",
 }
 """Stage -> the module whose function of the same name runs it; imported when it is needed."""
 

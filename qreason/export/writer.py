@@ -1,0 +1,283 @@
+"""Our GGUF writer for the Qwen2 family: a transformers folder, or a LoRA adapter, tensor by tensor.
+
+Tensors are those of llama.cpp's own converter, byte for byte; only one of them is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qreason.errors import InputError, ModelError
+from qreason.export.vocabulary import read_vocabulary
+
+if TYPE_CHECKING:
+    import numpy
+
+ARCHITECTURE = "qwen2"
+WRITTEN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
+"""Types the writer makes itself -> the type of its matrices; vectors are always F32."""
+FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+FLOATS = ("f32", "f16", "bf16")
+NATIVE = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+"""How the weights of a folder are stored -> the type that holds them without loss."""
+
+
+def write_model(
+    source: Path, out: Path, kind: str, name: str, on_bytes: Callable[[int], None] = lambda count: None
+) -> None:
+    """A transformers folder -> one GGUF file of a type of WRITTEN.
+
+    Raises ModelError for anything but a Qwen2 model llama.cpp computes alike, InputError without disk space.
+    """
+    import gguf
+
+    config = read_config(source)
+    kinds = {}
+    with tensors(source) as (shapes, load):
+        for tensor in ordered(shapes, config, load):
+            kinds[tensor] = tensor_type(kind, shapes[tensor])
+        sizes = {tensor: byte_shape(shapes[tensor], kinds[tensor]) for tensor in kinds}
+        check_space(out, sum(map(count_bytes, sizes.values())))
+        names = gguf_names(config, kinds)
+        writer = gguf.GGUFWriter(None, ARCHITECTURE)
+        for key, value in {**architecture_metadata(config, name, kind), **tokenizer_metadata(source, config)}.items():
+            add_value(writer, key, value)
+        for tensor, shape in sizes.items():
+            numbers, bytes_ = shape if kinds[tensor].name == "Q8_0" else shapes[tensor], count_bytes(shape)
+            add_tensor(writer, names[tensor], numbers, bytes_, kinds[tensor])
+        with written(writer, out):
+            for tensor in sizes:
+                data = encode(load(tensor), kinds[tensor], tensor)
+                writer.write_tensor_data(data)
+                on_bytes(data.nbytes)
+
+
+def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
+    """A PEFT LoRA folder -> a GGUF adapter for the GGUF file of its base, in float32 as it was trained.
+
+    llama.cpp scales by alpha / r; for rsLoRA, which scales by alpha / sqrt(r) (Kalajdzievski 2023), alpha is
+    multiplied by sqrt(r). Raises ModelError for kinds of adapters that GGUF cannot hold.
+    """
+    import gguf
+
+    config, settings = read_config(base), read_lora(adapter)
+    alpha = settings["lora_alpha"] * (settings["r"] ** 0.5 if settings["use_rslora"] else 1.0)
+    with tensors(adapter) as (shapes, load):
+        weights = {key: lora_target(key, adapter) for key in sorted(shapes)}
+        names = gguf_names(config, {target for target, _ in weights.values()})
+        check_space(out, sum(count_bytes(shape) * 4 for shape in shapes.values()))
+        writer = gguf.GGUFWriter(None, ARCHITECTURE)
+        values = {"general.type": "adapter", "adapter.type": "lora", "general.name": name}
+        for metadata, value in {**values, "adapter.lora.alpha": float(alpha), "general.file_type": 0}.items():
+            add_value(writer, metadata, value)
+        for key, (target, side) in weights.items():
+            kind = gguf.GGMLQuantizationType.F32
+            add_tensor(writer, f"{names[target]}.{side}", shapes[key], count_bytes(shapes[key]) * 4, kind)
+        with written(writer, out):
+            for key in weights:
+                writer.write_tensor_data(load(key).float().numpy())
+
+
+# --- what is read ----------------------------------------------------------------------------------
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a folder; ModelError where llama.cpp's `qwen2` would compute something else."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder))
+    if config.model_type != "qwen2":
+        raise ModelError(f"{folder}: a {config.model_type} model; export writes the Qwen2 family (qwen2) only")
+    rope = config.rope_parameters
+    unlike = {
+        f"hidden_act {config.hidden_act}": config.hidden_act != "silu",
+        f"rope_type {rope['rope_type']}": rope["rope_type"] != "default",
+        "use_sliding_window": config.use_sliding_window,
+    }
+    if found := [what for what, differs in unlike.items() if differs]:
+        raise ModelError(f"{folder}: {', '.join(found)} cannot be exported; llama.cpp would compute something else")
+    return config
+
+
+@contextmanager
+def tensors(folder: Path) -> Iterator[tuple[dict[str, list[int]], Callable[[str], Any]]]:
+    """(name -> shape, name -> the tensor, read when it is asked for) of a folder's safetensors."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: no *.safetensors in it; save the model with save_pretrained")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        home = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+        shapes = {name: list(file.get_slice(name).get_shape()) for name, file in home.items()}
+        yield shapes, lambda name: home[name].get_tensor(name)
+
+
+def ordered(shapes: Mapping[str, list[int]], config: Any, load: Callable[[str], Any]) -> list[str]:
+    """Names of the tensors to write; ModelError for an output layer that is tied by name only."""
+    kept = sorted(shapes)
+    if config.tie_word_embeddings and "lm_head.weight" in shapes:
+        if not load("lm_head.weight").equal(load("model.embed_tokens.weight")):
+            raise ModelError(
+                "lm_head.weight differs from the embedding although config.json says tie_word_embeddings; "
+                "set it to false there, or save the model again"
+            )
+        kept.remove("lm_head.weight")
+    return kept
+
+
+REFUSED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "modules_to_save",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
+    "lora_bias": "lora_bias",
+    "trainable_token_indices": "trainable_token_indices",
+    "target_parameters": "target_parameters",
+    "layer_replication": "layer_replication",
+    "fan_in_fan_out": "fan_in_fan_out",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "arrow_config": "Arrow",
+}
+"""Settings of PEFT's LoRA that GGUF has no place for -> what they are called."""
+
+
+def read_lora(adapter: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    found = [name for key, name in REFUSED.items() if settings.get(key)]
+    if settings["peft_type"] != "LORA":
+        found = [settings["peft_type"]]
+    if settings["bias"] != "none":
+        found.append(f"bias: {settings['bias']}")
+    if found:
+        raise ModelError(f"{adapter}: {', '.join(found)} cannot be an adapter in GGUF; merge it and export the model")
+    return settings
+
+
+def lora_target(key: str, adapter: Path) -> tuple[str, str]:
+    """PEFT's name of a LoRA matrix -> (the weight it belongs to, `lora_a` or `lora_b`)."""
+    target, _, side = key.removeprefix("base_model.model.").partition(".lora_")
+    if side not in ("A.weight", "B.weight") or target == "lm_head":
+        raise ModelError(f"{adapter}: {key} cannot be part of an adapter in GGUF; merge it and export the model")
+    return f"{target}.weight", f"lora_{side[0].lower()}"
+
+
+# --- what is written -------------------------------------------------------------------------------
+
+
+def architecture_metadata(config: Any, name: str, kind: str) -> dict[str, Any]:
+    """The keys under `general.` and `qwen2.`. Nothing of generation_config: servers would sample by it unasked."""
+    import gguf
+
+    return {
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[kind]]),
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        "qwen2.block_count": config.num_hidden_layers,
+        "qwen2.context_length": config.max_position_embeddings,
+        "qwen2.embedding_length": config.hidden_size,
+        "qwen2.feed_forward_length": config.intermediate_size,
+        "qwen2.attention.head_count": config.num_attention_heads,
+        "qwen2.attention.head_count_kv": config.num_key_value_heads,
+        "qwen2.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "qwen2.rope.freq_base": float(config.rope_parameters["rope_theta"]),
+    }
+
+
+def tokenizer_metadata(source: Path, config: Any) -> dict[str, Any]:
+    from qreason.models import load_tokenizer
+
+    return read_vocabulary(load_tokenizer(str(source)), config.vocab_size, str(source)).metadata
+
+
+def add_value(writer: Any, key: str, value: Any) -> None:
+    """One key of the header, in the GGUF type of its Python type."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    add.get(type(value), writer.add_array)(key, value)
+
+
+def gguf_names(config: Any, names: Any) -> dict[str, str]:
+    """Name in transformers -> name in GGUF; ModelError for a tensor that Qwen2 does not have."""
+    import gguf
+
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+    if unknown := [name for name, known in found.items() if known is None]:
+        raise ModelError(f"{unknown[0]}: no tensor of a Qwen2 model; it cannot be exported")
+    return found
+
+
+def tensor_type(kind: str, shape: list[int]) -> Any:
+    import gguf
+
+    if len(shape) == 1:
+        return gguf.GGMLQuantizationType.F32
+    fits = kind != "q8_0" or shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_0][0] == 0
+    return gguf.GGMLQuantizationType[WRITTEN[kind] if fits else "F16"]
+
+
+def byte_shape(shape: list[int], kind: Any) -> tuple[int, ...]:
+    """The shape with the last dimension in bytes."""
+    import gguf
+
+    return gguf.quant_shape_to_byte_shape(shape, kind)  # type: ignore[no-any-return]
+
+
+def count_bytes(shape: Any) -> int:
+    product = 1
+    for length in shape:
+        product *= int(length)
+    return product
+
+
+def add_tensor(writer: Any, name: str, shape: Any, count: int, kind: Any) -> None:
+    import numpy
+
+    writer.add_tensor_info(name, shape, numpy.uint8 if kind.name == "Q8_0" else numpy.float32, count, raw_dtype=kind)
+
+
+def encode(tensor: Any, kind: Any, name: str) -> numpy.ndarray[Any, Any]:
+    """A torch tensor as the bytes of a GGUF type; ModelError where float16 cannot hold it."""
+    import gguf
+    import numpy
+
+    data: numpy.ndarray[Any, Any] = gguf.quants.quantize(tensor.float().numpy(), kind)
+    if kind.name == "F16" and not numpy.isfinite(data).all():
+        raise ModelError(f"{name}: has values that float16 cannot hold; export bf16 or f32 in place of f16")
+    return data
+
+
+@contextmanager
+def written(writer: Any, out: Path) -> Iterator[None]:
+    """The header in the file, and the file closed afterwards; a full disk is told as one."""
+    try:
+        writer.write_header_to_file(out)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise InputError(f"{out}: no space left on the disk; free some and run the export again") from error
+        raise
+    finally:
+        writer.close()
+
+
+def check_space(out: Path, needed: int) -> None:
+    """InputError before anything is written, where the file would not fit on its disk."""
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise InputError(
+            f"{out.parent}: no disk space: {out.name} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
+            "free some, or export fewer types"
+        )
