@@ -49,7 +49,7 @@ class TrainingError(QReasonError):
     pass
 
 
-class MissingExtra(InputError):
+class MissingExtra(InputError):  # noqa: N818
     pass
 
 

@@ -10,7 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qreason"
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "unsloth", "accelerate"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "bitsandbytes",
+    "unsloth",
+    "accelerate",
+    "gguf",
+    "cyllama",
+    "xllamacpp",
+}
 
 LAYERS = (
     {"types", "errors"},
@@ -31,13 +43,16 @@ LAYERS = (
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
         *("memory", "memory_phases", "report.plan"),
+        *("export", "export.compare", "export.engine", "export.exporter", "export.lora", "export.modelfile"),
+        *("export.ollama", "export.original", "export.quality", "export.reference", "export.verify"),
+        *("export.vocabulary", "export.worker", "export.writer"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {
         *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge"),
-        *("stages.judge", "stages.score"),
+        *("stages.export", "stages.judge", "stages.score"),
     },
-    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.running"},
+    {"cli", "cli.base", "cli.exporting", "cli.judging", "cli.looking", "cli.running"},
     {"__main__"},
 )
 """From the ground up; a module imports from its own layer or from those before it."""

@@ -27,7 +27,9 @@ def export(run: Path, gguf: str, ollama: bool, rows: int, no_verify: bool) -> No
     kinds = [kind.strip().lower() for kind in gguf.split(",") if kind.strip()]
     for kind in kinds or [gguf]:
         if kind not in GGUF_TYPES:
-            raise InputError(f"--gguf {kind}: unknown type{nearest(kind, GGUF_TYPES)}; there are {', '.join(GGUF_TYPES)}")
+            raise InputError(
+                f"--gguf {kind}: unknown type{nearest(kind, GGUF_TYPES)}; there are {', '.join(GGUF_TYPES)}"
+            )
     settings = Export(gguf=kinds, ollama=ollama, verify=not no_verify, rows=rows)
     from qreason.hardware import prepare_process
     from qreason.run import Run
@@ -50,4 +52,4 @@ def merge_first(run: Run) -> Path:
 
     run.folders.append("export-merge")
     run.step = len(run.folders) - 1
-    return merge(Step(merge={}), run).path  # type: ignore[arg-type]
+    return merge(Step(merge={}), run).path

@@ -23,6 +23,9 @@ from qreason.types import Messages
 PACKAGES = ("gguf", "cyllama", "xllamacpp")
 SLOTS = 8
 """Replies the server makes side by side."""
+REPLIES = 20
+TOKENS = 50
+"""How many replies are compared token by token, and how much of each."""
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "samplers": ["temperature"], "cache_prompt": False}
 """Each of them said: the server's defaults may come from the file."""
 
@@ -50,6 +53,11 @@ class Completion:
     stopped: bool
     logprobs: list[dict[int, float]]
     """Of each token the most probable ones, where they were asked for: id -> log-probability."""
+
+
+def logits_bytes(vocabulary: int) -> int:
+    """What the compared logits of one model take on disk."""
+    return REPLIES * TOKENS * vocabulary * 4
 
 
 def start_worker(task: dict[str, Any], errors: Any) -> subprocess.Popen[str]:
@@ -123,7 +131,7 @@ class Server:
         }
 
     def __enter__(self) -> Self:
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self.worker = start_worker(self.task, self.errors)
         assert self.worker.stdout
         address = self.worker.stdout.readline().strip()
@@ -133,7 +141,9 @@ class Server:
         self.client = httpx.Client(base_url=address, timeout=600, trust_env=False)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.client.close()
         self.worker.kill()
         self.worker.communicate()
@@ -146,7 +156,9 @@ class Server:
         except httpx.TransportError:
             raise failed(self.task, self.errors, self.worker.poll()) from None
         except httpx.HTTPStatusError as error:
-            raise ExportError(f"{self.task['model']}: llama-server refused {path}: {error.response.text[:200]}") from None
+            raise ExportError(
+                f"{self.task['model']}: llama-server refused {path}: {error.response.text[:200]}"
+            ) from None
         found: dict[str, Any] = answer.json()
         return found
 
@@ -181,4 +193,3 @@ class Server:
 
         with ThreadPoolExecutor(SLOTS) as pool:
             return list(pool.map(reply, prompts))
-

@@ -21,7 +21,7 @@ LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
 def write_modelfile(folder: Path, model: Path, recipe: Recipe, heldout: Heldout, context: int, source: Path) -> Check:
-    """`Modelfile` for a GGUF file beside it, with the recipe's system prompt and sampling; kept only if it renders alike."""
+    """`Modelfile` for a GGUF file beside it, with the recipe's system prompt and sampling."""
     draw = recipe.sampling
     text = modelfile.render(
         model=f"./{model.name}",

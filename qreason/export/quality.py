@@ -11,7 +11,7 @@ from qreason.errors import ExportError
 from qreason.export.compare import distance
 from qreason.export.engine import Server
 from qreason.export.reference import Heldout
-from qreason.export.verify import Check
+from qreason.export.verify import Check, named
 
 OWN_WEIGHTS_KL = 1e-3
 """Nats a token between llama.cpp and the file's own weights in float32: it rounds activations to 8 bits."""
@@ -42,15 +42,13 @@ def check_quantized(
     most = QUANTIZED_KL.get(kind, MOST_KL)
     mix = " ".join(f"{name} {share}%" for name, share in types_of(file).items())
     figures = {"types": mix, **far.figures(), **accuracy}
-    return Check(file.name, "quantized as expected", far.kl <= most, figures, f"kl {most:g}")
+    return Check(named(file), "quantized as expected", far.kl <= most, figures, f"kl {most:g}")
 
 
 def check_own_weights(file: Path, own: Sequence[Path], found: Sequence[Path]) -> Check:
     """llama.cpp computes from the file what its dequantized weights say: neither file nor kernels are broken."""
     far = distance(own, found)
-    return Check(
-        file.name, "as its own weights", far.kl <= OWN_WEIGHTS_KL, far.figures(), f"kl {OWN_WEIGHTS_KL:g}"
-    )
+    return Check(named(file), "as its own weights", far.kl <= OWN_WEIGHTS_KL, far.figures(), f"kl {OWN_WEIGHTS_KL:g}")
 
 
 def take_weights(model: Any, file: Path) -> None:
@@ -98,4 +96,6 @@ def check_adapter_file(
     if not compared:
         raise ExportError(f"{file}: llama.cpp gave no probabilities to compare")
     figures = {"logprob_difference": worst, "compared": compared}
-    return Check(file.name, "same as PEFT", worst <= ADAPTER_LOGPROB, figures, f"logprob_difference {ADAPTER_LOGPROB:g}")
+    return Check(
+        named(file), "same as PEFT", worst <= ADAPTER_LOGPROB, figures, f"logprob_difference {ADAPTER_LOGPROB:g}"
+    )

@@ -17,10 +17,6 @@ from qreason.rewards.tags import read_answer
 from qreason.rewards.text import correct
 from qreason.types import Example, Messages, Reply, Sampling
 
-REPLIES = 20
-TOKENS = 50
-"""How many replies are compared token by token, and how much of each."""
-
 
 @dataclass(frozen=True)
 class Heldout:
@@ -61,7 +57,9 @@ class Heldout:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def answer(resident: Resident, questions: Sequence[Messages], limit: int, on_reply: Callable[[int], None]) -> list[Reply]:
+def answer(
+    resident: Resident, questions: Sequence[Messages], limit: int, on_reply: Callable[[int], None]
+) -> list[Reply]:
     sampling = Sampling(temperature=0.0, max_completion_length=limit)
     return [one for (one,) in LocalGenerator(resident, on_reply).generate(questions, n=1, sampling=sampling)]
 

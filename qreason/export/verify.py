@@ -21,6 +21,8 @@ F32_LOGITS = 5e-6
 """The largest difference of a logit in F32, as a share of the largest logit: some forty units in the last place."""
 MARGIN = 0.005
 """Lead in logits of one token over the next, below which F32 and F16 may choose another one."""
+DRAFT = ".unverified"
+"""What a file's name ends with until it has passed its checks."""
 PROBES = (
     "It's 12345 and 3.14; they'LL re-check 2026-11-20T08:15Z.",
     "  two  spaces\tand a tab\n\n\nthree lines  \r\n end ",
@@ -50,6 +52,10 @@ class Check:
         return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.name}: {told}" + (
             f" (bound: {self.bound})" if self.bound else ""
         )
+
+
+def named(file: Path) -> str:
+    return file.name.removesuffix(DRAFT)
 
 
 def shown(value: Any) -> str:
@@ -100,14 +106,15 @@ def expected_metadata(model: Path, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def check_metadata(file: Path, model: Path, tokenizer: Any) -> Check:
+def check_metadata(file: Path, kind: str, model: Path, tokenizer: Any) -> Check:
     """Every key of the header; and none that would change how a server samples."""
     import numpy
-    from gguf import GGUFReader
+    from gguf import GGUFReader, LlamaFileType
 
     found = {key: entry.contents() for key, entry in GGUFReader(file).fields.items()}
     wrong = []
-    expected = expected_metadata(model, tokenizer)
+    file_type = LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"]
+    expected = {**expected_metadata(model, tokenizer), "general.file_type": int(file_type)}
     for key, value in expected.items():
         there = found.get(key)
         if isinstance(value, float) and there is not None:
@@ -118,7 +125,7 @@ def check_metadata(file: Path, model: Path, tokenizer: Any) -> Check:
     if sorted(found.get("tokenizer.ggml.merges") or []) != merges:
         wrong.append("tokenizer.ggml.merges differ")
     wrong += [f"{key} must not be there" for key in found if key.startswith("general.sampling.")]
-    return Check(file.name, "metadata", not wrong, {"keys": len(expected) + 1, "wrong": "; ".join(wrong) or "none"})
+    return Check(named(file), "metadata", not wrong, {"keys": len(expected) + 1, "wrong": "; ".join(wrong) or "none"})
 
 
 def read_merges(tokenizer: Any) -> list[Any]:
@@ -134,13 +141,15 @@ def shorten(value: Any) -> str:
 def check_tokens(file: Path, server: Server, heldout: Heldout) -> Check:
     """The engine's token ids of every held-out prompt and of the probes are the tokenizer's."""
     tokenizer, wrong = heldout.tokenizer, []
-    texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in heldout.conversations]
+    texts = [
+        tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in heldout.conversations
+    ]
     ids = [*heldout.prompts, *(tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBES)]
     for text, own in zip([*texts, *PROBES], ids, strict=True):
         if server.tokenize(text) != own:
             wrong.append(text)
     figures = {"texts": len(ids), "different": len(wrong), **({"first": shorten(wrong[0])} if wrong else {})}
-    return Check(file.name, "tokenization", not wrong, figures)
+    return Check(named(file), "tokenization", not wrong, figures)
 
 
 def check_template(file: Path, server: Server, heldout: Heldout) -> Check:
@@ -150,9 +159,10 @@ def check_template(file: Path, server: Server, heldout: Heldout) -> Check:
     wrong = [
         messages
         for messages in conversations
-        if server.render(messages) != tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if server.render(messages)
+        != tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ]
-    return Check(file.name, "chat template", not wrong, {"prompts": len(conversations), "different": len(wrong)})
+    return Check(named(file), "chat template", not wrong, {"prompts": len(conversations), "different": len(wrong)})
 
 
 def check_stop(file: Path, server: Server, heldout: Heldout) -> Check:
@@ -160,7 +170,9 @@ def check_stop(file: Path, server: Server, heldout: Heldout) -> Check:
     eos = heldout.tokenizer.eos_token_id
     forced = server.complete(heldout.prompts[0], 8, logit_bias=[[eos, 1000.0]])
     ended = forced.stopped and len(forced.tokens) <= 1
-    return Check(file.name, f"stops at {heldout.tokenizer.eos_token}", ended, {"tokens after it": len(forced.tokens) - 1})
+    return Check(
+        named(file), f"stops at {heldout.tokenizer.eos_token}", ended, {"tokens after it": len(forced.tokens) - 1}
+    )
 
 
 def check_logits(file: Path, kind: str, reference: Sequence[Path], found: Sequence[Path]) -> Check:
@@ -171,7 +183,7 @@ def check_logits(file: Path, kind: str, reference: Sequence[Path], found: Sequen
     if kind == "f32":
         most = F32_LOGITS * far.largest_logit
         passed, bound = passed and far.logit_difference <= most, f"{bound}, logit_difference {most:.2g}"
-    return Check(file.name, "logits as in transformers", passed, far.figures(), bound)
+    return Check(named(file), "logits as in transformers", passed, far.figures(), bound)
 
 
 def check_greedy(
@@ -192,4 +204,4 @@ def check_greedy(
             leads.append(float("inf"))  # the same tokens, but one of them did not stop
     figures = {"replies": len(replies), "equal": len(replies) - len(leads), "lead where not": max(leads, default=0.0)}
     most = max(MARGIN, 2 * noise)
-    return Check(file.name, "greedy replies", max(leads, default=0.0) <= most, figures, f"lead {most:.3g}")
+    return Check(named(file), "greedy replies", max(leads, default=0.0) <= most, figures, f"lead {most:.3g}")

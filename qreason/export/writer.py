@@ -1,4 +1,4 @@
-"""Our GGUF writer for the Qwen2 family: a transformers folder, or a LoRA adapter, tensor by tensor.
+"""Our GGUF writer for the Qwen2 family: a transformers folder, tensor by tensor.
 
 Tensors are those of llama.cpp's own converter, byte for byte; only one of them is in memory at a time.
 """
@@ -6,7 +6,6 @@ Tensors are those of llama.cpp's own converter, byte for byte; only one of them 
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,20 @@ if TYPE_CHECKING:
 ARCHITECTURE = "qwen2"
 WRITTEN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 """Types the writer makes itself -> the type of its matrices; vectors are always F32."""
+BYTES = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 1.07,
+    "q6_k": 0.9,
+    "q5_k_m": 0.8,
+    "q5_k_s": 0.8,
+    "q4_k_m": 0.75,
+    "q4_k_s": 0.75,
+    "q3_k_m": 0.65,
+    "q2_k": 0.6,
+}
+"""At most so many bytes a weight; more than the names say, for the embedding is kept finer than the rest."""
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 FLOATS = ("f32", "f16", "bf16")
 NATIVE = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
@@ -29,7 +42,13 @@ NATIVE = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 
 
 def write_model(
-    source: Path, out: Path, kind: str, name: str, on_bytes: Callable[[int], None] = lambda count: None
+    source: Path,
+    out: Path,
+    kind: str,
+    name: str,
+    *,
+    on_start: Callable[[int], None] = lambda tensors: None,
+    on_tensor: Callable[[int], None] = lambda tensors: None,
 ) -> None:
     """A transformers folder -> one GGUF file of a type of WRITTEN.
 
@@ -43,7 +62,8 @@ def write_model(
         for tensor in ordered(shapes, config, load):
             kinds[tensor] = tensor_type(kind, shapes[tensor])
         sizes = {tensor: byte_shape(shapes[tensor], kinds[tensor]) for tensor in kinds}
-        check_space(out, sum(map(count_bytes, sizes.values())))
+        check_space(out.parent, sum(map(count_bytes, sizes.values())))
+        on_start(len(sizes))
         names = gguf_names(config, kinds)
         writer = gguf.GGUFWriter(None, ARCHITECTURE)
         for key, value in {**architecture_metadata(config, name, kind), **tokenizer_metadata(source, config)}.items():
@@ -53,38 +73,16 @@ def write_model(
             add_tensor(writer, names[tensor], numbers, bytes_, kinds[tensor])
         with written(writer, out):
             for tensor in sizes:
-                data = encode(load(tensor), kinds[tensor], tensor)
-                writer.write_tensor_data(data)
-                on_bytes(data.nbytes)
-
-
-def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
-    """A PEFT LoRA folder -> a GGUF adapter for the GGUF file of its base, in float32 as it was trained.
-
-    llama.cpp scales by alpha / r; for rsLoRA, which scales by alpha / sqrt(r) (Kalajdzievski 2023), alpha is
-    multiplied by sqrt(r). Raises ModelError for kinds of adapters that GGUF cannot hold.
-    """
-    import gguf
-
-    config, settings = read_config(base), read_lora(adapter)
-    alpha = settings["lora_alpha"] * (settings["r"] ** 0.5 if settings["use_rslora"] else 1.0)
-    with tensors(adapter) as (shapes, load):
-        weights = {key: lora_target(key, adapter) for key in sorted(shapes)}
-        names = gguf_names(config, {target for target, _ in weights.values()})
-        check_space(out, sum(count_bytes(shape) * 4 for shape in shapes.values()))
-        writer = gguf.GGUFWriter(None, ARCHITECTURE)
-        values = {"general.type": "adapter", "adapter.type": "lora", "general.name": name}
-        for metadata, value in {**values, "adapter.lora.alpha": float(alpha), "general.file_type": 0}.items():
-            add_value(writer, metadata, value)
-        for key, (target, side) in weights.items():
-            kind = gguf.GGMLQuantizationType.F32
-            add_tensor(writer, f"{names[target]}.{side}", shapes[key], count_bytes(shapes[key]) * 4, kind)
-        with written(writer, out):
-            for key in weights:
-                writer.write_tensor_data(load(key).float().numpy())
+                writer.write_tensor_data(encode(load(tensor), kinds[tensor], tensor))
+                on_tensor(1)
 
 
 # --- what is read ----------------------------------------------------------------------------------
+
+
+def native_type(config: Any) -> str:
+    """The type that holds a folder's weights as they are."""
+    return NATIVE[str(config.dtype).removeprefix("torch.")]
 
 
 def read_config(folder: Path) -> Any:
@@ -131,44 +129,6 @@ def ordered(shapes: Mapping[str, list[int]], config: Any, load: Callable[[str], 
             )
         kept.remove("lm_head.weight")
     return kept
-
-
-REFUSED = {
-    "use_dora": "DoRA",
-    "modules_to_save": "modules_to_save",
-    "rank_pattern": "rank_pattern",
-    "alpha_pattern": "alpha_pattern",
-    "lora_bias": "lora_bias",
-    "trainable_token_indices": "trainable_token_indices",
-    "target_parameters": "target_parameters",
-    "layer_replication": "layer_replication",
-    "fan_in_fan_out": "fan_in_fan_out",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "BD-LoRA",
-    "alora_invocation_tokens": "aLoRA",
-    "arrow_config": "Arrow",
-}
-"""Settings of PEFT's LoRA that GGUF has no place for -> what they are called."""
-
-
-def read_lora(adapter: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    found = [name for key, name in REFUSED.items() if settings.get(key)]
-    if settings["peft_type"] != "LORA":
-        found = [settings["peft_type"]]
-    if settings["bias"] != "none":
-        found.append(f"bias: {settings['bias']}")
-    if found:
-        raise ModelError(f"{adapter}: {', '.join(found)} cannot be an adapter in GGUF; merge it and export the model")
-    return settings
-
-
-def lora_target(key: str, adapter: Path) -> tuple[str, str]:
-    """PEFT's name of a LoRA matrix -> (the weight it belongs to, `lora_a` or `lora_b`)."""
-    target, _, side = key.removeprefix("base_model.model.").partition(".lora_")
-    if side not in ("A.weight", "B.weight") or target == "lm_head":
-        raise ModelError(f"{adapter}: {key} cannot be part of an adapter in GGUF; merge it and export the model")
-    return f"{target}.weight", f"lora_{side[0].lower()}"
 
 
 # --- what is written -------------------------------------------------------------------------------
@@ -230,7 +190,8 @@ def byte_shape(shape: list[int], kind: Any) -> tuple[int, ...]:
     """The shape with the last dimension in bytes."""
     import gguf
 
-    return gguf.quant_shape_to_byte_shape(shape, kind)  # type: ignore[no-any-return]
+    shape_in_bytes: tuple[int, ...] = gguf.quant_shape_to_byte_shape(shape, kind)
+    return shape_in_bytes
 
 
 def count_bytes(shape: Any) -> int:
@@ -273,11 +234,11 @@ def written(writer: Any, out: Path) -> Iterator[None]:
         writer.close()
 
 
-def check_space(out: Path, needed: int) -> None:
-    """InputError before anything is written, where the file would not fit on its disk."""
-    free = shutil.disk_usage(out.parent).free
+def check_space(folder: Path, needed: int) -> None:
+    """InputError before anything is written, where the disk cannot hold so many bytes."""
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"{out.parent}: no disk space: {out.name} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
-            "free some, or export fewer types"
+            f"{folder}: no disk space: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free some, or "
+            "export fewer types"
         )
