@@ -8,6 +8,7 @@ QReasonError
 |   |-- RunFolderError    an output folder that belongs to something else
 |   `-- MissingExtra      an optional dependency: names the extra
 |-- TrainingError         training had to stop; exit code 1
+|-- OutOfMemoryError      one row alone does not fit on the GPU; exit code 1
 `-- ExportError           an exported file is not what was trained; exit code 1
 """
 
@@ -46,6 +47,10 @@ class RunFolderError(InputError):
 
 
 class TrainingError(QReasonError):
+    pass
+
+
+class OutOfMemoryError(QReasonError):
     pass
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import DataError
 from qreason.models import Resident
+from qreason.recovery import Rows
 from qreason.types import Messages, Reply, Sampling
 
 if TYPE_CHECKING:
     import torch
-
-ROWS = 128
-"""Replies that are decoded side by side."""
 
 
 def render_ids(tokenizer: Any, prompts: Sequence[Messages]) -> list[list[int]]:
@@ -62,12 +61,23 @@ def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | Non
     return tokens.clamp(max=logits.shape[-1] - 1)
 
 
+def take(left: list[tuple[int, int]], most: int) -> tuple[list[int], int, list[tuple[int, int]]]:
+    """The prompts that are answered next, the replies to each, and what is left; at most `most` replies at a time."""
+    index, replies = left[0]
+    if replies > most:
+        return [index], most, [(index, replies - most), *left[1:]]
+    alike = next((i for i, (_, other) in enumerate(left) if other != replies), len(left))
+    count = min(alike, most // replies)
+    return [index for index, _ in left[:count]], replies, left[count:]
+
+
 class LocalGenerator:
     """Replies of the resident model, adapter on. A prompt is read once, however many replies it gets."""
 
     def __init__(self, resident: Resident, on_progress: Callable[[int], None] | None = None) -> None:
         self.resident = resident
         self.on_progress = on_progress or (lambda replies: None)
+        self.rows: Rows | None = None
         stops = resident.model.generation_config.eos_token_id
         self.stops = {resident.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
 
@@ -91,15 +101,19 @@ class LocalGenerator:
         if sampling.seed is not None:
             source = torch.Generator(self.resident.device).manual_seed(sampling.seed)
         replies: list[list[Reply]] = [[] for _ in prompts]
-        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        step = max(1, ROWS // n)
+        left = [(index, n) for index in sorted(range(len(ids)), key=lambda index: -len(ids[index]))]
+        self.rows = rows = self.rows or Rows(sampling.max_num_seqs, "replies", self.resident.say)
         with self.resident.inference() as model:
-            for start in range(0, len(order), step):
-                chosen = order[start : start + step]
-                completions = self.decode(model, [ids[index] for index in chosen], n, sampling, source)
+            while left:
+                chosen, each, rest = take(left, rows.most)
+                work = partial(self.decode, model, [ids[index] for index in chosen], each, sampling, source)
+                completions = rows.attempt(work, len(chosen) * each)
+                if completions is None:
+                    continue
+                left = rest
                 texts = self.resident.tokenizer.batch_decode(completions, skip_special_tokens=True)
                 for position, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
-                    index = chosen[position // n]
+                    index = chosen[position // each]
                     finished = bool(tokens) and tokens[-1] in self.stops
                     replies[index].append(Reply(text, tuple(tokens), tuple(ids[index]), finished))
                 self.on_progress(len(completions))

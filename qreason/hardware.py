@@ -37,9 +37,18 @@ def detect() -> Hardware:
             "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
         )
         return Hardware("cuda", torch.cuda.get_device_name(), number, number, "sdpa", cores)
-    fast_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
     name = platform.processor() or platform.machine()
-    return Hardware("cpu", name, "float32", "bfloat16" if fast_bfloat16 else "none", "sdpa", cores)
+    return Hardware("cpu", name, "float32", "bfloat16" if fast_bfloat16() else "none", "sdpa", cores)
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16. torch has no public question for it."""
+    import torch
+
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+    except (AttributeError, RuntimeError):  # a build without oneDNN, as for macOS
+        return False
 
 
 def prepare_process() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import InputError
-from qreason.generate import ROWS
 from qreason.judge.local import ROWS as QUESTIONS
 from qreason.memory_phases import (
     GIB,
@@ -212,7 +211,7 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
             phases["judge"] = complete(card, stored, worst(moments))
 
     if isinstance(settings, Evaluate):
-        rows = settings.rows or ROWS
+        rows = settings.rows or recipe.sampling.max_num_seqs
         answering(rows, 1, settings.samples)
         judged(rows, 1)
         return phases
@@ -233,7 +232,8 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         judged(max(prompts * n, QUESTIONS if settings.preflight and recipe.data.labels else 0), n)
         tokens = lengths.prompt + completion
         logits = grpo_logits(shape, micro, completion)
-    stored["gradients"] = 4 * sum(sizes)
+    # recovery.py sets the gradients of earlier micro-batches aside during a backward pass
+    stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
     phases["backward"] = complete(card, stored, backward(shape, model, settings, micro, tokens, logits))
     return phases
 
@@ -308,6 +308,20 @@ def smaller_micro_batch(recipe: Recipe, position: int) -> Recipe | None:
     return with_step(recipe, position, **values)
 
 
+def fewer_seqs(recipe: Recipe, position: int) -> Recipe | None:
+    """Half as many replies decoded side by side."""
+    settings, most = recipe.steps[position].settings, recipe.sampling.max_num_seqs
+    if isinstance(settings, Grpo):
+        replies = grpo_prompts(settings) * settings.num_generations
+    elif isinstance(settings, Evaluate):
+        replies = (settings.rows or most) * settings.samples
+    else:
+        return None
+    half = min(most, replies) // 2
+    sampling = recipe.sampling.model_copy(update={"max_num_seqs": half})
+    return recipe.model_copy(update={"sampling": sampling}) if half else None
+
+
 def checkpointing(recipe: Recipe, position: int) -> Recipe | None:
     settings = training(recipe, position)
     off = settings is not None and not settings.gradient_checkpointing
@@ -367,7 +381,7 @@ def fewer_samples(recipe: Recipe, position: int) -> Recipe | None:
     return with_step(recipe, position, samples=samples) if samples else None
 
 
-SAME: tuple[Kind, ...] = (smaller_micro_batch, checkpointing, judge_aside)
+SAME: tuple[Kind, ...] = (fewer_seqs, smaller_micro_batch, checkpointing, judge_aside)
 """Changes that leave the mathematics alone, from what costs least time."""
 COSTLY: tuple[Kind, ...] = (
     small_optimizer,
@@ -381,12 +395,13 @@ COSTLY: tuple[Kind, ...] = (
 
 
 def until_it_fits(kind: Kind, now: Plan, recipe: Recipe, shape: Shape, lengths: Lengths) -> Recipe | None:
-    """A change to the step that peaks: a notch, and more of them until the recipe fits or the change is at its end."""
+    """A change to the step that peaks: a notch, and more of them until the recipe fits or they gain nothing."""
     position = now.peak[0].position
     found = kind(recipe, position)
-    while found and not measure(found, shape, now.card, lengths).fits:
-        further = kind(found, position)
-        if further is None:
+    while found:
+        reached = measure(found, shape, now.card, lengths)
+        further = None if reached.fits else kind(found, position)
+        if further is None or measure(further, shape, now.card, lengths).peak[2] >= reached.peak[2]:
             break
         found = further
     return found
@@ -416,10 +431,13 @@ def differences(before: Recipe, after: Recipe) -> tuple[str, ...]:
 def fit(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> tuple[Recipe, list[str]]:
     """The recipe so that it fits, with the same effective batches, and a line for each step that was changed.
 
-    A training step gets the largest micro-batch that fits, and checkpointing where one row alone does not. Raises
-    InputError with the cheapest change of the mathematics that makes it fit, where this does not.
+    Replies are decoded with as many side by side as fit; a training step gets the largest micro-batch that fits, and
+    checkpointing where one row alone does not. Raises InputError with the cheapest change of the mathematics that makes
+    it fit, where this does not.
     """
-    result, lines = recipe, []
+    result, lines = fitting_rollouts(recipe, shape, card, lengths), []
+    if told := differences(recipe, result):
+        lines.append(f"{', '.join(told)}: fewer replies side by side, so that they fit into {gib(card.free_bytes)}")
     for step in measure(recipe, shape, card, lengths).steps:
         chosen = result
         for chosen in gentler(result, step.position):
@@ -440,9 +458,22 @@ def fit(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> t
     return result, lines
 
 
+def fitting_rollouts(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> Recipe:
+    """The recipe with as many replies side by side as fit in every step, or one."""
+    result = recipe
+    for step in measure(recipe, shape, card, lengths).steps:
+        while smaller := fewer_seqs(result, step.position):
+            rollout = plan_step(result.steps[step.position], result, shape, card, lengths)["rollout"]
+            if sum(rollout.values()) <= card.free_bytes:
+                break
+            result = smaller
+    return result
+
+
 def gentler(recipe: Recipe, position: int) -> Iterator[Recipe]:
     """The recipe and its SAME variants, from what costs least time."""
-    starts = [recipe, checkpointing(recipe, position)]
+    aside = judge_aside(recipe, position)
+    starts = [recipe, checkpointing(recipe, position), aside, checkpointing(aside, position) if aside else None]
     for start in starts:
         variant = start
         while variant:

@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from math import ceil
 
 from qreason.errors import ModelError
-from qreason.generate import ROWS
 from qreason.judge.local import ROWS as QUESTIONS
 from qreason.models import cannot_load, locate
 from qreason.preference import ROWS as PREFERENCES
@@ -292,8 +291,8 @@ def draw_bytes(sampling: Draw) -> int:
 
 def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, lengths: Lengths) -> Phase:
     """n replies to each prompt, as many prompts at a time as generate.py takes: prompts read, or the last token."""
-    chosen = min(prompts, max(1, ROWS // n))
-    rows, tokens = chosen * n, lengths.prompt + sampling.max_completion_length
+    chosen = min(prompts, max(1, sampling.max_num_seqs // n))
+    rows, tokens = chosen * min(n, sampling.max_num_seqs), lengths.prompt + sampling.max_completion_length
     cache = cache_bytes(shape, rows, tokens)
     # keys and values repeated for every head, and one layer's cache beside its longer copy
     attention = rows * tokens * NUMBER * shape.head_dim * (2 * shape.heads + shape.kv_heads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +110,11 @@ def quiet() -> None:
 class Resident:
     """A base in memory, and the policy adapter that is on it now (None: the bare base)."""
 
-    def __init__(self, settings: Model, hardware: Hardware) -> None:
+    def __init__(self, settings: Model, hardware: Hardware, say: Callable[[str], None] = lambda line: None) -> None:
         quiet()
         self.settings = settings
         self.hardware = hardware
+        self.say = say
         self.tokenizer = load_tokenizer(settings.base)
         self.model = load_base(settings, hardware)
         self.adapter: Path | None = None
@@ -220,21 +221,25 @@ class Resident:
     def folded(self) -> Iterator[None]:
         """On a CPU, each adapter added into its layer's weight while replies are made: a third less work a token.
 
-        The base's own tensors are put aside and put back, so that nothing is rounded and nothing drifts.
+        The base's own tensors are put aside and put back, so that nothing is rounded and nothing drifts; a layer that
+        shares its tensor with another one gets one of its own for that time.
         """
+        import torch
+
         if not self.wrapped or self.hardware.device != "cpu" or self.settings.quantization != "none":
             yield
             return
         layers = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
-        own = [layer.base_layer.weight.data for layer in layers]
+        own = [layer.base_layer.weight for layer in layers]
         for layer, weight in zip(layers, own, strict=True):
-            layer.base_layer.weight.data = weight + layer.get_delta_weight("default").to(weight.dtype)
+            folded = weight.data + layer.get_delta_weight("default").to(weight.dtype)
+            layer.base_layer.weight = torch.nn.Parameter(folded, requires_grad=False)
         try:
             with self.bare():
                 yield
         finally:
             for layer, weight in zip(layers, own, strict=True):
-                layer.base_layer.weight.data = weight
+                layer.base_layer.weight = weight
 
 
 def fingerprint(base: str, config: Any) -> str:

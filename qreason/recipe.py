@@ -73,6 +73,8 @@ class Draw(Strict):
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0, le=1)
     max_completion_length: int = Field(256, gt=0)
+    max_num_seqs: int = Field(128, gt=0)
+    """Replies that are decoded side by side; fewer need less memory and take longer."""
 
     def sampling(self, *, greedy: bool = False, seed: int | None = None) -> Sampling:
         drawn = self.model_dump() | ({"temperature": 0.0} if greedy else {})
@@ -139,6 +141,36 @@ class Evaluate(Strict):
 
 class Merge(Strict):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    base: Literal["trained", "original"] = "trained"
+    """Of a 4-bit run: the base it was trained on, dequantized, or the original one."""
+    max_shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?[KMG]B$")
+    adapters: list[str] = []
+    """Stage folders of the run, or folders of adapters, in order; the newest one of the run when empty."""
+    blend: Literal["linear", "ties", "dare_linear", "dare_ties", "cat"] | None = None
+    """How several adapters become one first (PEFT's `add_weighted_adapter`); without it they are folded in order."""
+    weights: list[float] = []
+    density: float | None = Field(None, gt=0, le=1)
+    """Share of each adapter that TIES and DARE keep."""
+    rows: int = Field(32, gt=0)
+    """Held-out rows on which the trained and the merged model are compared."""
+
+    @model_validator(mode="after")
+    def blends_several(self) -> Merge:
+        if self.blend and len(self.adapters) < 2:
+            raise ValueError("blend: it takes two or more adapters; name them in adapters")
+        if self.weights and not self.blend:
+            raise ValueError("weights: adapters have weights only in a blend; set blend, for example to linear")
+        if self.weights and len(self.weights) != len(self.adapters):
+            raise ValueError(f"weights: {len(self.weights)} for {len(self.adapters)} adapters; give one for each")
+        if (self.density is not None) != (self.blend in SPARSE):
+            raise ValueError(
+                f"density: the share of weights to keep, for a blend by {', '.join(SPARSE)} and only there"
+            )
+        return self
+
+
+SPARSE = ("ties", "dare_linear", "dare_ties")
+"""Blends that keep only a part of each adapter."""
 
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")

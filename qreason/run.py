@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qreason import __version__, data
-from qreason.errors import RunFolderError
+from qreason.errors import RunFolderError, first_line
 from qreason.recipe import Recipe, Step
 from qreason.rewards.judged import JudgeSettings
 from qreason.rewards.preferred import PreferenceSettings
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from qreason.preference import PreferenceModel
     from qreason.types import Reward
 
+CHECKPOINT = "checkpoint"
+"""The adapter of a training step that could not go on."""
 BASE = "base"
 """What the untrained base is called where stages are named."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
@@ -97,7 +99,7 @@ class Run:
         if folder.exists() and any(folder.iterdir()):
             earlier = read_manifest(folder)
             if fresh:
-                aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
+                aside = free_name(folder)
                 folder.rename(aside)
                 say(f"--fresh: the earlier run is kept in {aside}")
             elif earlier["recipe"] != recipe.name or earlier["steps"]:
@@ -121,11 +123,21 @@ class Run:
     def reopen(cls, folder: Path, say: Callable[[str], None] = lambda line: None) -> Run:
         """The run that a folder holds, with the recipe it was made with, to look at: nothing is written to it."""
         manifest = read_manifest(folder)
-        recipe = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
-        run = cls(recipe, folder, say)
+        run = cls(cls.read_recipe(folder), folder, say)
         run.manifest = manifest
         run.read_only = True
         return run
+
+    @staticmethod
+    def read_recipe(folder: Path) -> Recipe:
+        """The recipe that a run folder was made with."""
+        file = folder / "recipe.yaml"
+        try:
+            return Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, ValueError) as error:
+            raise RunFolderError(
+                f"{file}: not a recipe of this version ({first_line(error)}); --fresh starts over"
+            ) from None
 
     def continue_from(self, manifest: dict[str, Any]) -> None:
         """Take over the finished steps of an earlier run of the same recipe."""
@@ -134,7 +146,7 @@ class Run:
                 f"{self.folder} belongs to the recipe '{manifest['recipe']}', not '{self.recipe.name}'; "
                 "choose another folder with --out"
             )
-        earlier = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
+        earlier = self.read_recipe(self.folder).dump()  # with today's fields
         now = self.recipe.dump()
         finished = len(manifest["steps"])
         same_steps = earlier.pop("steps")[:finished] == now.pop("steps")[:finished]
@@ -178,7 +190,11 @@ class Run:
     def clear_stage_folder(self) -> Path:
         """The folder of the step that runs now, empty: a step that was cut off starts again."""
         folder = self.stage_folder()
-        if folder.exists():
+        if (folder / CHECKPOINT).exists():
+            aside = free_name(folder)
+            folder.rename(aside)
+            self.say(f"{folder.name} was not finished: starting it again; what it had is kept in {aside}")
+        elif folder.exists():
             self.say(f"{folder.name} was not finished: starting it again")
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
@@ -216,7 +232,7 @@ class Run:
 
         hardware = detect()
         self.say(f"loading {self.recipe.model.base} on {hardware.name or hardware.device} ({hardware.dtype})")
-        resident = Resident(self.recipe.model, hardware)
+        resident = Resident(self.recipe.model, hardware, self.say)
         base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base, resident.model.config)}
         if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:
             raise RunFolderError(
@@ -225,6 +241,19 @@ class Run:
         self.manifest["hardware"] = hardware.as_dict()
         self.save_manifest()
         return resident
+
+    def release(self) -> None:
+        """Free the memory of the base; it is loaded again when something asks for it."""
+        import gc
+
+        import torch
+
+        for name in ("resident", "rewards"):  # a judge among the rewards holds the base too
+            self.__dict__.pop(name, None)
+        self.judge = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @cached_property
     def rewards(self) -> Mapping[str, Reward]:
@@ -244,6 +273,11 @@ class Run:
         from qreason.preference import PreferenceModel
 
         return PreferenceModel(settings.model, self.resident.hardware)
+
+
+def free_name(folder: Path) -> Path:
+    """A name beside a folder that is not taken: NAME.1, NAME.2, …"""
+    return next(path for i in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

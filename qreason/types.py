@@ -53,13 +53,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 cut nothing off."""
+    """How tokens are drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 cut nothing off.
+
+    `max_num_seqs` replies are decoded side by side.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     max_completion_length: int = 256
+    max_num_seqs: int = 128
     seed: int | None = None
 
 

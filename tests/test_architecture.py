@@ -42,7 +42,7 @@ LAYERS = (
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan"),
+        *("memory", "memory_phases", "report.plan", "merging", "recovery"),
         *("export", "export.compare", "export.engine", "export.exporter", "export.lora", "export.modelfile"),
         *("export.ollama", "export.original", "export.quality", "export.reference", "export.verify"),
         *("export.vocabulary", "export.worker", "export.writer"),
@@ -52,7 +52,7 @@ LAYERS = (
         *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge"),
         *("stages.export", "stages.judge", "stages.score"),
     },
-    {"cli", "cli.base", "cli.exporting", "cli.judging", "cli.looking", "cli.running"},
+    {"cli", "cli.base", "cli.exporting", "cli.judging", "cli.looking", "cli.publishing", "cli.running"},
     {"__main__"},
 )
 """From the ground up; a module imports from its own layer or from those before it."""

@@ -624,7 +624,7 @@ def test_a_loss_that_averages_over_micro_batches_keeps_them(qwen: Any, recipe: R
 
 def test_a_recipe_that_cannot_fit_is_refused_with_a_cure_that_works(qwen: Any, recipe: Recipe) -> None:
     full = changed(recipe, "model.quantization=none")
-    with pytest.raises(InputError, match=r"needs 5\.\d\d GiB \(rollout\), 4GiB has 4\.00 GiB") as caught:
+    with pytest.raises(InputError, match=r"needs 5\.\d\d GiB \(judge\), 4GiB has 4\.00 GiB") as caught:
         fit(full, qwen("1.5b"), read_card("4GiB"))
     cure = str(caught.value).partition("it fits with ")[2]
     assert cure == "model.quantization=nf4"

@@ -83,6 +83,21 @@ def test_folding_the_adapter_changes_no_reply_and_leaves_the_base_as_it_was(own_
         assert torch.equal(own_resident.model(input_ids=ids).logits, apart)
 
 
+def test_folding_an_adapter_of_a_tied_layer_leaves_the_other_layer_alone(own_resident: Resident) -> None:
+    # Folded into the tensor itself, it changed the embedding as well, and every reply with it.
+    own_resident.new_adapter(Lora(target_modules=["lm_head"]))
+    for name, parameter in own_resident.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        apart = own_resident.model.eval()(input_ids=ids).logits
+    with own_resident.inference() as model:
+        assert torch.allclose(model(input_ids=ids).logits, apart, atol=1e-4)
+    embedding, head = own_resident.model.get_input_embeddings(), own_resident.model.get_output_embeddings()
+    assert head.base_layer.weight is embedding.weight
+
+
 def test_an_adapter_for_another_shape_is_refused(own_resident: Resident, tmp_path: Path) -> None:
     own_resident.new_adapter(Lora(r=4))
     own_resident.model.save_pretrained(str(tmp_path))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from qreason.cli.base import main, one_line_errors, say
 from qreason.errors import InputError, RunFolderError
-from qreason.recipe import GGUF_TYPES, Export, Step, nearest
-
-if TYPE_CHECKING:
-    from qreason.run import Run
+from qreason.recipe import GGUF_TYPES, Export, Merge, nearest
 
 
 @main.command()
@@ -37,19 +33,11 @@ def export(run: Path, gguf: str, ollama: bool, rows: int, no_verify: bool) -> No
     prepare_process()
     opened = Run.reopen(run, say)
     from qreason.stages.export import export_into, find_merged
+    from qreason.stages.merge import merge_again
 
     try:
         merged = find_merged(opened)
     except RunFolderError:
-        merged = merge_first(opened)
+        merged = merge_again(opened, Merge()).path
     artifact = export_into(run / "export", merged, settings, opened)
     say(f"export: {artifact.path}: {artifact.summary}")
-
-
-def merge_first(run: Run) -> Path:
-    """Merge the newest adapter into RUN/export-merge, for a run without a merge of it."""
-    from qreason.stages.merge import merge
-
-    run.folders.append("export-merge")
-    run.step = len(run.folders) - 1
-    return merge(Step(merge={}), run).path

@@ -1,4 +1,4 @@
-"""Commands that run a recipe, or measure a model: run, sft, grpo, merge, evaluate."""
+"""Commands that run a recipe, or measure a model: run, sft, grpo, evaluate."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ def stage_command(stage: str, help_text: str) -> None:
 
 stage_command("sft", "Run RECIPE up to its next sft step.")
 stage_command("grpo", "Run RECIPE up to its next grpo step.")
-stage_command("merge", "Run RECIPE up to its next merge step.")
 
 
 def run_recipe(

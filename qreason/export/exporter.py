@@ -6,12 +6,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from qreason.errors import ExportError, ModelError, first_line
+from qreason.errors import ExportError, ModelError, RunFolderError, first_line
 from qreason.export import engine, lora, ollama, writer
 from qreason.export.original import Original
 from qreason.export.reference import Heldout
 from qreason.export.verify import DRAFT, Check
-from qreason.models import load_tokenizer, locate
+from qreason.merging import check_adapter
+from qreason.models import fingerprint, load_tokenizer, locate
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS
 from qreason.recipe import Export
@@ -55,7 +56,15 @@ class Exporter:
 
     def check_inputs(self) -> None:
         """What cannot end well is told before anything is written."""
-        base, tokenizer = self.run.recipe.model.base, self.heldout.tokenizer
+        base, tokenizer, adapter = self.run.recipe.model.base, self.heldout.tokenizer, self.run.adapter()
+        assert adapter is not None, "a merge has an adapter"
+        check_adapter(adapter, self.run.manifest["base"])
+        lora.check_fits(adapter, self.merged)
+        if fingerprint(base, self.config) != self.run.manifest["base"]["fingerprint"] and Path(locate(base)).is_dir():
+            raise RunFolderError(
+                f"{self.run.folder}: the weights of {base} changed since this run began; put the earlier ones back, or "
+                "train again with --fresh"
+            )
         if added := sorted(tokenizer.get_vocab().keys() - load_tokenizer(base).get_vocab().keys()):
             raise ModelError(
                 f"{self.merged}: the tokenizer was extended ('{added[0]}' is not in that of {base}), and an adapter "

@@ -57,6 +57,22 @@ def lora_target(key: str, adapter: Path) -> tuple[str, str]:
     return f"{target}.weight", f"lora_{side[0].lower()}"
 
 
+def check_fits(adapter: Path, merged: Path) -> None:
+    """ModelError for an adapter of another base: its matrices must have the shapes of the merged model's weights."""
+    with tensors(adapter) as (matrices, _), tensors(merged) as (weights, _):
+        for key, shape in matrices.items():
+            target, _, side = key.removeprefix("base_model.model.").partition(".lora_")
+            weight = weights.get(f"{target}.weight")
+            length = shape[-1:] if side == "A.weight" else shape[:1]
+            if weight is None or (
+                side[:2] in ("A.", "B.") and length != (weight[-1:] if side[0] == "A" else weight[:1])
+            ):
+                raise ModelError(
+                    f"{adapter}: made for another base ({target} is {weight or 'not there'} in {merged}); export the "
+                    "adapter that this run trained"
+                )
+
+
 def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
     """A PEFT LoRA folder -> a GGUF adapter for the GGUF file of its base, in float32 as it was trained.
 

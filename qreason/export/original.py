@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qreason.errors import ModelError
 from qreason.export import engine, quality, reference, verify, writer
-from qreason.models import locate
 from qreason.progress import progress_bar
 from qreason.run import read_jsonl
 
@@ -29,37 +26,49 @@ class Original:
 
     def __init__(self, export: Exporter) -> None:
         self.export, self.work, self.heldout = export, export.work, export.heldout
-        heldout, adapter = export.heldout, export.run.adapter()
+        adapter = export.run.adapter()
         assert adapter is not None, "a merge has an adapter"
-        check_base(adapter, export.run.recipe.model.base)
-        trained = export.run.resident
-        trained.load_adapter(adapter)
-        self.merged = reference.in_float32(export.merged, trained)
-        few = heldout.questions[: engine.REPLIES]
-        with progress_bar("merged replies", total=len(few) + len(heldout.questions)) as bar:
-            self.replies = reference.answer(self.merged, few, engine.TOKENS, bar.advance)
-            whole = reference.answer(self.merged, heldout.questions, heldout.limit, bar.advance)
-        self.exchanges = reference.exchanges(self.replies)
-        self.logits = reference.write_logits(self.merged.model, self.exchanges, self.work / "merged")
-        with trained.inference() as model:
-            own = reference.write_logits(model, self.exchanges, self.work / "trained")
-        self.accuracy("adapter", self.trained_right(adapter))
-        self.accuracy("merged", heldout.right([reply.text for reply in whole]))
+        self.ask_merged()
+        own = self.ask_trained(adapter)
         export.passed(verify.check_merged(own, self.logits))
-        longest = max(map(len, heldout.asked)) + max(heldout.limit, engine.TOKENS)
-        self.context = min(-(-longest // 256) * 256, trained.context_length)
+        longest = max(map(len, self.heldout.asked)) + max(self.heldout.limit, engine.TOKENS)
+        self.context = min(-(-longest // 256) * 256, export.config.max_position_embeddings)
 
-    def trained_right(self, adapter: Path) -> list[bool]:
-        """Which rows the adapter answers rightly: as evaluated after its stage, or asked now."""
+    # --- one model in memory after the other ---------------------------------------------------
+
+    def ask_merged(self) -> None:
+        """Its replies, their logits, and how many held-out rows it gets right."""
         heldout = self.heldout
+        few = heldout.questions[: engine.REPLIES]
+        self.export.run.release()
+        merged = reference.in_float32(self.export.merged)
+        with progress_bar("merged replies", total=len(few) + len(heldout.questions)) as bar:
+            self.replies = reference.answer(merged, few, engine.TOKENS, bar.advance)
+            whole = reference.answer(merged, heldout.questions, heldout.limit, bar.advance)
+        self.exchanges = reference.exchanges(self.replies)
+        self.logits = reference.write_logits(merged.model, self.exchanges, self.work / "merged")
+        self.accuracy("merged", heldout.right([reply.text for reply in whole]))
+
+    def ask_trained(self, adapter: Path) -> list[Path]:
+        """Its logits on the same replies; and how many rows it gets right, as evaluated after its stage, or now."""
+        heldout, trained = self.heldout, self.export.run.resident
+        trained.load_adapter(adapter)
+        with trained.inference() as model:
+            logits = reference.write_logits(model, self.exchanges, self.work / "trained")
         file = adapter.parent / "evaluation.jsonl"
-        marks = {row["id"]: bool(row["accurate"]) for row in read_jsonl(file)} if file.is_file() else {}
+        known = {row["id"]: bool(row["accurate"]) for row in read_jsonl(file)} if file.is_file() else {}
         ids = [row.id for row in heldout.examples[: heldout.rows]]
-        if all(name in marks for name in ids):
-            return [marks[name] for name in ids]
-        with progress_bar("adapter replies", total=len(ids)) as bar:
-            replies = reference.answer(self.export.run.resident, heldout.questions, heldout.limit, bar.advance)
-        return heldout.right([reply.text for reply in replies])
+        if all(name in known for name in ids):
+            marks = [known[name] for name in ids]
+        else:
+            with progress_bar("adapter replies", total=len(ids)) as bar:
+                replies = reference.answer(trained, heldout.questions, heldout.limit, bar.advance)
+            marks = heldout.right([reply.text for reply in replies])
+        self.accuracy("adapter", marks)
+        self.export.run.release()
+        return logits
+
+    # --- files ---------------------------------------------------------------------------------
 
     def accuracy(self, name: str, marks: Sequence[bool]) -> float:
         self.export.accuracy[name] = sum(marks) / len(marks)
@@ -99,8 +108,9 @@ class Original:
         found = self.engine_logits(kind, file)
         accuracy = self.engine_accuracy(kind, file)
         self.export.passed(quality.check_quantized(file, kind, self.verified, found, accuracy))
-        quality.take_weights(self.merged.model, file)
-        own = reference.write_logits(self.merged.model, self.exchanges, self.work / f"{kind}-own")
+        model = reference.in_float32(self.export.merged).model
+        quality.take_weights(model, file)
+        own = reference.write_logits(model, self.exchanges, self.work / f"{kind}-own")
         self.export.passed(quality.check_own_weights(file, own, found))
         for folder in (self.work / kind, self.work / f"{kind}-own"):
             shutil.rmtree(folder)
@@ -113,10 +123,3 @@ class Original:
         model = reference.with_adapter(base, adapter)
         prompts = self.heldout.asked[:ADAPTER_PROMPTS]
         self.export.passed(quality.check_adapter_file(file, floats, model, prompts, self.context))
-
-
-def check_base(adapter: Path, base: str) -> None:
-    """ModelError for an adapter that says it belongs to another base."""
-    told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if told and locate(told) != locate(base):
-        raise ModelError(f"{adapter}: an adapter for {told}, not for {base}; give the adapter that this run trained")

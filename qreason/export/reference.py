@@ -10,6 +10,7 @@ from typing import Any
 
 from qreason.export.engine import Exchange
 from qreason.generate import LocalGenerator, render_ids
+from qreason.hardware import detect
 from qreason.models import Resident
 from qreason.prompts import render
 from qreason.recipe import Model
@@ -64,9 +65,9 @@ def answer(
     return [one for (one,) in LocalGenerator(resident, on_reply).generate(questions, n=1, sampling=sampling)]
 
 
-def in_float32(merged: Path, like: Resident) -> Resident:
-    """The merged model, whatever it is stored in, where the trained one runs."""
-    return Resident(Model(base=str(merged)), replace(like.hardware, dtype="float32"))
+def in_float32(merged: Path) -> Resident:
+    """The merged model, whatever it is stored in, on the device of the stages."""
+    return Resident(Model(base=str(merged)), replace(detect(), dtype="float32"))
 
 
 def exchanges(replies: Sequence[Reply]) -> list[Exchange]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import ModelError
 from qreason.generate import pad_left, render_ids
 from qreason.models import Resident
+from qreason.recovery import Rows
 from qreason.types import Messages
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class LocalModel:
 
     def __init__(self, resident: Resident, adapter: Path | None = None, *, offload: bool = False) -> None:
         self.resident, self.adapter, self.offload = resident, adapter, offload
+        self.rows = Rows(ROWS, "judgements", resident.say)
         if offload:
             resident.model.to("cpu")
 
@@ -39,11 +42,17 @@ class LocalModel:
         rows = [render_ids(tokenizer, group) for group in groups]
         answers: list[list[float | None]] = [[] for _ in rows]
         with self.awake(), self.resident.inference(adapter=self.adapter or False) as model:
-            for batch in batches(rows):
-                logits = self.last_logits(model, [rows[index] for index in batch])[:, tokens]
-                weights = logits.float().softmax(-1)
+            left = batches(rows, self.rows.most)
+            while left:
+                batch = [rows[index] for index in left[0]]
+                logits = self.rows.attempt(partial(self.last_logits, model, batch), len(batch))
+                if logits is None:
+                    self.rows.most = sum(map(len, batch)) // 2
+                    left = [half for whole in left for half in halves(whole)]
+                    continue
+                weights = logits[:, tokens].float().softmax(-1)
                 expected = (weights @ weights.new_tensor(worth)).tolist()
-                for index in batch:
+                for index in left.pop(0):
                     answers[index] = expected[: len(rows[index])]
                     expected = expected[len(rows[index]) :]
         return answers
@@ -135,14 +144,19 @@ def common(rows: Sequence[Ids]) -> int:
     return min(shared, min(map(len, rows)) - 1)
 
 
-def batches(groups: Sequence[Sequence[Ids]]) -> list[list[int]]:
-    """Groups of similar length together, about ROWS questions at a time."""
+def halves(batch: list[int]) -> list[list[int]]:
+    middle = len(batch) // 2
+    return [half for half in (batch[:middle], batch[middle:]) if half]
+
+
+def batches(groups: Sequence[Sequence[Ids]], most: int = ROWS) -> list[list[int]]:
+    """Groups of similar length together, about `most` questions at a time."""
     result: list[list[int]] = []
-    filled = ROWS
+    filled = most
     for index in sorted(range(len(groups)), key=lambda index: max(map(len, groups[index]), default=0)):
         if not groups[index]:
             continue
-        if filled >= ROWS:
+        if filled >= most:
             result.append([])
             filled = 0
         result[-1].append(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -21,12 +22,16 @@ def export(step: Step, run: Run) -> Artifact:
 
 
 def find_merged(run: Run) -> Path:
-    """The merged model of the newest adapter; RunFolderError where the run has none."""
+    """The merged model of the newest adapter, by a merge step or by `qreason merge`; RunFolderError without one."""
     for entry in reversed(run.manifest["steps"]):
         folder = run.folder / str(entry["folder"])
         if entry["stage"] == "merge" and (folder / "model" / "config.json").is_file():
             return folder / "model"
         if (folder / "adapter").exists():
+            for file in sorted(run.folder.glob("merged-*/merge.json")):
+                made_of = json.loads(file.read_text(encoding="utf-8"))
+                if (made_of["base"], made_of["adapters"]) == ("trained", [f"{folder.name}/adapter"]):
+                    return file.parent / "model"
             break
     raise RunFolderError(f"{run.folder}: no merged model of the newest adapter; put a merge step before the export")
 

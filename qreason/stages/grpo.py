@@ -33,6 +33,7 @@ def grpo(step: Step, run: Run) -> Artifact:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    from qreason.recovery import recovering
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run)
@@ -50,12 +51,12 @@ def grpo(step: Step, run: Run) -> Artifact:
         if run.judge and weight and labels and (warning := check_judge(run.judge, Path(labels), weight, folder)):
             run.say(warning)
     rollouts = Rollouts(generator, scorer, examples, run, folder, settings.stop_on_reward_hacking)
-    sampling = run.recipe.sampling.model_dump()
+    sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     arguments = GRPOConfig(
         **{"reward_weights": list(run.recipe.weights.values())} | sampling | trl_arguments(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
-        trainer = GRPOTrainer(
+        trainer = recovering(GRPOTrainer, run.say)(
             model=resident.model,
             args=arguments,
             train_dataset=Dataset.from_list(

@@ -1,64 +1,198 @@
-"""Merge: the newest adapter folded into its base, as a plain transformers folder."""
+"""Merge: adapters folded into their base, as a plain transformers folder that predicts what was trained."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from qreason.errors import RunFolderError, TrainingError
-from qreason.models import load_base
+from qreason import merging
+from qreason.errors import ModelError, RunFolderError, TrainingError
+from qreason.generate import LocalGenerator
+from qreason.models import Resident
+from qreason.progress import Bar, progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Merge, Step
-from qreason.run import Artifact, Run
+from qreason.recipe import Merge, Model, Step
+from qreason.rewards.tags import read_answer
+from qreason.rewards.text import correct
+from qreason.run import Artifact, Run, write_json
+from qreason.types import Example, Reply
 
-CHECKED_ROWS = 8
-MOST_DIVERGENCE = 1e-3
-"""Nats a token between the trained and the merged model, above which a merge is refused."""
+COMPARED_REPLIES = 8
+MOST_DIVERGENCE = 1e-4
+"""Nats a token that the stored model may be from the trained one, before a merge is refused."""
+MOST_DIVERGENCE_16_BIT = 1e-2
+"""The same from a model that was trained and asked in 16-bit arithmetic, which itself rounds that much."""
+WITHOUT_DATA = ("My printer is offline.", "The disk of the database server is full.", "I cannot log in to my mail.")
+"""What a run without data, such as one with an adapter from the Hub, is asked."""
 
 
 def merge(step: Step, run: Run) -> Artifact:
-    """Fold the adapter into the base in float32, check it against the adapter, store it in the asked dtype."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
+    """Fold adapters into the base in float32, store it, and compare it with the trained model."""
     settings = step.settings
     assert isinstance(settings, Merge)
-    adapter = run.adapter()
-    if adapter is None:
-        raise RunFolderError(f"{run.folder}: nothing to merge yet; run sft or grpo first")
-    resident = run.resident
-    resident.load_adapter(adapter)
-    trained = first_distributions(resident.model, run)
-    resident.remove_adapter()
-    base = load_base(run.recipe.model, resident.hardware)
-    if run.recipe.model.quantization == "nf4":
-        base = base.dequantize()
-    base = base.to(device="cpu", dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    model = model.to(getattr(torch, settings.dtype))
-    folder = run.clear_stage_folder() / "model"
-    model.save_pretrained(str(folder))
-    resident.tokenizer.save_pretrained(str(folder))
-    stored = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
-    merged = first_distributions(stored.to(resident.device), run)
-    divergence = float((trained.exp() * (trained - merged)).sum(-1).mean())
-    if not divergence <= MOST_DIVERGENCE:
-        raise TrainingError(f"{folder}: the merged model differs from the trained one (KL {divergence:.2e} a token)")
-    return Artifact(folder, f"{settings.dtype}, KL from the trained model {divergence:.1e}")
+    find_adapters(run, settings)
+    return fold_into(run.clear_stage_folder(), settings, run)
 
 
-def first_distributions(model: Any, run: Run) -> Any:
-    """Log-probabilities after each token of a few prompts, (tokens, vocabulary)."""
-    import torch
+def merge_again(run: Run, settings: Merge, folder: Path | None = None) -> Artifact:
+    """Merge a run folder once more, into `merged-…` of it or the folder given; nothing is overwritten."""
+    name = "-".join(
+        ["merged", settings.dtype]
+        + [settings.base] * (settings.base != "trained")
+        + [Path(adapter.removesuffix("/adapter")).name for adapter in settings.adapters]
+        + [settings.blend or ""] * bool(settings.blend)
+    )
+    folder = folder or run.folder / name
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} is there already; remove it, or choose another folder with --out")
+    find_adapters(run, settings)
+    there = folder.exists()
+    try:
+        return fold_into(folder, settings, run)
+    except BaseException:
+        if not there:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
-    from qreason.generate import render_ids
 
-    source = "heldout" if run.recipe.data.heldout else "sft" if run.recipe.data.sft else "prompts"
-    system = SYSTEM_PROMPTS[run.recipe.data.prompt]
-    prompts = [render(example, system) for example in run.examples(source)[:CHECKED_ROWS]]
-    rows = []
-    with torch.no_grad():
-        for ids in render_ids(run.resident.tokenizer, prompts):
-            logits = model.eval()(input_ids=torch.tensor([ids], device=model.device)).logits[0]
-            rows.append(torch.log_softmax(logits.float(), -1))
-    return torch.cat(rows)
+def find_adapters(run: Run, settings: Merge) -> list[Path]:
+    """The adapters a merge folds: those it names, by stage or folder, or the newest of the run."""
+    if not settings.adapters:
+        newest = run.adapter()
+        if newest is None:
+            raise RunFolderError(f"{run.folder}: nothing to merge yet; run sft or grpo first")
+        return [newest]
+    places = [
+        (run.folder / name / "adapter", Path(name).expanduser() / "adapter", Path(name).expanduser())
+        for name in settings.adapters
+    ]
+    found = [next((p for p in place if (p / "adapter_config.json").is_file()), None) for place in places]
+    for name, folder in zip(settings.adapters, found, strict=True):
+        if folder is None:
+            raise ModelError(f"{name}: no adapter there; name a stage of {run.folder}, or the folder of an adapter")
+    return [folder for folder in found if folder is not None]
+
+
+def fold_into(folder: Path, settings: Merge, run: Run) -> Artifact:
+    """`model/` and `merge.json` in a folder; no model where the stored one is not the trained one."""
+    adapters = find_adapters(run, settings)
+    four_bit = run.recipe.model.quantization != "none"
+    if settings.base == "original" and not four_bit:
+        raise RunFolderError(f"{run.folder}: the base was not quantized, so there is no other one; leave out --base")
+    parameters = run.resident.model.num_parameters()
+    for adapter in adapters:
+        merging.check_adapter(adapter, run.manifest["base"])
+    bases = ("trained", "original") if four_bit else ("trained",)
+    merging.check_room(folder, parameters, settings.dtype, copies=len(bases))
+    with progress_bar("merge", total=3 + 5 * len(bases)) as bar:
+        merger = Merger(run, settings, adapters, bar)
+        figures = {}
+        for base in bases:
+            draft = folder / f"{base}.draft"
+            try:
+                figures[base] = merger.onto(base, draft)
+                if base == settings.base:
+                    draft.rename(folder / "model")
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+    report = {
+        **settings.model_dump(exclude={"rows", "max_shard_size", "adapters"}),
+        "adapters": [str(path.relative_to(run.folder) if run.folder in path.parents else path) for path in adapters],
+        "rows": len(merger.rows) if merger.right is not None else 0,
+        "right": merger.right,
+        "compared_tokens": sum(map(len, merger.predictions)),
+        "bases": figures,
+    }
+    write_json(folder / "merge.json", report)
+    return Artifact(folder / "model", summary(report))
+
+
+class Merger:
+    """The trained model as it ran (its greedy replies, how many are right, what it predicts), and merges like it."""
+
+    def __init__(self, run: Run, settings: Merge, adapters: Sequence[Path], bar: Bar) -> None:
+        self.run, self.settings, self.adapters, self.bar = run, settings, adapters, bar
+        self.tokenizer, self.hardware = run.resident.tokenizer, run.resident.hardware
+        use = next((use for use in ("heldout", "sft", "prompts") if getattr(run.recipe.data, use)), None)
+        rows = run.examples(use) if use else [Example(str(i), text, "") for i, text in enumerate(WITHOUT_DATA)]
+        self.rows = rows[: settings.rows if use == "heldout" else COMPARED_REPLIES]
+        run.resident.load_adapter(run.adapter())
+        replies = greedy(run.resident, self.rows, run)
+        bar.advance(2)
+        self.right = count_right(self.rows, replies) if use == "heldout" else None
+        self.replies = replies[:COMPARED_REPLIES]
+        with run.resident.inference() as model:
+            self.predictions = merging.log_probabilities(model, self.replies)
+        bar.advance(1)
+
+    def onto(self, base: str, draft: Path) -> dict[str, Any]:
+        """Store one base with the adapters folded in, read it back, and compare.
+
+        `kl`: from the trained model as it ran. `rounding`: from the same base with the same adapters, unfolded.
+        """
+        settings, model = self.settings, self.run.recipe.model
+        copied = merging.float32_copy(self.run.resident) if base == "trained" else merging.float32_original(model)
+        self.run.release()  # the stored model takes its place: a small GPU cannot hold two
+        worn = merging.put_on(copied, self.adapters, settings, self.run.recipe.seed)
+        unfolded = merging.log_probabilities(worn, self.replies)
+        self.bar.advance(1)
+        merging.store(merging.fold(worn), self.tokenizer, draft, settings, model.base)
+        del worn, copied
+        self.bar.advance(2)
+        stored = merging.float32_original(Model(base=str(draft)))
+        predictions = merging.log_probabilities(stored, self.replies)
+        del stored
+        self.bar.advance(1)
+        figures = {
+            "kl": merging.divergence(self.predictions, predictions),
+            "rounding": merging.divergence(unfolded, predictions),
+            "right": None,
+        }
+        if base == settings.base:
+            same = base == "trained" and self.adapters == [self.run.adapter()]
+            check_divergence(figures, settings, self.hardware.dtype if same else None)
+        if self.right is not None:
+            merged = Resident(Model(base=str(draft)), self.hardware)
+            figures["right"] = count_right(self.rows, greedy(merged, self.rows, self.run))
+        self.bar.advance(1)
+        return figures
+
+
+def greedy(resident: Resident, rows: Sequence[Example], run: Run) -> list[Reply]:
+    prompts = [render(example, SYSTEM_PROMPTS[run.recipe.data.prompt]) for example in rows]
+    replies = LocalGenerator(resident).generate(prompts, n=1, sampling=run.recipe.sampling.sampling(greedy=True))
+    return [drawn[0] for drawn in replies]
+
+
+def count_right(rows: Sequence[Example], replies: Sequence[Reply]) -> int:
+    marks = [correct(read_answer(reply.text), row.references) for row, reply in zip(rows, replies, strict=True)]
+    return sum(mark > 0 for mark in marks)
+
+
+def check_divergence(figures: dict[str, Any], settings: Merge, arithmetic: str | None) -> None:
+    """TrainingError where the stored model is not the one that was trained.
+
+    `arithmetic` is the number format the trained model ran in, None where another base or other adapters are merged.
+    """
+    bars = {"rounding": MOST_DIVERGENCE}
+    if arithmetic is not None:
+        bars["kl"] = MOST_DIVERGENCE if arithmetic == "float32" else MOST_DIVERGENCE_16_BIT
+    for name, most in bars.items():
+        if not figures[name] <= most:
+            raise TrainingError(
+                f"the merged model is not the trained one: KL {figures[name]:.1e} nats a token, at most {most:.0e} is "
+                f"allowed; nothing was kept. {settings.dtype} may be too coarse for these weights: try float32"
+            )
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line: on which base, how far from the trained model, how many held-out rows are right."""
+    told = []
+    for base, figures in sorted(report["bases"].items(), key=lambda pair: pair[0] != report["base"]):
+        what = {"trained": "the base as trained", "original": "the original base"}[base]
+        right = "" if figures["right"] is None else f", {figures['right']} of {report['rows']} rows right"
+        told.append(f"on {what}{' (not kept)' * (base != report['base'])}: KL {figures['kl']:.1e}{right}")
+    trained = "" if report["right"] is None else f"; trained model {report['right']}"
+    return f"{report['dtype']} {'; '.join(told)}{trained}"

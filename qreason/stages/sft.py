@@ -25,6 +25,7 @@ def sft(step: Step, run: Run) -> Artifact:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from qreason.recovery import recovering
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run)
@@ -33,7 +34,7 @@ def sft(step: Step, run: Run) -> Artifact:
         **{"max_length": resident.context_length, "completion_only_loss": True} | trl_arguments(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
-        trainer = SFTTrainer(
+        trainer = recovering(SFTTrainer, run.say)(
             model=resident.model,
             args=arguments,
             train_dataset=Dataset.from_list(rows),

@@ -9,13 +9,16 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from qreason.errors import TrainingError
+from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.progress import Bar
 from qreason.recipe import Grpo, Sft
-from qreason.run import Run, write_jsonl
+from qreason.run import CHECKPOINT, Run, write_jsonl
 
 OURS = {"rows", "trl", "preflight", "stop_on_reward_hacking"}
 """Settings of a training step that are not fields of TRL's config."""
+
+MOST_OVERFLOWS = 20
+"""Logged overflows in a row that stop a float16 run. Its scaler skips such steps and halves its scale of 65,536."""
 
 
 def trl_arguments(settings: Sft | Grpo, run: Run, folder: Path) -> dict[str, Any]:
@@ -52,6 +55,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, folder: Path, bar: Bar, shown: tuple[str, ...]) -> None:
         self.folder, self.bar, self.shown = folder, bar, shown
+        self.overflows = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.total(state.max_steps)
@@ -63,7 +67,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
         row = {"step": state.global_step, **{key: finite(value) for key, value in numbers.items()}}
         write_jsonl(self.folder / "metrics.jsonl", [row], append=True)
-        for key in ("loss", "grad_norm"):
+        overflowed = args.fp16 and not math.isfinite(numbers.get("grad_norm", 0.0))
+        self.overflows = self.overflows + 1 if overflowed else 0
+        searching = overflowed and self.overflows < MOST_OVERFLOWS
+        for key in ("loss",) if searching else ("loss", "grad_norm"):
             if key in numbers and not math.isfinite(numbers[key]):
                 raise TrainingError(
                     f"{key} is {numbers[key]} at step {state.global_step}; no adapter was written. "
@@ -83,17 +90,27 @@ def train(trainer: Any, run: Run, folder: Path) -> Path:
 
     trainer.remove_callback(PrinterCallback)
     recast_adapter(trainer)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.train()
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    for name, parameter in model.named_parameters():
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.train()
+    except OutOfMemoryError as error:
+        kept = save_adapter(trainer, run, folder / CHECKPOINT)
+        raise OutOfMemoryError(
+            f"{error}; the adapter of the last full step is in {kept}. `qreason plan` shows what to change"
+        ) from None
+    for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise TrainingError(f"{name} is no number after training; no adapter was written. Lower the learning rate")
+    run.resident.adapter = save_adapter(trainer, run, folder / "adapter")
+    return run.resident.adapter
+
+
+def save_adapter(trainer: Any, run: Run, folder: Path) -> Path:
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
-    model.save_pretrained(str(folder / "adapter"), selected_adapters=["default"], save_embedding_layers=False)
-    run.resident.adapter = folder / "adapter"
-    return folder / "adapter"
+    model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    return folder
 
 
 def recast_adapter(trainer: Any) -> None:

@@ -1,0 +1,299 @@
+"""Merging: what is stored is what was trained, for LoRA and QLoRA; several adapters; what must be refused."""
+
+import errno
+import gc
+import json
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from peft import PeftModel
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from qreason import merging
+from qreason.cli import main
+from qreason.errors import TrainingError
+from qreason.hardware import detect
+from qreason.loading import load_recipe
+from qreason.merging import divergence, log_probabilities
+from qreason.models import EMBEDDED, load_base
+from qreason.recipe import Merge, Model
+from qreason.run import Run
+from qreason.stages import merge as stage
+from qreason.types import Reply
+
+TINY = EMBEDDED["qreason/tiny"]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def run_with_adapters(folder: Path, *adapters: str, base: str = "qreason/tiny", **model: Any) -> Path:
+    """A run folder whose stages have random adapters of the size that a short training gives."""
+    overrides = [f"model.base={base}", "steps=[sft, sft]", "sampling.max_completion_length=24", "rewards={format: 1}"]
+    overrides += [f"model.{key}={value}" for key, value in model.items()]
+    run = Run.open(load_recipe("smoke", overrides), folder, say=lambda line: None)
+    for step, name in enumerate(adapters):
+        run.step = step
+        torch.manual_seed(step)
+        run.resident.new_adapter(run.recipe.model.lora)
+        for key, parameter in run.resident.model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, std=0.01)
+        run.resident.model.peft_config["default"].base_model_name_or_path = base
+        run.resident.model.save_pretrained(str(folder / name / "adapter"), save_embedding_layers=False)
+        run.finish_step(1.0)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run folder of LoRA or of QLoRA, merged once, and its quantization."""
+    folder = run_with_adapters(tmp_path_factory.mktemp(request.param) / "run", "01-sft", quantization=request.param)
+    result = call("merge", folder, "--rows", "4", "--max-shard-size", "4MB")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(folder / "merged-float16" / "model")
+    return folder, request.param
+
+
+@pytest.fixture(scope="module")
+def two_adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_with_adapters(tmp_path_factory.mktemp("two") / "run", "01-sft", "02-sft")
+
+
+def ask(tokenizer: Any, model: Any, question: str) -> list[int]:
+    asked = [{"role": "user", "content": question}]
+    inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    ids: list[int] = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0].tolist()
+    return ids
+
+
+# --- what is stored is what was trained ------------------------------------------------------------
+
+
+def test_plainly_loaded_adapter_and_merged_model_predict_and_reply_alike(trained: tuple[Path, str]) -> None:
+    folder, quantization = trained
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged-float16" / "model", dtype=torch.float32).eval()
+    base = load_base(Model(base="qreason/tiny", quantization=quantization), detect())
+    adapted = PeftModel.from_pretrained(base, folder / "01-sft" / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "merged-float16" / "model")
+    replies = []
+    for question in ("My printer is offline.", "The disk of the mail server is full."):
+        told = ask(tokenizer, adapted, question)
+        assert told == ask(tokenizer, merged, question)
+        replies.append(Reply("", tuple(told[-20:]), tuple(told[:-20])))
+    assert divergence(log_probabilities(adapted, replies), log_probabilities(merged, replies)) <= 1e-4
+
+
+def test_merge_reports_how_far_it_is_from_the_trained_model(trained: tuple[Path, str]) -> None:
+    folder, quantization = trained
+    report = json.loads((folder / "merged-float16" / "merge.json").read_text())
+    assert report["bases"]["trained"]["kl"] <= 1e-4
+    assert report["compared_tokens"] >= 4
+    assert report["rows"] == 4
+    if quantization == "nf4":  # both bases are measured on the same rows; the original one was not trained on
+        assert report["bases"]["original"]["kl"] > 100 * report["bases"]["trained"]["kl"]
+        assert isinstance(report["bases"]["original"]["right"], int)
+    else:
+        assert set(report["bases"]) == {"trained"}
+
+
+def test_merged_folder_is_sharded_tied_and_complete(trained: tuple[Path, str]) -> None:
+    model = trained[0] / "merged-float16" / "model"
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert "lm_head.weight" not in index["weight_map"]
+    for name in ("LICENSE", "chat_template.jinja", "generation_config.json"):
+        assert (model / name).read_bytes() == (TINY / name).read_bytes()
+    config = json.loads((model / "config.json").read_text())
+    assert config["dtype"] == "float16"
+    assert config["tie_word_embeddings"]
+    assert "quantization_config" not in config
+    assert not list(trained[0].rglob("*.draft"))
+
+
+def test_original_base_is_merged_on_request_and_both_are_printed(trained: tuple[Path, str]) -> None:
+    folder, quantization = trained
+    result = call("merge", folder, "--base", "original", "--rows", "4", "--dtype", "float32")
+    if quantization == "none":
+        assert result.exit_code == 2
+        assert "leave out --base" in result.stderr
+        return
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stderr.split())
+    assert "on the original base: KL" in told
+    assert "on the base as trained (not kept): KL" in told
+    assert told.count("of 4 rows right") == 2
+    assert (folder / "merged-float32-original" / "model" / "model.safetensors").is_file()
+
+
+def test_merge_into_4_bit_loses_a_small_update_and_would_be_refused(tmp_path: Path) -> None:
+    folder = run_with_adapters(tmp_path / "run", "01-sft", quantization="nf4")
+    base = load_base(Model(base="qreason/tiny", quantization="nf4"), detect())
+    model = PeftModel.from_pretrained(base, folder / "01-sft" / "adapter").eval()
+    replies = [Reply("", tuple(range(300, 320)), tuple(range(200, 220)))]
+    before = log_probabilities(model, replies)
+    kl = divergence(before, log_probabilities(model.merge_and_unload(), replies))
+    with pytest.raises(TrainingError, match="is not the trained one: KL"):
+        stage.check_divergence({"rounding": kl, "kl": kl}, Merge(), "float32")
+    with pytest.raises(ValidationError):
+        Merge.model_validate({"dtype": "nf4"})
+
+
+def test_a_divergence_that_is_no_number_is_refused() -> None:
+    with pytest.raises(TrainingError, match="try float32"):
+        stage.check_divergence({"rounding": float("nan"), "kl": 0.0}, Merge(), None)
+
+
+def test_an_adapter_on_the_output_layer_unties_it(tmp_path: Path) -> None:
+    # Folded into a tied weight, it would change the embedding too.
+    folder = run_with_adapters(tmp_path / "run", "01-sft", lora="{target_modules: [lm_head, q_proj]}")
+    result = call("merge", folder, "--rows", "2")
+    assert result.exit_code == 0, result.output
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged-float16" / "model", dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    assert torch.equal(merged.get_input_embeddings().weight, plain.get_input_embeddings().weight)
+    assert not torch.equal(merged.lm_head.weight, plain.lm_head.weight)
+
+
+def test_the_base_has_left_memory_when_the_stored_model_enters(
+    two_adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.reopen(two_adapters)
+    base = weakref.ref(run.resident.model)
+    alive: list[bool] = []
+
+    class Watched(stage.Resident):
+        def __init__(self, *arguments: Any) -> None:
+            gc.collect()
+            alive.append(base() is not None)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(stage, "Resident", Watched)
+    stage.merge_again(run, Merge(rows=1), tmp_path / "out")
+    assert alive == [False]
+
+
+# --- several adapters ------------------------------------------------------------------------------
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    return {name: weight.detach() for name, weight in model.named_parameters() if "q_proj.weight" in name}
+
+
+def test_adapters_folded_in_order_add_up(two_adapters: Path, tmp_path: Path) -> None:
+    both = ("--adapter", "01-sft", "--adapter", two_adapters / "02-sft" / "adapter")
+    for name, options in {"one": ("--adapter", "01-sft"), "two": ("--adapter", "02-sft"), "both": both}.items():
+        result = call("merge", two_adapters, *options, "--rows", "1", "--dtype", "float32", "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    base = {n: w.detach() for n, w in AutoModelForCausalLM.from_pretrained(TINY).float().named_parameters()}
+    one, two, sums = (weights(tmp_path / name) for name in ("one", "two", "both"))
+    for name, total in sums.items():
+        assert torch.allclose(total, one[name] + two[name] - base[name], atol=1e-6)
+        assert not torch.allclose(one[name], two[name], atol=1e-5)
+
+
+def test_adapters_blended_are_what_peft_makes_of_them(two_adapters: Path, tmp_path: Path) -> None:
+    both = ("--adapter", "01-sft", "--adapter", "02-sft", "--blend", "ties", "--weights", "0.3,0.7", "--density", "0.5")
+    result = call("merge", two_adapters, *both, "--rows", "1", "--dtype", "float32", "--out", tmp_path / "ties")
+    assert result.exit_code == 0, result.output
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(TINY).float(), two_adapters / "01-sft" / "adapter", adapter_name="a"
+    )
+    model.load_adapter(str(two_adapters / "02-sft" / "adapter"), "b")
+    model.add_weighted_adapter(["a", "b"], [0.3, 0.7], "c", combination_type="ties", density=0.5)
+    model.set_adapter("c")
+    expected = dict(model.merge_and_unload().named_parameters())
+    assert all(torch.allclose(expected[name], weight) for name, weight in weights(tmp_path / "ties").items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"blend": "ties"}, "two or more adapters"),
+        ({"weights": [1.0]}, "only in a blend"),
+        ({"adapters": ["a", "b"], "blend": "linear", "weights": [1.0]}, "1 for 2 adapters"),
+        ({"adapters": ["a", "b"], "blend": "ties"}, "density"),
+        ({"adapters": ["a", "b"], "blend": "linear", "density": 0.5}, "density"),
+        ({"max_shard_size": "much"}, "pattern"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Merge.model_validate(settings)
+
+
+# --- what must be refused, leaving everything as it was --------------------------------------------
+
+
+def refused(folder: Path, *options: str | Path, code: int = 2) -> str:
+    """The one line that refuses a merge of a run folder, which stays as it was."""
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    result = call("merge", folder, *options)
+    assert result.exit_code == code, result.output
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    line = next(line for line in result.stderr.splitlines() if line.startswith("qreason: "))
+    assert len(line) < 400
+    return line
+
+
+def test_a_second_merge_overwrites_nothing(trained: tuple[Path, str]) -> None:
+    assert "is there already" in refused(trained[0])
+
+
+def test_an_adapter_of_another_base_is_refused(two_adapters: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(two_adapters / "01-sft" / "adapter", tmp_path / "other"))
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/another"}))
+    assert "an adapter for org/another, not for qreason/tiny" in refused(two_adapters, "--adapter", other)
+    run = Path(shutil.copytree(two_adapters, tmp_path / "run"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["base"]["fingerprint"] = "sha256:0"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "trained on other weights" in refused(two_adapters, "--adapter", run / "01-sft")
+    assert "no adapter there" in refused(two_adapters, "--adapter", "03-grpo")
+
+
+def test_an_adapter_with_weights_that_have_no_place_is_refused(two_adapters: Path, tmp_path: Path) -> None:
+    # PEFT would leave them out, with a warning.
+    other = Path(shutil.copytree(two_adapters / "01-sft" / "adapter", tmp_path / "other"))
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    assert "does not fit the base" in refused(two_adapters, "--adapter", other)
+
+
+def test_a_base_that_changed_since_training_is_refused(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(TINY, tmp_path / "base"))
+    folder = run_with_adapters(tmp_path / "run", "01-sft", base=str(base))
+    file = base / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-2] + b"\0\0")
+    assert "changed since this run began" in refused(folder)
+
+
+def test_a_full_disk_is_told_before_and_while_writing(
+    two_adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(merging.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
+        assert "are free; make room" in refused(two_adapters)
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    assert "could not be written ([Errno 28] No space left on device); make room" in refused(two_adapters, code=1)
+
+
+def test_a_run_without_an_adapter_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
+    folder = run_with_adapters(tmp_path / "run")
+    assert "nothing to merge yet" in refused(folder)
+    assert "not a run folder" in refused(TINY)
+    assert "write them as numbers" in refused(folder, "--weights", "a,b")
+    assert "keeps the settings" in refused(folder, "--seed", "3")

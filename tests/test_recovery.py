@@ -1,0 +1,179 @@
+"""Out of GPU memory: the same step in smaller pieces, and the same adapter at the end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RecipeWriter
+from safetensors.torch import load_file
+
+from qreason.errors import OutOfMemoryError
+from qreason.generate import LocalGenerator, take
+from qreason.judge.local import LocalModel
+from qreason.loading import load_recipe
+from qreason.models import Resident
+from qreason.prompts import VERDICTS, render_judge
+from qreason.recovery import split_rows
+from qreason.run import Run
+from qreason.stages import run_stage
+from qreason.types import Sampling
+
+Trouble = Callable[[Any], None]
+
+
+def trained(write_recipe: RecipeWriter, stage: str, settings: str, name: str) -> tuple[dict[str, Any], list[str]]:
+    """The adapter after two optimizer steps of four micro-batches, and what was said."""
+    steps = f"  - {stage}: {{{settings}}}\n"
+    Path("planted.py").write_text(
+        "def letters(replies, examples):\n    return [reply.text.count('e') for reply in replies]\n"
+    )
+    rewards = ("rewards: {correctness: 0.1, format: 0.1}", "rewards: {planted:letters: 1}")
+    before, _, _ = (
+        write_recipe(rewards, ("temperature: 0.9", "max_completion_length: 16")).read_text().partition("  - evaluate")
+    )
+    file = Path(f"{name}.yaml")
+    file.write_text(before + steps)
+    said: list[str] = []
+    run = Run.open(load_recipe(str(file)), Path("runs") / name, say=said.append)
+    artifact = run_stage(run.recipe.steps[0], run)
+    return load_file(artifact.path / "adapter_model.safetensors"), said
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch, when: Callable[[int, int], bool]) -> list[int]:
+    """Make backward passes fail with torch's own error, half-way through; returns the rows of each attempt.
+
+    `when` is asked with the number of the attempt and its rows.
+    """
+    from accelerate import Accelerator
+    from trl import GRPOTrainer, SFTTrainer
+
+    attempts: list[int] = []
+    backward = Accelerator.backward
+
+    def counting(compute_loss: Any) -> Any:
+        def wrapped(self: Any, model: Any, inputs: Any, **kwargs: Any) -> Any:
+            attempts.append(len(next(iter(inputs.values()))))
+            return compute_loss(self, model, inputs, **kwargs)
+
+        return wrapped
+
+    def failing(self: Any, loss: Any, **kwargs: Any) -> None:
+        backward(self, loss, **kwargs)  # the gradients are there when it fails: they must not count
+        if when(len(attempts), attempts[-1]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    for trainer in (SFTTrainer, GRPOTrainer):
+        monkeypatch.setattr(trainer, "compute_loss", counting(trainer.compute_loss))
+    monkeypatch.setattr(Accelerator, "backward", failing)
+    return attempts
+
+
+SFT = "per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_steps: 3, learning_rate: 1e-3"
+GRPO = (
+    "per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4, max_steps: 3, "
+    "preflight: false, learning_rate: 1e-3, num_iterations: 2, loss_type: "
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [("sft", SFT), *(("grpo", GRPO + loss) for loss in ("dapo", "grpo", "bnpo", "dr_grpo"))],
+)
+def test_a_step_that_ran_out_of_memory_leaves_the_same_adapter(
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, stage: str, settings: str
+) -> None:
+    monkeypatch.setattr("qreason.hardware.fast_bfloat16", lambda: False)  # rounding to 1e-5 needs float32
+    undisturbed, silence = trained(write_recipe, stage, settings, "undisturbed")
+    moment = random.Random(stage + settings).randint(1, 4)
+    attempts = out_of_memory(monkeypatch, lambda attempt, rows: attempt == moment)
+    recovered, said = trained(write_recipe, stage, settings, "recovered")
+    assert len(set(attempts)) > 1  # it did go on with smaller pieces
+    assert sum("out of GPU memory" in line for line in said) == 1
+    assert not any("out of GPU memory" in line for line in silence)
+    for name, weight in undisturbed.items():
+        assert torch.allclose(recovered[name], weight, rtol=0, atol=1e-5), name
+    assert any(weight.abs().max() > 1e-4 for name, weight in undisturbed.items() if "lora_B" in name), said
+
+
+def test_one_row_that_does_not_fit_stops_with_the_adapter_kept(
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = out_of_memory(monkeypatch, lambda attempt, rows: attempt > 4)
+    with pytest.raises(OutOfMemoryError, match=r"one row .* the last full step is in .*checkpoint.*qreason plan"):
+        trained(write_recipe, "sft", SFT, "stuck")
+    assert attempts[-1] == 1
+    kept = load_file(Path("runs/stuck/01-sft/checkpoint/adapter_model.safetensors"))
+    assert any(weight.any() for name, weight in kept.items() if "lora_B" in name)
+    assert not Path("runs/stuck/01-sft/adapter").exists()
+    monkeypatch.undo()
+
+
+def test_what_a_step_had_is_kept_when_it_starts_again(workplace: Path, write_recipe: RecipeWriter) -> None:
+    run = Run.open(load_recipe(str(write_recipe())), Path("runs/small"), say=lambda line: None)
+    run.step = 1
+    (run.clear_stage_folder() / "checkpoint").mkdir()
+    run.clear_stage_folder()
+    assert Path("runs/small/01-sft.1/checkpoint").exists()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_the_pieces_of_a_micro_batch_are_all_of_it(parts: int) -> None:
+    rows = {"ids": torch.arange(10).reshape(5, 2), "total": torch.tensor(7.0), "completion_mask": torch.ones(5, 3)}
+    for loss_type in ("dapo", "grpo", "bnpo"):
+        pieces = split_rows(rows, parts, loss_type)
+        assert torch.equal(torch.cat([piece["ids"] for piece, _ in pieces]), rows["ids"])
+        assert all(float(piece["total"]) == 7.0 for piece, _ in pieces)
+        assert sum(share for _, share in pieces) == pytest.approx(parts if loss_type == "dapo" else 1)
+
+
+def test_replies_are_taken_in_portions_and_none_is_lost() -> None:
+    left, taken = [(3, 4), (1, 4), (0, 4), (2, 4)], []
+    while left:
+        chosen, each, left = take(left, 6 if len(left) > 2 else 3)
+        assert len(chosen) * each <= 6
+        taken += chosen * each
+    assert sorted(taken) == sorted([0, 1, 2, 3] * 4)
+
+
+def test_rollouts_go_on_with_fewer_rows(own_resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    own_resident.say = said.append
+    generator = LocalGenerator(own_resident)
+    decode, tried = generator.decode, []
+
+    def small(model: Any, ids: Any, n: int, *rest: Any) -> Any:
+        tried.append(len(ids) * n)
+        if len(ids) * n > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(model, ids, n, *rest)
+
+    monkeypatch.setattr(generator, "decode", small)
+    prompts = [[{"role": "user", "content": f"Repeat this: {word}"}] for word in ("printer", "mail", "disk")]
+    replies = generator.generate(prompts, n=4, sampling=Sampling(max_completion_length=4, seed=1))
+    assert [len(group) for group in replies] == [4, 4, 4]
+    assert tried[:3] == [12, 4, 2]
+    assert max(tried[2:]) == 2
+    assert len(said) == 1
+    assert generator.generate(prompts, n=1, sampling=Sampling(max_completion_length=2))
+    assert max(tried[2:]) == 2
+
+
+def test_judging_goes_on_with_fewer_questions(own_resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [[render_judge("restart the spooler", reply)] for reply in ("restart it", "buy a printer", "spooler")]
+    expected = LocalModel(own_resident).ask(groups, VERDICTS)
+    model = LocalModel(own_resident)
+    last_logits = model.last_logits
+
+    def small(answering: Any, batch: Any) -> Any:
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return last_logits(answering, batch)
+
+    monkeypatch.setattr(model, "last_logits", small)
+    for alone, together in zip(model.ask(groups, VERDICTS), expected, strict=True):
+        assert alone[0] == pytest.approx(together[0], abs=1e-4)
