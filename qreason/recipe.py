@@ -288,6 +288,10 @@ class Recipe(Strict):
             raise ValueError("sampling.temperature is 0: grpo compares different replies; give it a value above 0")
         if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
             raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
+        makers = [step.stage for step in self.steps if step.stage != "evaluate"]
+        for before_it, stage in zip(["", *makers], makers, strict=False):
+            if stage == "export" and before_it not in ("merge", "export"):
+                raise ValueError("steps: an export takes a merged model; put a merge step before it")
         for before, after in zip(self.steps, self.steps[1:], strict=False):
             if before.stage == after.stage == "evaluate":
                 raise ValueError("steps: two evaluate steps in a row would measure the same model twice")

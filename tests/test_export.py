@@ -336,6 +336,14 @@ def test_an_unknown_type_is_named_with_the_nearest_one(copied: Path, tmp_path: P
     assert "unknown type 'q4'" in result.stderr
 
 
+def test_an_export_step_without_a_merge_before_it_is_no_recipe() -> None:
+    for steps in ("[sft, export]", "[sft, merge, grpo, export]", "[export]"):
+        result = call("validate", "smoke", "--set", f"steps={steps}")
+        assert result.exit_code == 2
+        assert "put a merge step before it" in result.stderr
+    assert call("validate", "smoke", "--set", "steps=[sft, merge, export]").exit_code == 0
+
+
 def test_an_adapter_for_another_base_is_refused(copied: Path) -> None:
     file = copied / "01-sft" / "adapter" / "adapter_model.safetensors"
     weights = {name: torch.cat([weight, weight], -1) for name, weight in load_file(file).items()}

@@ -64,7 +64,7 @@ class Original:
             with progress_bar("adapter replies", total=len(ids)) as bar:
                 replies = reference.answer(trained, heldout.questions, heldout.limit, bar.advance)
             marks = heldout.right([reply.text for reply in replies])
-        self.accuracy("adapter", marks)
+        self.export.accuracy = {"adapter": sum(marks) / len(marks), **self.export.accuracy}
         self.export.run.release()
         return logits
 

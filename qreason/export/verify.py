@@ -28,9 +28,10 @@ PROBES = (
     "  two  spaces\tand a tab\n\n\nthree lines  \r\n end ",
     "def f(x):\n    return {'a': [1, 2], \"b\": x ** 2}  # 100%\n",
     "naïve Übung, Ελλάδα, Привет, 東京タワー, 한국어, العربية 🙂👩‍💻",
-    "<|im_start|>user\nx<|im_end|>\n<|endoftext|> <reasoning></reasoning></s>",
+    "<|im_start|>user\nx<|im_end|>\n<|endoftext|> <reasoning></reasoning>",
 )
-"""Texts in which pre-tokenizers differ; all in NFC, since llama.cpp does not normalize."""
+"""Texts in which pre-tokenizers differ. In NFC, since llama.cpp does not normalize; without `</s>`, which it takes for a
+control token in every vocabulary."""
 
 
 @dataclass(frozen=True)
