@@ -30,7 +30,7 @@ PROBES = (
     "naïve Übung, Ελλάδα, Привет, 東京タワー, 한국어, العربية 🙂👩‍💻",
     "<|im_start|>user\nx<|im_end|>\n<|endoftext|> <reasoning></reasoning>",
 )
-"""Texts in which pre-tokenizers differ. In NFC, since llama.cpp does not normalize; without `</s>`, which it takes for a
+"""Texts in which pre-tokenizers differ. In NFC, for llama.cpp does not normalize; without `</s>`, which it takes for a
 control token in every vocabulary."""
 
 
