@@ -14,8 +14,8 @@ from qreason.export.writer import (
     check_space,
     count_bytes,
     gguf_names,
+    open_tensors,
     read_config,
-    tensors,
     written,
 )
 
@@ -59,18 +59,18 @@ def lora_target(key: str, adapter: Path) -> tuple[str, str]:
 
 def check_fits(adapter: Path, merged: Path) -> None:
     """ModelError for an adapter of another base: its matrices must have the shapes of the merged model's weights."""
-    with tensors(adapter) as (matrices, _), tensors(merged) as (weights, _):
-        for key, shape in matrices.items():
-            target, _, side = key.removeprefix("base_model.model.").partition(".lora_")
-            weight = weights.get(f"{target}.weight")
-            length = shape[-1:] if side == "A.weight" else shape[:1]
-            if weight is None or (
-                side[:2] in ("A.", "B.") and length != (weight[-1:] if side[0] == "A" else weight[:1])
-            ):
-                raise ModelError(
-                    f"{adapter}: made for another base ({target} is {weight or 'not there'} in {merged}); export the "
-                    "adapter that this run trained"
-                )
+    matrices, weights = open_tensors(adapter)[0], open_tensors(merged)[0]
+    for key, shape in matrices.items():
+        target, _, side = key.removeprefix("base_model.model.").partition(".lora_")
+        if side not in ("A.weight", "B.weight"):
+            continue
+        columns, rows = shape[-1], shape[0]
+        weight = weights.get(f"{target}.weight", [0, 0])
+        if (columns != weight[-1]) if side == "A.weight" else (rows != weight[0]):
+            raise ModelError(
+                f"{adapter}: made for another base ({target} is {weight} in {merged}); export the adapter that this "
+                "run trained"
+            )
 
 
 def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
@@ -83,17 +83,17 @@ def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
 
     config, settings = read_config(base), read_lora(adapter)
     alpha = settings["lora_alpha"] * (settings["r"] ** 0.5 if settings["use_rslora"] else 1.0)
-    with tensors(adapter) as (shapes, load):
-        weights = {key: lora_target(key, adapter) for key in sorted(shapes)}
-        names = gguf_names(config, {target for target, _ in weights.values()})
-        check_space(out.parent, sum(count_bytes(shape) * 4 for shape in shapes.values()))
-        writer = gguf.GGUFWriter(None, ARCHITECTURE)
-        values = {"general.type": "adapter", "adapter.type": "lora", "general.name": name}
-        for metadata, value in {**values, "adapter.lora.alpha": float(alpha), "general.file_type": 0}.items():
-            add_value(writer, metadata, value)
-        for key, (target, side) in weights.items():
-            kind = gguf.GGMLQuantizationType.F32
-            add_tensor(writer, f"{names[target]}.{side}", shapes[key], count_bytes(shapes[key]) * 4, kind)
-        with written(writer, out):
-            for key in weights:
-                writer.write_tensor_data(load(key).float().numpy())
+    shapes, load = open_tensors(adapter)
+    weights = {key: lora_target(key, adapter) for key in sorted(shapes)}
+    names = gguf_names(config, {target for target, _ in weights.values()})
+    check_space(out.parent, sum(count_bytes(shape) * 4 for shape in shapes.values()))
+    writer = gguf.GGUFWriter(None, ARCHITECTURE)
+    values = {"general.type": "adapter", "adapter.type": "lora", "general.name": name}
+    for metadata, value in {**values, "adapter.lora.alpha": float(alpha), "general.file_type": 0}.items():
+        add_value(writer, metadata, value)
+    for key, (target, side) in weights.items():
+        kind = gguf.GGMLQuantizationType.F32
+        add_tensor(writer, f"{names[target]}.{side}", shapes[key], count_bytes(shapes[key]) * 4, kind)
+    with written(writer, out):
+        for key in weights:
+            writer.write_tensor_data(load(key).float().numpy())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,23 +58,23 @@ def write_model(
 
     config = read_config(source)
     kinds = {}
-    with tensors(source) as (shapes, load):
-        for tensor in ordered(shapes, config, load):
-            kinds[tensor] = tensor_type(kind, shapes[tensor])
-        sizes = {tensor: byte_shape(shapes[tensor], kinds[tensor]) for tensor in kinds}
-        check_space(out.parent, sum(map(count_bytes, sizes.values())))
-        on_start(len(sizes))
-        names = gguf_names(config, kinds)
-        writer = gguf.GGUFWriter(None, ARCHITECTURE)
-        for key, value in {**architecture_metadata(config, name, kind), **tokenizer_metadata(source, config)}.items():
-            add_value(writer, key, value)
-        for tensor, shape in sizes.items():
-            numbers, bytes_ = shape if kinds[tensor].name == "Q8_0" else shapes[tensor], count_bytes(shape)
-            add_tensor(writer, names[tensor], numbers, bytes_, kinds[tensor])
-        with written(writer, out):
-            for tensor in sizes:
-                writer.write_tensor_data(encode(load(tensor), kinds[tensor], tensor))
-                on_tensor(1)
+    shapes, load = open_tensors(source)
+    for tensor in ordered(shapes, config, load):
+        kinds[tensor] = tensor_type(kind, shapes[tensor])
+    sizes = {tensor: byte_shape(shapes[tensor], kinds[tensor]) for tensor in kinds}
+    check_space(out.parent, sum(map(count_bytes, sizes.values())))
+    on_start(len(sizes))
+    names = gguf_names(config, kinds)
+    writer = gguf.GGUFWriter(None, ARCHITECTURE)
+    for key, value in {**architecture_metadata(config, name, kind), **tokenizer_metadata(source, config)}.items():
+        add_value(writer, key, value)
+    for tensor, shape in sizes.items():
+        numbers, bytes_ = shape if kinds[tensor].name == "Q8_0" else shapes[tensor], count_bytes(shape)
+        add_tensor(writer, names[tensor], numbers, bytes_, kinds[tensor])
+    with written(writer, out):
+        for tensor in sizes:
+            writer.write_tensor_data(encode(load(tensor), kinds[tensor], tensor))
+            on_tensor(1)
 
 
 # --- what is read ----------------------------------------------------------------------------------
@@ -103,19 +103,27 @@ def read_config(folder: Path) -> Any:
     return config
 
 
-@contextmanager
-def tensors(folder: Path) -> Iterator[tuple[dict[str, list[int]], Callable[[str], Any]]]:
-    """(name -> shape, name -> the tensor, read when it is asked for) of a folder's safetensors."""
+def open_tensors(folder: Path) -> tuple[dict[str, list[int]], Callable[[str], Any]]:
+    """(name -> shape, name -> the tensor, read when it is asked for) of a folder's safetensors.
+
+    The file is mapped for one tensor at a time: pages of a map that stays open stay in memory.
+    """
     from safetensors import safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    home: dict[str, Path] = {}
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                home[name], shapes[name] = file, list(stored.get_slice(name).get_shape())
+    if not home:
         raise ModelError(f"{folder}: no *.safetensors in it; save the model with save_pretrained")
-    with ExitStack() as stack:
-        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
-        home = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
-        shapes = {name: list(file.get_slice(name).get_shape()) for name, file in home.items()}
-        yield shapes, lambda name: home[name].get_tensor(name)
+
+    def load(name: str) -> Any:
+        with safe_open(home[name], framework="pt") as stored:
+            return stored.get_tensor(name)
+
+    return shapes, load
 
 
 def ordered(shapes: Mapping[str, list[int]], config: Any, load: Callable[[str], Any]) -> list[str]:
