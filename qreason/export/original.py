@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qreason.export import engine, quality, reference, verify, writer
+from qreason.hardware import detect
 from qreason.progress import progress_bar
 from qreason.run import read_jsonl
 
@@ -30,7 +31,7 @@ class Original:
         assert adapter is not None, "a merge has an adapter"
         self.ask_merged()
         own = self.ask_trained(adapter)
-        export.passed(verify.check_merged(own, self.logits))
+        export.passed(verify.check_merged(own, self.logits, detect().dtype))
         longest = max(map(len, self.heldout.asked)) + max(self.heldout.limit, engine.TOKENS)
         self.context = min(-(-longest // 256) * 256, export.config.max_position_embeddings)
 

@@ -36,6 +36,8 @@ BYTES = {
 }
 """At most so many bytes a weight; more than the names say, for the embedding is kept finer than the rest."""
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+ROWS = 8192
+"""Rows that are encoded at a time: in float32 a large embedding takes a gigabyte, and its encoding several."""
 FLOATS = ("f32", "f16", "bf16")
 NATIVE = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 """How the weights of a folder are stored -> the type that holds them without loss."""
@@ -220,7 +222,8 @@ def encode(tensor: Any, kind: Any, name: str) -> numpy.ndarray[Any, Any]:
     import gguf
     import numpy
 
-    data: numpy.ndarray[Any, Any] = gguf.quants.quantize(tensor.float().numpy(), kind)
+    parts = [gguf.quants.quantize(rows.float().numpy(), kind) for rows in tensor.split(ROWS)]
+    data: numpy.ndarray[Any, Any] = numpy.concatenate(parts)
     if kind.name == "F16" and not numpy.isfinite(data).all():
         raise ModelError(f"{name}: has values that float16 cannot hold; export bf16 or f32 in place of f16")
     return data

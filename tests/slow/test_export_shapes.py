@@ -47,12 +47,22 @@ write_model(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], "qwen")
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 QUANTIZED = """
-import resource, sys, time
+import sys, threading, time
 from pathlib import Path
+import psutil
 from qreason.export.engine import quantize
-start = time.perf_counter()
-quantize(Path(sys.argv[1]), Path(sys.argv[2]), "q4_k_m")
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+start, peak = time.perf_counter(), 0
+job = threading.Thread(target=quantize, args=(Path(sys.argv[1]), Path(sys.argv[2]), "q4_k_m"))
+job.start()
+while job.is_alive():
+    for child in psutil.Process().children():
+        try:
+            memory = child.memory_info()
+        except psutil.NoSuchProcess:
+            continue
+        peak = max(peak, memory.rss - memory.shared)  # the input is mapped: its pages are the cache's
+    time.sleep(0.1)
+print(time.perf_counter() - start, peak)
 """
 
 
