@@ -39,12 +39,14 @@ sys.argv[:2] = [str(source / "convert_hf_to_gguf.py")]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 MEASURED = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from qreason.export.writer import write_model
 start = time.perf_counter()
 write_model(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], "qwen")
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# not ru_maxrss: a child starts with its parent's
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(time.perf_counter() - start, int(peak.split()[1]) * 1024)
 """
 QUANTIZED = """
 import sys, threading, time
