@@ -9,7 +9,8 @@ QReasonError
 |   `-- MissingExtra      an optional dependency: names the extra
 |-- TrainingError         training had to stop; exit code 1
 |-- OutOfMemoryError      one row alone does not fit on the GPU; exit code 1
-`-- HubError              the Hub did not do what was asked; exit code 1
+|-- HubError              the Hub did not do what was asked; exit code 1
+`-- ExportError           an exported file is not what was trained; exit code 1
 """
 
 from __future__ import annotations
@@ -59,4 +60,8 @@ class OutOfMemoryError(QReasonError):
 
 
 class HubError(QReasonError):
+    pass
+
+
+class ExportError(QReasonError):
     pass

@@ -315,6 +315,29 @@ class Pull(Strict):
     """The adapter may name another base than the recipe: it is the same model under another name."""
 
 
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")
+
+
+class Export(Strict):
+    """The merged model as GGUF files, and the adapter as one."""
+
+    gguf: list[str] = Field(["f16", "q8_0", "q4_k_m"], min_length=1)
+    ollama: bool = False
+    """Write a Modelfile too, and create the model where Ollama is installed."""
+    verify: bool = True
+    """Run every file in llama.cpp before it gets its name."""
+    rows: int = Field(100, gt=0)
+    """Held-out rows that the accuracy of each file is measured on."""
+
+    @field_validator("gguf")
+    @classmethod
+    def known_types(cls, kinds: list[str]) -> list[str]:
+        for kind in kinds:
+            if kind not in GGUF_TYPES:
+                raise ValueError(f"unknown type '{kind}'{nearest(kind, GGUF_TYPES)}; there are {', '.join(GGUF_TYPES)}")
+        return list(dict.fromkeys(kinds))
+
+
 class Step(Strict):
     """One stage with its settings; exactly one of the fields is set."""
 
@@ -324,6 +347,7 @@ class Step(Strict):
     evaluate: Evaluate | None = None
     merge: Merge | None = None
     pull: Pull | None = None
+    export: Export | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -345,8 +369,8 @@ class Step(Strict):
         return name
 
     @property
-    def settings(self) -> Sft | Grpo | Sample | Evaluate | Merge | Pull:
-        settings: Sft | Grpo | Sample | Evaluate | Merge | Pull = getattr(self, self.stage)
+    def settings(self) -> Sft | Grpo | Sample | Evaluate | Merge | Pull | Export:
+        settings: Sft | Grpo | Sample | Evaluate | Merge | Pull | Export = getattr(self, self.stage)
         return settings
 
 
@@ -422,6 +446,10 @@ class Recipe(Strict):
             raise ValueError("sampling.temperature is 0: grpo compares different replies; give it a value above 0")
         if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
             raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
+        makers = [step.stage for step in self.steps if step.stage != "evaluate"]
+        for before_it, stage in zip(["", *makers], makers, strict=False):
+            if stage == "export" and before_it not in ("merge", "export"):
+                raise ValueError("steps: an export takes a merged model; put a merge step before it")
         for before, after in zip(self.steps, self.steps[1:], strict=False):
             if before.stage == after.stage == "evaluate":
                 raise ValueError("steps: two evaluate steps in a row would measure the same model twice")
@@ -492,7 +520,7 @@ def check_settings(name: str, settings: dict[str, Any]) -> None:
 NEEDS = {
     "sft": (("sft",), "incidents"),
     "prompts": (("grpo", "sample"), "prompts"),
-    "heldout": (("evaluate",), "held-out rows"),
+    "heldout": (("evaluate", "export"), "held-out rows"),
     "plain": (("sample",), "rows without reasoning (plain_share)"),
 }
 """Data key -> (stages that read it, what it holds)."""

@@ -10,7 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qreason"
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "unsloth", "accelerate"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "bitsandbytes",
+    "unsloth",
+    "accelerate",
+    "gguf",
+    "cyllama",
+    "xllamacpp",
+}
 
 LAYERS = (
     {"types", "errors"},
@@ -33,14 +45,19 @@ LAYERS = (
         *("memory", "memory_phases", "report.plan", "recovery", "backends", "endpoint", "merging"),
         *("teacher", "draws", "choices", "lineage"),
         *("beam", "checkpoint", "ranking", "scaling", "talk", "voting"),
-        *("export", "export.card", "export.hub", "export.modelfile", "export.push"),
+        *("export", "export.card", "export.compare", "export.engine", "export.exporter", "export.hub", "export.lora"),
+        *("export.modelfile", "export.ollama", "export.original", "export.push", "export.quality", "export.reference"),
+        *("export.verify", "export.vocabulary", "export.worker", "export.writer"),
         *("report", "report.build", "report.statistics", "report.table", "preview", "progress"),
     },
     {
         *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge", "stages.sample"),
-        *("stages.judge", "stages.score", "stages.pull"),
+        *("stages.export", "stages.judge", "stages.score", "stages.pull"),
     },
-    {"cli", "cli.base", "cli.judging", "cli.looking", "cli.publishing", "cli.running", "cli.talking"},
+    {
+        *("cli", "cli.base", "cli.exporting", "cli.judging", "cli.looking", "cli.publishing", "cli.running"),
+        "cli.talking",
+    },
     {"__main__"},
 )
 """From the ground up; a module imports from its own layer or from those before it."""

@@ -1,6 +1,6 @@
 """The command line: parse, call one stage, print. Nothing heavy is imported before a command needs it."""
 
-from qreason.cli import judging, looking, publishing, running, talking
+from qreason.cli import exporting, judging, looking, publishing, running, talking
 from qreason.cli.base import main
 
-__all__ = ["judging", "looking", "main", "publishing", "running", "talking"]
+__all__ = ["exporting", "judging", "looking", "main", "publishing", "running", "talking"]

@@ -14,6 +14,7 @@ STAGES = {
     "evaluate": "qreason.stages.evaluate",
     "merge": "qreason.stages.merge",
     "pull": "qreason.stages.pull",
+    "export": "qreason.stages.export",
 }
 """Stage -> the module whose function of the same name runs it; imported when it is needed."""
 

@@ -1,0 +1,102 @@
+"""What a quantized file and an adapter file are worth, and the checks they have to pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.errors import ExportError
+from qreason.export.compare import distance
+from qreason.export.engine import Server
+from qreason.export.reference import Heldout
+from qreason.export.verify import Check, named
+
+OWN_WEIGHTS_KL = 5e-3
+"""Nats a token between llama.cpp and the file's own weights in float32: it rounds activations to 8 bits."""
+QUANTIZED_KL = {"q8_0": 0.01, "q6_k": 0.05, "q5_k_m": 0.1, "q5_k_s": 0.1, "q4_k_m": 0.2, "q4_k_s": 0.2}
+"""Nats a token from the verified file: some ten times what the embedded model shows."""
+MOST_KL = 2.0
+"""The same for coarser types, whose loss is the user's choice: beyond it a file is broken rather than coarse."""
+ADAPTER_LOGPROB = 0.1
+"""Largest difference of a log-probability between llama.cpp with the GGUF adapter and PEFT."""
+LIKELY = -7.0
+"""Log-probability from which a token counts in the check of an adapter."""
+
+
+def types_of(file: Path) -> dict[str, int]:
+    """Tensor type -> share of the weights in percent, largest first: `Q4_K_M` is a mix, and not always of Q4_K."""
+    from gguf import GGUFReader
+
+    counts: Counter[str] = Counter()
+    for tensor in GGUFReader(file).tensors:
+        counts[tensor.tensor_type.name] += int(tensor.n_elements)
+    return {name: round(100 * count / counts.total()) for name, count in counts.most_common()}
+
+
+def check_quantized(
+    file: Path, kind: str, verified: Sequence[Path], found: Sequence[Path], accuracy: dict[str, float]
+) -> Check:
+    """How far the quantized model is from the verified one, what it is made of, and what it gets right."""
+    far = distance(verified, found)
+    most = QUANTIZED_KL.get(kind, MOST_KL)
+    mix = " ".join(f"{name} {share}%" for name, share in types_of(file).items())
+    figures = {"types": mix, **far.figures(), **accuracy}
+    return Check(named(file), "quantized as expected", far.kl <= most, figures, f"kl {most:g}")
+
+
+def check_own_weights(file: Path, own: Sequence[Path], found: Sequence[Path]) -> Check:
+    """llama.cpp computes from the file what its dequantized weights say: neither file nor kernels are broken."""
+    far = distance(own, found)
+    return Check(named(file), "as its own weights", far.kl <= OWN_WEIGHTS_KL, far.figures(), f"kl {OWN_WEIGHTS_KL:g}")
+
+
+def take_weights(model: Any, file: Path) -> None:
+    """Put the dequantized weights of a GGUF file into a transformers model, tensor by tensor."""
+    import gguf
+    import numpy
+    import torch
+
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, model.config.num_hidden_layers)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    for name, parameter in model.named_parameters():  # a tied output layer is not named twice
+        tensor = stored[table.get_name(name, try_suffixes=(".weight", ".bias"))]
+        weights = numpy.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=numpy.float32)
+        parameter.data.copy_(torch.from_numpy(weights.reshape(parameter.shape)))
+
+
+def accuracy_of(file: Path, heldout: Heldout, context: int, on_reply: Callable[[], None]) -> list[bool]:
+    """Which held-out rows a GGUF file answers rightly: greedy replies of llama.cpp itself."""
+    with Server(file, context) as server:
+        completions = server.replies(heldout.asked, heldout.limit, on_reply)
+    return heldout.right([heldout.decode(completion.tokens) for completion in completions])
+
+
+def check_adapter_file(
+    file: Path, base: Path, trained: Any, prompts: Sequence[list[int]], context: int, tokens: int = 24
+) -> Check:
+    """llama.cpp with the base and the GGUF adapter predicts what PEFT predicts with the base and the adapter.
+
+    `trained` is the PEFT model in float32. Compared are the log-probabilities of likely tokens along greedy replies.
+    """
+    import torch
+
+    with Server(base, context, lora=file) as server:
+        completions = [server.complete(prompt, tokens, top=10) for prompt in prompts]
+    worst, compared = 0.0, 0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ids = [*prompt, *completion.tokens]
+        with torch.no_grad():
+            logits = trained(input_ids=torch.tensor([ids[:-1]], device=trained.device)).logits[0]
+        own = torch.log_softmax(logits[len(prompt) - 1 :].double(), -1)
+        for row, likely in zip(own, completion.logprobs, strict=False):
+            for token, logprob in likely.items():
+                if logprob > LIKELY:
+                    worst, compared = max(worst, abs(float(row[token]) - logprob)), compared + 1
+    if not compared:
+        raise ExportError(f"{file}: llama.cpp gave no probabilities to compare")
+    figures = {"logprob_difference": worst, "compared": compared}
+    return Check(
+        named(file), "same as PEFT", worst <= ADAPTER_LOGPROB, figures, f"logprob_difference {ADAPTER_LOGPROB:g}"
+    )

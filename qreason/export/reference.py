@@ -1,0 +1,99 @@
+"""What transformers says: greedy replies and teacher-forced logits that a GGUF file is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qreason.export.engine import Exchange
+from qreason.generate import LocalGenerator, render_ids
+from qreason.hardware import detect
+from qreason.models import Resident
+from qreason.prompts import render
+from qreason.recipe import Model
+from qreason.rewards.tags import read_answer
+from qreason.rewards.text import correct
+from qreason.types import Example, Messages, Reply, Sampling
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The held-out rows as questions: `rows` of them are answered, all of them are rendered and tokenized."""
+
+    examples: Sequence[Example]
+    system: str
+    tokenizer: Any
+    limit: int
+    """The most tokens of a reply."""
+    rows: int
+
+    @cached_property
+    def conversations(self) -> list[Messages]:
+        return [render(example, self.system) for example in self.examples]
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """Token ids, up to where the assistant begins."""
+        return render_ids(self.tokenizer, self.conversations)
+
+    @property
+    def questions(self) -> list[Messages]:
+        """The rows that are answered."""
+        return self.conversations[: self.rows]
+
+    @property
+    def asked(self) -> list[list[int]]:
+        """The same as token ids."""
+        return self.prompts[: self.rows]
+
+    def right(self, texts: Sequence[str]) -> list[bool]:
+        """Which replies to the first rows have the right answer."""
+        rows = self.examples[: self.rows]
+        return [correct(read_answer(text), row.references) > 0 for text, row in zip(texts, rows, strict=True)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def answer(
+    resident: Resident, questions: Sequence[Messages], limit: int, on_reply: Callable[[int], None]
+) -> list[Reply]:
+    sampling = Sampling(temperature=0.0, max_completion_length=limit)
+    return [one for (one,) in LocalGenerator(resident, on_reply).generate(questions, n=1, sampling=sampling)]
+
+
+def in_float32(merged: Path) -> Resident:
+    """The merged model, whatever it is stored in, on the device of the stages."""
+    return Resident(Model(base=str(merged)), replace(detect(), dtype="float32"))
+
+
+def exchanges(replies: Sequence[Reply]) -> list[Exchange]:
+    return [Exchange([*reply.prompt_ids, *reply.token_ids], len(reply.prompt_ids)) for reply in replies]
+
+
+def write_logits(model: Any, asked: Sequence[Exchange], folder: Path) -> list[Path]:
+    """Teacher-forced logits before each token of the replies: a .npy a reply, (tokens, vocabulary) float32."""
+    import numpy
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number}.npy" for number in range(len(asked))]
+    with torch.no_grad():
+        for exchange, file in zip(asked, files, strict=True):
+            ids = torch.tensor([exchange.ids[:-1]], device=model.device)
+            logits = model(input_ids=ids, logits_to_keep=len(exchange.ids) - exchange.start).logits[0]
+            numpy.save(file, logits.float().cpu().numpy())
+    return files
+
+
+def with_adapter(base: Path, adapter: Path) -> Any:
+    """The base as it is stored, in float32 on the CPU, with the adapter on it."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    return PeftModel.from_pretrained(model, str(adapter)).eval()

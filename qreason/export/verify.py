@@ -1,0 +1,209 @@
+"""The checks an exported file has to pass before it gets its name; each has its figures, its bound, its verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qreason.export.compare import distance, top2_margin
+from qreason.export.engine import Server
+from qreason.export.reference import Heldout
+from qreason.types import Reply
+
+MERGED_KL = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}
+"""Nats a token between adapter and merged model as they run; 16-bit arithmetic itself rounds that much."""
+FLOAT_KL = {"f32": 1e-7, "f16": 1e-4, "bf16": 1e-3}
+"""Nats a token between transformers and llama.cpp, which rounds activations to the type of the weights."""
+F32_LOGITS = 5e-6
+"""The largest difference of a logit in F32, as a share of the largest logit: some forty units in the last place."""
+MARGIN = 0.005
+"""Lead in logits of one token over the next, below which F32 and F16 may choose another one."""
+DRAFT = ".unverified"
+"""What a file's name ends with until it has passed its checks."""
+PROBES = (
+    "It's 12345 and 3.14; they'LL re-check 2026-11-20T08:15Z.",
+    "  two  spaces\tand a tab\n\n\nthree lines  \r\n end ",
+    "def f(x):\n    return {'a': [1, 2], \"b\": x ** 2}  # 100%\n",
+    "naïve Übung, Ελλάδα, Привет, 東京タワー, 한국어, العربية 🙂👩‍💻",
+    "<|im_start|>user\nx<|im_end|>\n<|endoftext|> <reasoning></reasoning>",
+)
+"""Texts in which pre-tokenizers differ. In NFC, for llama.cpp does not normalize; without `</s>`, which it takes for a
+control token in every vocabulary."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One result: of which file, what, whether it holds, its figures and what they are held against."""
+
+    file: str
+    name: str
+    passed: bool
+    figures: dict[str, Any] = field(default_factory=dict)
+    bound: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def line(self) -> str:
+        told = ", ".join(f"{key} {shown(value)}" for key, value in self.figures.items())
+        return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.name}: {told}" + (
+            f" (bound: {self.bound})" if self.bound else ""
+        )
+
+
+def named(file: Path) -> str:
+    return file.name.removesuffix(DRAFT)
+
+
+def shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+# --- (a) merged against adapter --------------------------------------------------------------------
+
+
+def check_merged(trained: Sequence[Path], merged: Sequence[Path], arithmetic: str = "float32") -> Check:
+    """The merged model against base and adapter, which ran in this number format."""
+    found, most = distance(trained, merged), MERGED_KL[arithmetic]
+    return Check("merged", "same as the adapter", found.kl <= most, found.figures(), f"kl {most:g}")
+
+
+# --- (b) the float file against transformers -------------------------------------------------------
+
+
+def expected_metadata(model: Path, tokenizer: Any) -> dict[str, Any]:
+    """What the header must say, read from config.json and the tokenizer by another way than the writer's."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or config
+    rows = config["vocab_size"]
+    special = set(tokenizer.all_special_ids) | {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    plain = {token for token in tokenizer.added_tokens_decoder if token not in special}
+    kinds = [3 if number in special else 4 if number in plain else 1 for number in range(len(tokenizer))]
+    return {
+        "general.architecture": "qwen2",
+        "general.type": "model",
+        "qwen2.block_count": config["num_hidden_layers"],
+        "qwen2.context_length": config["max_position_embeddings"],
+        "qwen2.embedding_length": config["hidden_size"],
+        "qwen2.feed_forward_length": config["intermediate_size"],
+        "qwen2.attention.head_count": config["num_attention_heads"],
+        "qwen2.attention.head_count_kv": config["num_key_value_heads"],
+        "qwen2.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "qwen2.rope.freq_base": rope["rope_theta"],
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": tokens + [f"[PAD{number}]" for number in range(len(tokens), rows)],
+        "tokenizer.ggml.token_type": kinds + [5] * (rows - len(kinds)),
+        "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
+        "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": tokenizer.chat_template,
+    }
+
+
+def check_metadata(file: Path, kind: str, model: Path, tokenizer: Any) -> Check:
+    """Every key of the header; and none that would change how a server samples."""
+    import numpy
+    from gguf import GGUFReader, LlamaFileType
+
+    found = {key: entry.contents() for key, entry in GGUFReader(file).fields.items()}
+    wrong = []
+    file_type = LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"]
+    expected = {**expected_metadata(model, tokenizer), "general.file_type": int(file_type)}
+    for key, value in expected.items():
+        there = found.get(key)
+        if isinstance(value, float) and there is not None:
+            value = float(numpy.float32(value))
+        if there != value:
+            wrong.append(f"{key} is {shorten(there)}, not {shorten(value)}")
+    merges = sorted(pair if isinstance(pair, str) else " ".join(pair) for pair in read_merges(tokenizer))
+    if sorted(found.get("tokenizer.ggml.merges") or []) != merges:
+        wrong.append("tokenizer.ggml.merges differ")
+    wrong += [f"{key} must not be there" for key in found if key.startswith("general.sampling.")]
+    return Check(named(file), "metadata", not wrong, {"keys": len(expected) + 1, "wrong": "; ".join(wrong) or "none"})
+
+
+def read_merges(tokenizer: Any) -> list[Any]:
+    merges: list[Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    return merges
+
+
+def shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 40 else f"{text[:37]}…"
+
+
+def check_tokens(file: Path, server: Server, heldout: Heldout) -> Check:
+    """The engine's token ids of every held-out prompt and of the probes are the tokenizer's."""
+    tokenizer, wrong = heldout.tokenizer, []
+    texts = [
+        tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in heldout.conversations
+    ]
+    ids = [*heldout.prompts, *(tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBES)]
+    for text, own in zip([*texts, *PROBES], ids, strict=True):
+        if server.tokenize(text) != own:
+            wrong.append(text)
+    figures = {"texts": len(ids), "different": len(wrong), **({"first": shorten(wrong[0])} if wrong else {})}
+    return Check(named(file), "tokenization", not wrong, figures)
+
+
+def check_template(file: Path, server: Server, heldout: Heldout) -> Check:
+    """The file's own template renders every held-out prompt, and one without a system message, as transformers does."""
+    conversations = [*heldout.conversations, heldout.conversations[0][-1:]]
+    tokenizer = heldout.tokenizer
+    wrong = [
+        messages
+        for messages in conversations
+        if server.render(messages)
+        != tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ]
+    return Check(named(file), "chat template", not wrong, {"prompts": len(conversations), "different": len(wrong)})
+
+
+def check_stop(file: Path, server: Server, heldout: Heldout) -> Check:
+    """A reply ends at the end-of-reply token: by itself in a dialogue, and at once where that token is forced."""
+    eos = heldout.tokenizer.eos_token_id
+    forced = server.complete(heldout.prompts[0], 8, logit_bias=[[eos, 1000.0]])
+    ended = forced.stopped and len(forced.tokens) <= 1
+    return Check(
+        named(file), f"stops at {heldout.tokenizer.eos_token}", ended, {"tokens after it": len(forced.tokens) - 1}
+    )
+
+
+def check_logits(file: Path, kind: str, reference: Sequence[Path], found: Sequence[Path]) -> Check:
+    """Teacher-forced logits of a float file against transformers in float32."""
+    far = distance(reference, found)
+    bound = f"kl {FLOAT_KL[kind]:g}"
+    passed = far.kl <= FLOAT_KL[kind]
+    if kind == "f32":
+        most = F32_LOGITS * far.largest_logit
+        passed, bound = passed and far.logit_difference <= most, f"{bound}, logit_difference {most:.2g}"
+    return Check(named(file), "logits as in transformers", passed, far.figures(), bound)
+
+
+def check_greedy(
+    file: Path, server: Server, replies: Sequence[Reply], reference: Sequence[Path], noise: float, limit: int
+) -> Check:
+    """Greedy replies are those of transformers; where one is not, the two tokens were as good as equal.
+
+    As good as equal: a lead below MARGIN, or one that the file's own largest logit difference (`noise`) can turn.
+    """
+    found = server.replies([list(reply.prompt_ids) for reply in replies], limit)
+    leads = []
+    for reply, completion, logits in zip(replies, found, reference, strict=True):
+        pairs = zip(reply.token_ids, completion.tokens, strict=False)
+        first = next((place for place, (own, theirs) in enumerate(pairs) if own != theirs), None)
+        if first is not None:
+            leads.append(top2_margin(logits, first))
+        elif len(reply.token_ids) != len(completion.tokens):
+            leads.append(float("inf"))  # the same tokens, but one of them did not stop
+    figures = {"replies": len(replies), "equal": len(replies) - len(leads), "lead where not": max(leads, default=0.0)}
+    most = max(MARGIN, 2 * noise)
+    return Check(named(file), "greedy replies", max(leads, default=0.0) <= most, figures, f"lead {most:.3g}")

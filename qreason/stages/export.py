@@ -1,0 +1,50 @@
+"""Export: the merged model as GGUF files and a Modelfile, each of them run and compared before it gets its name."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from qreason.errors import RunFolderError
+from qreason.export.engine import need_engine
+from qreason.export.exporter import Exporter
+from qreason.recipe import Export, Step
+from qreason.run import Artifact, Run, write_json
+
+
+def export(step: Step, run: Run) -> Artifact:
+    """The newest merge of the run as GGUF files in the step's folder."""
+    settings = step.settings
+    assert isinstance(settings, Export)
+    merged = find_merged(run)
+    return export_into(run.clear_stage_folder(), merged, settings, run)
+
+
+def find_merged(run: Run) -> Path:
+    """The merged model of the newest adapter, by a merge step or by `qreason merge`; RunFolderError without one."""
+    for entry in reversed(run.manifest["steps"]):
+        folder = run.folder / str(entry["folder"])
+        if entry["stage"] == "merge" and (folder / "model" / "config.json").is_file():
+            return folder / "model"
+        if (folder / "adapter").exists():
+            for file in sorted(run.folder.glob("merged-*/merge.json")):
+                made_of = json.loads(file.read_text(encoding="utf-8"))
+                if (made_of["base"], made_of["adapters"]) == ("trained", [f"{folder.name}/adapter"]):
+                    return file.parent / "model"
+            break
+    raise RunFolderError(f"{run.folder}: no merged model of the newest adapter; put a merge step before the export")
+
+
+def export_into(folder: Path, merged: Path, settings: Export, run: Run) -> Artifact:
+    """All files of an export in a folder; ExportError for the first one that fails a check, which stays a draft."""
+    need_engine()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
+        exporter = Exporter(folder, Path(work), merged, settings, run)
+        try:
+            exporter.make_all()
+        finally:
+            if exporter.finished or exporter.checks:
+                write_json(folder / "export.json", exporter.report())
+    return Artifact(folder, exporter.summary)

@@ -1,0 +1,442 @@
+"""Export of the embedded model through a real llama.cpp: what is written, and that each mistake is caught."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf
+import numpy
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from qreason.cli import main
+from qreason.errors import ExportError, ModelError
+from qreason.export import compare, engine, lora, reference, verify, writer
+from qreason.export.exporter import Exporter
+from qreason.loading import load_recipe
+from qreason.models import EMBEDDED
+from qreason.recipe import Export, Lora
+from qreason.run import Run
+from qreason.stages import run_stage
+
+ROOT = Path(__file__).parents[1]
+TINY = EMBEDDED["qreason/tiny"]
+STEPS = "steps=[{sft: {max_steps: 1}}, {merge: {rows: 4}}, {export: {gguf: [f16, q4_k_m], ollama: true, rows: 4}}]"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def write_random_adapter(run: Run, folder: Path, strength: float = 0.1, **options: Any) -> None:
+    """An adapter that changes what the model says, without the minutes of training one."""
+    torch.manual_seed(1)
+    run.resident.new_adapter(Lora(r=8, alpha=32))
+    for name, parameter in run.resident.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=strength)
+    model = run.resident.model
+    model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
+    for key, value in options.items():
+        setattr(model.peft_config["default"], key, value)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    run.resident.remove_adapter()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with an adapter, its merge, and an export of both; nothing is trained."""
+    folder = tmp_path_factory.mktemp("run") / "smoke"
+    rows = folder.parent / "heldout.jsonl"
+    rows.write_text("".join((ROOT / "data" / "helpdesk" / "heldout.jsonl").read_text().splitlines(True)[:24]))
+    opened = Run.open(load_recipe("smoke", [STEPS, f"data.heldout={rows}"]), folder, say=lambda line: None)
+    write_random_adapter(opened, folder / "01-sft" / "adapter")
+    opened.finish_step(0)
+    for step in (1, 2):
+        opened.step = step
+        run_stage(opened.recipe.steps[step], opened)
+        opened.finish_step(0)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run) -> Path:
+    return run.folder / "03-export"
+
+
+@pytest.fixture(scope="module")
+def exporter(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+    """An export that has looked at the trained and the merged model, and waits for files."""
+    from qreason.export.original import Original
+
+    work = tmp_path_factory.mktemp("work")
+    made = Exporter(work, work, run.folder / "02-merge" / "model", Export(rows=4), run)
+    made.original = Original(made)
+    return made
+
+
+# --- what an export leaves -------------------------------------------------------------------------
+
+
+def test_every_file_of_an_export_has_passed_its_checks(exported: Path) -> None:
+    report = json.loads((exported / "export.json").read_text())
+    assert report["verified"]
+    assert all(check["passed"] for check in report["checks"])
+    assert set(report["accuracy"]) == {"adapter", "merged", "f16", "q4_k_m"}
+    assert set(report["files"]) == {"f16", "q4_k_m", "adapter"}
+    assert {file.name for file in exported.iterdir()} == {
+        "smoke-f16.gguf",
+        "smoke-q4_k_m.gguf",
+        "smoke-adapter.gguf",
+        "Modelfile",
+        "export.json",
+    }
+
+
+def test_the_checks_of_an_export_are_those_documented(exported: Path) -> None:
+    report = json.loads((exported / "export.json").read_text())
+    names = [(check["file"], check["name"]) for check in report["checks"]]
+    assert names == [
+        ("merged", "same as the adapter"),
+        ("smoke-f16.gguf", "metadata"),
+        ("smoke-f16.gguf", "logits as in transformers"),
+        ("smoke-f16.gguf", "tokenization"),
+        ("smoke-f16.gguf", "chat template"),
+        ("smoke-f16.gguf", "stops at <|im_end|>"),
+        ("smoke-f16.gguf", "greedy replies"),
+        ("smoke-q4_k_m.gguf", "metadata"),
+        ("smoke-q4_k_m.gguf", "quantized as expected"),
+        ("smoke-q4_k_m.gguf", "as its own weights"),
+        ("smoke-adapter.gguf", "same as PEFT"),
+        ("Modelfile", "renders like the chat template"),
+    ]
+
+
+def test_f32_logits_of_the_embedded_model_are_those_of_transformers_within_1e_4(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    file = tmp_path / "tiny-f32.gguf"
+    writer.write_model(TINY, file, "f32", "tiny")
+    asked = [engine.Exchange(list(range(first, first + 60)), 10) for first in (100, 2000)]
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    own = reference.write_logits(model, asked, tmp_path / "own")
+    found = compare.distance(own, engine.logits(file, asked, tmp_path / "found"))
+    assert found.tokens == 100
+    assert found.logit_difference <= 1e-4
+    assert found.top1 == 1
+
+
+# --- mutations: each is caught by a check of the default verification ------------------------------
+
+
+def rewrite(
+    source: Path,
+    out: Path,
+    metadata: Mapping[str, Any] | None = None,
+    change: Callable[[dict[str, Any]], None] = lambda tensors: None,
+) -> Path:
+    """A GGUF file with other values in its header (None: left out), or with other tensors."""
+    reader = gguf.GGUFReader(source)
+    values = {key: entry.contents() for key, entry in reader.fields.items() if not key.startswith("GGUF.")}
+    values.update(metadata or {})
+    tensors = {tensor.name: numpy.array(tensor.data) for tensor in reader.tensors}
+    change(tensors)
+    made = gguf.GGUFWriter(out, str(values.pop("general.architecture")))
+    for key, value in values.items():
+        if value is not None:
+            writer.add_value(made, key, value)
+    for name, data in tensors.items():
+        made.add_tensor(name, data)
+    made.write_header_to_file()
+    made.write_kv_data_to_file()
+    made.write_tensors_to_file()
+    made.close()
+    return out
+
+
+def test_a_file_that_is_only_rewritten_passes(exported: Path, exporter: Exporter, tmp_path: Path) -> None:
+    file = rewrite(exported / "smoke-f16.gguf", tmp_path / "same.gguf")
+    assert exporter.original
+    exporter.original.check_float("f16", file)
+
+
+WRONG_HEADER = {
+    "qwen2.attention.layer_norm_rms_epsilon": 1e-5,
+    "qwen2.rope.freq_base": 1_000_000.0,
+    "tokenizer.ggml.eos_token_id": 4093,
+    "tokenizer.ggml.pre": "llama-bpe",
+    "tokenizer.ggml.add_bos_token": True,
+    "tokenizer.chat_template": None,
+    "general.sampling.temp": 0.7,
+    "general.file_type": 15,
+}
+
+
+def test_each_wrong_value_of_a_header_is_caught_by_its_key(exported: Path, exporter: Exporter, tmp_path: Path) -> None:
+    file = rewrite(exported / "smoke-f16.gguf", tmp_path / "wrong.gguf", WRONG_HEADER)
+    assert exporter.original
+    with pytest.raises(ExportError, match="failed 'metadata'"):
+        exporter.original.check_float("f16", file)
+    told = exporter.checks[-1].figures["wrong"]
+    assert [key for key in WRONG_HEADER if f"{key} " not in told] == []
+    assert told.count(";") == len(WRONG_HEADER) - 1
+
+
+def test_the_engine_itself_notices_a_wrong_header(exported: Path, exporter: Exporter, tmp_path: Path) -> None:
+    values = {key: WRONG_HEADER[key] for key in ("tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")}
+    values["tokenizer.chat_template"] = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    file = rewrite(exported / "smoke-f16.gguf", tmp_path / "wrong.gguf", values)
+    with engine.Server(file, 256) as server:
+        assert not verify.check_tokens(file, server, exporter.heldout).passed
+        assert not verify.check_template(file, server, exporter.heldout).passed
+        assert server.tokenize("12345") != exporter.heldout.tokenizer("12345")["input_ids"]
+
+
+def swap(tensors: dict[str, Any]) -> None:
+    one, other = "blk.0.attn_k.weight", "blk.1.attn_k.weight"
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+def transpose(tensors: dict[str, Any]) -> None:
+    tensors["blk.2.attn_q.weight"] = numpy.ascontiguousarray(tensors["blk.2.attn_q.weight"].T)
+
+
+def lose_bias(tensors: dict[str, Any]) -> None:
+    tensors["blk.3.attn_v.bias"] = numpy.zeros_like(tensors["blk.3.attn_v.bias"])
+
+
+@pytest.mark.parametrize("change", [swap, transpose, lose_bias])
+def test_a_wrong_tensor_is_caught(
+    change: Callable[[dict[str, Any]], None], exported: Path, exporter: Exporter, tmp_path: Path
+) -> None:
+    file = rewrite(exported / "smoke-f16.gguf", tmp_path / "wrong.gguf", change=change)
+    assert exporter.original
+    with pytest.raises(ExportError, match="failed 'logits as in transformers'"):
+        exporter.original.check_float("f16", file)
+
+
+def merged_weights(run: Run, scale: float) -> dict[str, torch.Tensor]:
+    """The base with its adapter added `scale` times."""
+    base = load_file(TINY / "model.safetensors")
+    merged = load_file(run.folder / "02-merge" / "model" / "model.safetensors")
+    return {name: base[name].float() + scale * (merged[name].float() - base[name].float()) for name in merged}
+
+
+def four_bit(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights as a merge into a 4-bit base leaves them."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return {
+        name: dequantize_4bit(*quantize_4bit(weight.contiguous(), quant_type="nf4"))
+        if weight.dim() == 2 and "embed" not in name
+        else weight
+        for name, weight in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda run: merged_weights(run, 0.0),
+        lambda run: merged_weights(run, 8 / 32),
+        lambda run: merged_weights(run, 2.0),
+        lambda run: four_bit(merged_weights(run, 1.0)),
+    ],
+    ids=["not merged", "adapter's scale lost", "merged twice", "merged into 4-bit"],
+)
+def test_a_wrong_merge_is_caught(
+    weights: Callable[[Run], dict[str, torch.Tensor]], run: Run, exporter: Exporter
+) -> None:
+    original = exporter.original
+    assert original
+    own = [original.work / "trained" / file.name for file in original.logits]
+    model = reference.in_float32(exporter.merged).model
+    model.load_state_dict(weights(run), strict=False)
+    found = reference.write_logits(model, original.exchanges, original.work / "wrong")
+    assert verify.check_merged(own, original.logits).passed
+    assert not verify.check_merged(own, found).passed
+
+
+def test_a_quantized_file_of_other_weights_is_caught(exported: Path, exporter: Exporter, tmp_path: Path) -> None:
+    other = tmp_path / "base-f16.gguf"
+    writer.write_model(TINY, other, "f16", "smoke")
+    engine.quantize(other, tmp_path / "other-q4_k_m.gguf", "q4_k_m")
+    original = exporter.original
+    assert original
+    original.verified = engine.logits(exported / "smoke-f16.gguf", original.exchanges, original.work / "verified")
+    with pytest.raises(ExportError, match="failed 'quantized as expected'"):
+        original.check_quantized("q4_k_m", tmp_path / "other-q4_k_m.gguf")
+
+
+@pytest.mark.parametrize("alpha", [8.0, 64.0])
+def test_an_adapter_file_with_another_scale_is_caught(
+    alpha: float, run: Run, exported: Path, exporter: Exporter, tmp_path: Path
+) -> None:
+    file = rewrite(exported / "smoke-adapter.gguf", tmp_path / "wrong.gguf", {"adapter.lora.alpha": alpha})
+    assert exporter.original
+    with pytest.raises(ExportError, match="failed 'same as PEFT'"):
+        exporter.original.check_adapter(file, run.folder / "01-sft" / "adapter", TINY)
+
+
+def test_an_adapter_with_rslora_keeps_its_scale(run: Run, exporter: Exporter, tmp_path: Path) -> None:
+    write_random_adapter(run, tmp_path / "adapter", use_rslora=True)
+    lora.write_adapter(tmp_path / "adapter", TINY, tmp_path / "rslora.gguf", "smoke")
+    assert exporter.original
+    exporter.original.check_adapter(tmp_path / "rslora.gguf", tmp_path / "adapter", TINY)
+
+
+# --- a failed check, and bad input -----------------------------------------------------------------
+
+
+def test_a_failed_check_keeps_the_draft_and_the_earlier_file(
+    run: Run, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    (folder / "export").mkdir()
+    (folder / "export" / "smoke-f16.gguf").write_bytes(b"earlier")
+    monkeypatch.setattr(verify, "FLOAT_KL", dict.fromkeys(verify.FLOAT_KL, 0.0))
+    result = call("export", str(folder), "--gguf", "f16", "--rows", "2")
+    assert result.exit_code == 1
+    assert "failed 'logits as in transformers'" in result.stderr
+    assert (folder / "export" / "smoke-f16.gguf").read_bytes() == b"earlier"
+    assert (folder / "export" / "smoke-f16.gguf.unverified").stat().st_size > 1e6
+    report = json.loads((folder / "export" / "export.json").read_text())
+    assert not report["verified"]
+    assert report["checks"][-1]["figures"]["kl"] > 0
+
+
+@pytest.fixture
+def copied(run: Run, tmp_path: Path) -> Path:
+    """The run folder, for a test that changes something in it."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def unchanged(folder: Path, *arguments: str, told: str, code: int = 2) -> None:
+    """The command ends with one line that says why, and the earlier export is as it was."""
+    earlier = {file.name: file.read_bytes() for file in (folder / "03-export").iterdir()}
+    result = call("export", str(folder), *arguments)
+    assert result.exit_code == code, result.output
+    assert told in result.stderr
+    assert result.stderr.count("qreason:") == 1
+    assert {file.name: file.read_bytes() for file in (folder / "03-export").iterdir()} == earlier
+    assert [file for file in folder.glob("export/*") if file.suffix == ".gguf"] == []
+
+
+def test_an_unknown_type_is_named_with_the_nearest_one(copied: Path, tmp_path: Path) -> None:
+    unchanged(copied, "--gguf", "f16,q4_km", told="--gguf q4_km: unknown type (did you mean 'q4_k_m'?)")
+    result = call("run", "smoke", "--out", str(tmp_path / "new"), "--set", STEPS.replace("q4_k_m", "q4"))
+    assert result.exit_code == 2
+    assert "unknown type 'q4'" in result.stderr
+
+
+def test_an_export_step_without_a_merge_before_it_is_no_recipe() -> None:
+    for steps in ("[sft, export]", "[sft, merge, grpo, export]", "[export]"):
+        result = call("validate", "smoke", "--set", f"steps={steps}")
+        assert result.exit_code == 2
+        assert "put a merge step before it" in result.stderr
+    assert call("validate", "smoke", "--set", "steps=[sft, merge, export]").exit_code == 0
+
+
+def test_an_adapter_for_another_base_is_refused(copied: Path) -> None:
+    file = copied / "01-sft" / "adapter" / "adapter_model.safetensors"
+    weights = {name: torch.cat([weight, weight], -1) for name, weight in load_file(file).items()}
+    save_file(weights, file)
+    unchanged(copied, told="made for another base")
+
+
+def test_a_base_that_changed_since_training_is_refused(copied: Path) -> None:
+    file = copied / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["base"]["fingerprint"] = "sha256:0"
+    file.write_text(json.dumps(manifest))
+    unchanged(copied, told="the weights of qreason/tiny changed since this run began")
+
+
+def test_a_tokenizer_that_was_extended_is_refused(copied: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = copied / "02-merge" / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<think>!"])
+    tokenizer.save_pretrained(folder)
+    unchanged(copied, told="the tokenizer was extended ('<think>!' is not in that of qreason/tiny)")
+
+
+def test_a_full_disk_is_told_before_anything_is_written(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    unchanged(copied, told="no disk space")
+
+
+def test_without_the_extra_the_package_to_install_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    unchanged(copied, told="pip install 'qreason[gguf]'")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"bias": "all"}, "bias: all"),
+    ],
+)
+def test_an_adapter_that_gguf_cannot_hold_is_refused_by_name(
+    changed: dict[str, Any], named: str, run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(run.folder / "01-sft" / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    with pytest.raises(ModelError, match=f"{named} cannot be an adapter in GGUF"):
+        lora.write_adapter(tmp_path / "adapter", TINY, tmp_path / "adapter.gguf", "x")
+    assert not (tmp_path / "adapter.gguf").exists()
+
+
+def test_an_output_layer_that_is_tied_by_name_only_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "tiny")
+    weights = load_file(TINY / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, tmp_path / "tiny" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lm_head\.weight differs from the embedding"):
+        writer.write_model(tmp_path / "tiny", tmp_path / "x.gguf", "f16", "x")
+
+
+def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError, match="a llama model; export writes the Qwen2 family"):
+        writer.read_config(tmp_path)
+
+
+def test_an_engine_that_cannot_read_a_file_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 100)
+    with pytest.raises(ExportError, match=r"llama\.cpp ended with"):
+        engine.logits(tmp_path / "broken.gguf", [engine.Exchange([1, 2, 3], 1)], tmp_path / "out")
+    with pytest.raises(ExportError, match=r"llama\.cpp ended with"), engine.Server(tmp_path / "broken.gguf", 64):
+        pass
+
+
+def test_ollama_is_asked_where_it_is(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ollama = tmp_path / "bin" / "ollama"
+    ollama.parent.mkdir()
+    ollama.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n[ "$1" = run ] && echo "restart it"\nexit 0\n')
+    ollama.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ollama.parent), prepend=":")
+    result = call("export", str(copied), "--gguf", "q8_0", "--ollama", "--no-verify")
+    assert result.exit_code == 0, result.output
+    assert "nothing was verified" in result.stderr
+    assert "restart it" in result.stderr
+    created, asked = (tmp_path / "called").read_text().splitlines()
+    assert created == f"create smoke -f {copied}/export/Modelfile"
+    assert asked.startswith("run smoke ")
+    assert f"ollama create smoke -f {copied}/export/Modelfile" in result.stderr
+    assert "FROM ./smoke-q8_0.gguf" in (copied / "export" / "Modelfile").read_text()
+    assert not json.loads((copied / "export" / "export.json").read_text())["verified"]
