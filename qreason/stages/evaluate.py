@@ -63,7 +63,8 @@ def measure_rows(
         generator = LocalGenerator(checkpoint.resident, on_progress=bar.advance)
         greedy = [replies[0] for replies in generator.generate(prompts, n=1, sampling=draw.sampling(greedy=True))]
         drawing = draw.sampling(seed=checkpoint.seed)
-        drawn = [reply for replies in generator.generate(prompts, n=n, sampling=drawing) for reply in replies]
+        rollouts = LocalGenerator(checkpoint.resident, on_progress=bar.advance, fast=True)  # as in training
+        drawn = [reply for replies in rollouts.generate(prompts, n=n, sampling=drawing) for reply in replies]
         if settings.best_of:
             bar.note(f"ranking by {settings.best_by}")
             marks = open_ranking(settings.best_by, checkpoint.resident, scorer, folder)(drawn, repeated)
