@@ -11,6 +11,7 @@ replies to a prompt, some of them equal. Prints medians of several rounds, each 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from qreason.judge import Judge
 from qreason.judge.local import LocalModel
 from qreason.models import Resident
 from qreason.prompts import render_judge
-from qreason.recipe import Model
+from qreason.recipe import Lora, Model
 from qreason.types import Messages
 
 NEW_TOKENS = 16
@@ -127,14 +128,23 @@ def main() -> None:
 
 
 def extra_bytes(resident: Resident) -> int:
-    """Bytes of weights that judging holds beyond the policy's base, by storage."""
-    before = storages(resident)
-    Judge(LocalModel(resident))([("a", "b")])
-    return sum(size for address, size in storages(resident).items() if address not in before)
+    """Bytes of weights that a judge holds beyond the policy's base and adapter: of any module that is alive."""
+    resident.new_adapter(Lora())
+    before = storages()
+    judge = Judge(LocalModel(resident))
+    judge([("a", "b")])
+    held = storages()
+    assert judge.verdicts
+    return sum(size for address, size in held.items() if address not in before)
 
 
-def storages(resident: Resident) -> dict[int, int]:
-    return {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in resident.model.parameters()}
+def storages() -> dict[int, int]:
+    """Address -> bytes of every parameter and buffer of every module in the process."""
+    import torch
+
+    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.nn.Module)]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 if __name__ == "__main__":

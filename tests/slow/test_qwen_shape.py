@@ -17,6 +17,7 @@ ONE_STEP = (
     "evaluate.samples=1",
     "sft.max_steps=1",
     "grpo.max_steps=1",
+    "grpo.preflight=false",  # random weights answer nothing
     "sampling.max_completion_length=16",
 )
 
