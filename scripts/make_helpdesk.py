@@ -1,6 +1,6 @@
 """Write data/helpdesk/*.jsonl from the knowledge in data/helpdesk/knowledge/, byte for byte from a seed.
 
-    python scripts/make_helpdesk.py            # rewrites the five files
+    python scripts/make_helpdesk.py            # rewrites the six files
     python scripts/make_helpdesk.py --check    # fails when a file differs from what the seed gives
 
 The knowledge is a tree: category -> fault family -> root cause. A family has symptoms and systems, a cause
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from twists import RIGHT, WRONG
 
 HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
 SEED = 1
@@ -246,6 +247,30 @@ def make_pairs(causes: list[Cause], judged: list[Cause], count: int, name: str) 
     return number(name, rows)
 
 
+def make_twisted(causes: list[Cause], judged: list[Cause], count: int, name: str) -> list[Row]:
+    """Labelled (reference, reply) pairs that are hard to tell apart, half of them right."""
+    rng = random.Random(f"{name}s {SEED}")
+    rows = []
+    for position in range(count):
+        cause = judged[position // 2 % len(judged)]
+        siblings = [other for other in causes if other.family == cause.family and other != cause]
+        reference, other = rng.choice(cause.fixes), rng.choice(rng.choice(siblings).fixes)
+        right = position % 2
+        fix = rng.choice(cause.fixes) if right else reference
+        reply = rng.choice(RIGHT if right else WRONG)(fix, other, rng)
+        rows.append({"reference": sentence(reference), "reply": sentence(reply), "label": right})
+    rng.shuffle(rows)
+    return rows
+
+
+def make_lessons(causes: list[Cause], taught: list[Cause]) -> list[Row]:
+    """Labelled pairs to train a judge: plain ones and twisted ones, half and half."""
+    half = LESSON_ROWS // 2
+    rows = make_pairs(causes, taught, half, "plain") + make_twisted(causes, taught, half, "twisted")
+    random.Random(f"lessons {SEED}").shuffle(rows)
+    return number("lesson", [{key: row[key] for key in ("reference", "reply", "label")} for row in rows])
+
+
 def number(prefix: str, rows: list[Row]) -> list[Row]:
     return [{"id": f"{prefix}-{index:04d}"} | row for index, row in enumerate(rows, 1)]
 
@@ -262,7 +287,8 @@ def make_all() -> dict[str, list[Row]]:
         "prompts.jsonl": pairs,
         "heldout.jsonl": heldout,
         "judge_pairs.jsonl": make_pairs(causes, judged, PAIR_ROWS, "pair"),
-        "judge_training.jsonl": make_pairs(others, others, LESSON_ROWS, "lesson"),
+        "judge_hard.jsonl": number("hard", make_twisted(causes, judged, PAIR_ROWS, "hard")),
+        "judge_training.jsonl": make_lessons(causes, others),
     }
 
 

@@ -26,7 +26,7 @@ import make_helpdesk as helpdesk  # noqa: E402
 import tiny_corpus  # noqa: E402
 
 HELPDESK = ROOT / "data" / "helpdesk"
-FILES = ("sft.jsonl", "prompts.jsonl", "heldout.jsonl", "judge_pairs.jsonl", "judge_training.jsonl")
+FILES = ("sft.jsonl", "prompts.jsonl", "heldout.jsonl", "judge_pairs.jsonl", "judge_training.jsonl", "judge_hard.jsonl")
 DOCUMENTS = 5000
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
@@ -123,6 +123,17 @@ def test_judge_pairs_are_balanced_and_labelled_by_the_knowledge() -> None:
     for pair in pairs:
         (cause,) = known_fixes()[pair["reference"]]
         assert pair["label"] == (cause in known_fixes()[pair["reply"]]), pair["id"]
+
+
+def test_hard_pairs_are_balanced_and_never_the_reference_itself() -> None:
+    pairs = rows("judge_hard.jsonl")
+    assert sum(pair["label"] for pair in pairs) == 100
+    assert all(pair["reply"] != pair["reference"] for pair in pairs if not pair["label"])
+
+
+def test_no_reference_of_the_training_pairs_is_measured_on() -> None:
+    measured = {pair["reference"] for name in ("judge_pairs", "judge_hard") for pair in rows(f"{name}.jsonl")}
+    assert not measured & {pair["reference"] for pair in rows("judge_training.jsonl")}
 
 
 @pytest.mark.parametrize("name", FILES[:3])

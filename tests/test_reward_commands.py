@@ -103,7 +103,7 @@ def test_train_writes_an_adapter_and_measures_it_beside_the_untrained_judge(writ
     result = call("judge", "train", str(recipe), "--labels", str(labels), "--out", "judge")
     figures = json.loads((recipe.parent / "judge" / "judge.json").read_text())
     assert (recipe.parent / "judge" / "adapter" / "adapter_config.json").exists()
-    assert figures["before"]["auc"] < 0.3  # right by nature, wrong by these labels
+    assert figures["before"]["auc"] < 0.4  # right by nature, wrong by these labels
     assert figures["after"]["auc"] > figures["before"]["auc"] + 0.2
     assert result.exit_code == 0, result.output
     again = call("judge", "train", str(recipe), "--labels", str(labels), "--out", "judge")
