@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -51,9 +52,18 @@ def fast_bfloat16() -> bool:
         return False
 
 
+def trim_memory() -> None:
+    """Give freed memory back to the system, where the C library can: batches of all sizes leave gaps behind."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+
+
 def prepare_process() -> None:
     """Settings that must be in the environment before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin slow a busy machine down 30 times
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # it keeps code for each shape; 1024 take gigabytes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qreason.attention import grouped_queries
 from qreason.backends import Name, adapt_with_unsloth, load_with_unsloth, patch_with_unsloth
 from qreason.errors import ModelError, first_line
 from qreason.hardware import Hardware
@@ -226,7 +227,9 @@ class Resident:
                 # of the outer one.
                 inner = self.wrapped and self.backend == "plain"
                 answering = self.model.get_base_model() if inner else self.model
-                with self.rounded(answering) if fast else nullcontext():
+                rounded = self.rounded(answering) if fast else nullcontext()
+                attention = grouped_queries(answering) if self.backend == "plain" else nullcontext()
+                with rounded, attention:
                     yield answering
             finally:
                 self.model.train(was_training)
