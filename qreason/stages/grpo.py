@@ -14,7 +14,6 @@ from typing import Any
 from qreason.alarms import Alarm, Watchdog
 from qreason.errors import TrainingError
 from qreason.generate import LocalGenerator
-from qreason.hardware import trim_memory
 from qreason.judge.calibration import correlation
 from qreason.preflight import check_gold, check_judge, check_rollouts
 from qreason.progress import progress_bar
@@ -95,7 +94,6 @@ class Rollouts:
 
     def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
         """TRL's rollout seam: prompts come repeated, num_generations times in a row."""
-        trim_memory()
         group, start = trainer.num_generations, time.perf_counter()
         made = self.generator.generate(prompts[::group], n=group, sampling=self.sampling)
         self.replies = [reply for replies in made for reply in replies]
