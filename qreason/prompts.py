@@ -38,8 +38,9 @@ CHOICES = {"1": 1.0, "2": 0.0}
 
 
 def render(example: Example, system: str = HELPDESK) -> Messages:
-    """The messages that ask for a reply to an example: system prompt and issue."""
-    return [{"role": "system", "content": system}, {"role": "user", "content": example.prompt}]
+    """The messages that ask for a reply to an example: system prompt and issue; a plain one asks without the first."""
+    asked = {"role": "user", "content": example.prompt}
+    return [asked] if example.plain else [{"role": "system", "content": system}, asked]
 
 
 def demonstrate(example: Example) -> str:

@@ -11,6 +11,7 @@ STAGES = {
     "sft": "qreason.stages.sft",
     "grpo": "qreason.stages.grpo",
     "sample": "qreason.stages.sample",
+    "preference": "qreason.stages.preference",
     "evaluate": "qreason.stages.evaluate",
     "merge": "qreason.stages.merge",
     "pull": "qreason.stages.pull",

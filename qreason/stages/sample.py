@@ -107,7 +107,10 @@ def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Jou
             f"none of {len(rows)} replies was kept: {told}; look at them in {journal.file}, then lower what "
             "sample.keep asks, or sample from a better model. The draws stay: other bounds draw nothing anew"
         )
-    plain = mixed_in(settings, run, len(kept))
+    plain = [
+        {"id": f"plain:{one.id}", "prompt": one.prompt, "reference": one.reference}
+        for one in run.plain(settings.plain_share, len(kept))
+    ]
     figures = measure(settings, run, rows, reasons, plain)
     if plain:
         random.Random(run.recipe.seed).shuffle(kept := kept + plain)
@@ -118,18 +121,6 @@ def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Jou
     told = f"{figures['kept']} of {len(rows)} replies kept ({figures['acceptance']:.0%})"
     summary = f"{told}, to {figures['prompts_kept']} of {figures['prompts']} prompts"
     return Artifact(folder / SAMPLED, summary + (f", {len(plain)} rows mixed in" if plain else ""))
-
-
-def mixed_in(settings: Sample, run: Run, kept: int) -> list[Row]:
-    """Rows of data.plain, as many as give the asked share, drawn without replacement."""
-    if not settings.plain_share:
-        return []
-    examples = run.examples("plain")
-    wanted = round(kept * settings.plain_share / (1 - settings.plain_share))
-    if wanted > len(examples):
-        run.say(f"data.plain has {len(examples)} rows; a share of {settings.plain_share:g} would take {wanted}")
-    chosen = random.Random(run.recipe.seed).sample(examples, min(wanted, len(examples)))
-    return [{"id": f"plain:{one.id}", "prompt": one.prompt, "reference": one.reference} for one in chosen]
 
 
 def measure(

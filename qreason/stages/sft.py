@@ -47,10 +47,9 @@ def sft(step: Step, run: Run) -> Artifact:
 
 
 def conversation(example: Example, system: str) -> dict[str, Any]:
-    """TRL's prompt/completion row in chat messages; without the system prompt, which asks for reasoning, if none."""
-    messages = render(example, system)
+    """TRL's prompt/completion row in chat messages."""
     return {
-        "prompt": messages if example.reasoning is not None else messages[1:],
+        "prompt": render(example, system),
         "completion": [{"role": "assistant", "content": demonstrate(example)}],
     }
 
