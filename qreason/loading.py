@@ -94,10 +94,7 @@ def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) ->
             )
         )
     base = absolute(recipe.model.base)
-    steps = [
-        with_settings(step, rewards=find_models(step.grpo.rewards)) if step.grpo and step.grpo.rewards else step
-        for step in recipe.steps
-    ]
+    steps = [find_models_of(step) for step in recipe.steps]
     return recipe.model_copy(
         update={
             "data": data.model_copy(update=found),
@@ -118,9 +115,15 @@ def find_models(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
     return found
 
 
-def with_settings(step: Step, **changes: Any) -> Step:
-    """A step with some of its settings changed."""
-    return step.model_copy(update={step.stage: step.settings.model_copy(update=changes)})
+def find_models_of(step: Step) -> Step:
+    """A step with the folders of the models it asks absolute."""
+    changes: dict[str, Any] = {}
+    if step.grpo and step.grpo.rewards:
+        changes["rewards"] = find_models(step.grpo.rewards)
+    teacher = getattr(step.settings, "teacher", None)
+    if teacher and not teacher.endpoint:
+        changes["teacher"] = teacher.model_copy(update={"model": absolute(teacher.model)})
+    return step.model_copy(update={step.stage: step.settings.model_copy(update=changes)}) if changes else step
 
 
 def absolute(model: str) -> str:

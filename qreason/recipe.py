@@ -252,12 +252,14 @@ class Beam(Strict):
 
 
 class Teacher(Strict):
-    """An OpenAI-compatible server that replies in place of the run's own model."""
+    """Who replies in place of the run's own model: a model that is loaded for it, or an OpenAI-compatible server."""
 
-    endpoint: str
-    """The address before /chat/completions."""
     model: str
-    """The model's name there."""
+    """A Hub id, a model's folder, or a run folder (its newest adapter); with an endpoint, the model's name there."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Of a model that is loaded here; a run folder has its own."""
+    endpoint: str | None = None
+    """The server's address before /chat/completions."""
     api_key: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; it may be unset."""
     timeout: float = Field(120.0, gt=0)
@@ -266,6 +268,15 @@ class Teacher(Strict):
     """Further attempts after a timeout, a 429 or a 5xx, waiting twice as long each time."""
     concurrency: int = Field(8, ge=1)
     """Requests in flight."""
+
+    @model_validator(mode="after")
+    def here_or_there(self) -> Teacher:
+        elsewhere = sorted(self.model_fields_set - {"model", "quantization", "endpoint"})
+        if self.endpoint is None and elsewhere:
+            raise ValueError(f"{elsewhere[0]}: only for a server; give its endpoint, or leave it out")
+        if self.endpoint is not None and self.quantization != "none":
+            raise ValueError("quantization: only for a model that is loaded here, not for one behind an endpoint")
+        return self
 
 
 class Sample(Start):
