@@ -37,7 +37,8 @@ def to_pair(row: dict[str, Any], place: str) -> Pair:
             raise DataError(f"{place}: '{column}' is empty; fill it or remove the row")
     if " ".join(row["chosen"].split()) == " ".join(row["rejected"].split()):
         raise DataError(f"{place}: chosen and rejected are the same reply, so neither is preferred; remove the row")
-    return Pair(row["prompt"], row["chosen"], row["rejected"], place)
+    about = row.get("about")
+    return Pair(row["prompt"], row["chosen"], row["rejected"], None if about is None else str(about), place)
 
 
 def rank_draws(file: Path, rows: Sequence[dict[str, Any]]) -> list[Pair]:
@@ -51,13 +52,24 @@ def rank_draws(file: Path, rows: Sequence[dict[str, Any]]) -> list[Pair]:
         line, best = max(group, key=lambda one: one[1]["total"])
         worst = min(group, key=lambda one: one[1]["total"])[1]
         if best["total"] > worst["total"] and best["reply"].split() != worst["reply"].split():
-            pairs.append(Pair(best["prompt"], best["reply"], worst["reply"], f"{file}:{line}"))
+            pairs.append(Pair(best["prompt"], best["reply"], worst["reply"], source=f"{file}:{line}"))
     if not pairs:
         raise DataError(
             f"{file}: no prompt has replies that earned different totals, so none is better than another; draw more a "
             "prompt (sample.n), at a higher temperature"
         )
     return pairs
+
+
+def those_about(pairs: Sequence[Pair], about: str | None) -> list[Pair]:
+    """The pairs whose `about` says so, all without one. Raises DataError where there are none."""
+    chosen = [pair for pair in pairs if about in (None, pair.about)]
+    if not chosen:
+        known = sorted({str(pair.about) for pair in pairs if pair.about is not None})
+        raise DataError(
+            f"{pairs[0].source.rpartition(':')[0]}: no pair is about '{about}'; there are {', '.join(known) or 'none'}"
+        )
+    return chosen
 
 
 def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:

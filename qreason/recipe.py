@@ -236,6 +236,8 @@ class Preference(Training):
 
     data: Literal["pairs", "sampled"] = "pairs"
     """`data.pairs`, or of each prompt of the newest sample step the best draw against the worst, by total."""
+    about: str | None = None
+    """Use only the pairs whose `about` column says this."""
     heldout_share: float = Field(0.1, gt=0, lt=1)
     """The share of the prompts whose pairs are kept out, to measure on."""
 

@@ -42,6 +42,8 @@ class Pair:
     prompt: str
     chosen: str
     rejected: str
+    about: str | None = None
+    """What makes the one better, where the data say so."""
     source: str = ""
     """`file:line` for messages."""
 

@@ -161,7 +161,7 @@ def test_sampled_replies_become_pairs_of_best_and_worst(pairs: None, write_recip
         draw("b", 4, 1),
         draw("b", 5, 1),
     ]
-    assert rank_draws(Path("draws.jsonl"), rows) == [Pair("P a", "reply 1", "reply 3", "draws.jsonl:2")]
+    assert rank_draws(Path("draws.jsonl"), rows) == [Pair("P a", "reply 1", "reply 3", source="draws.jsonl:2")]
     with pytest.raises(DataError, match="no prompt has replies that earned different totals"):
         rank_draws(Path("draws.jsonl"), rows[4:])
     sampled = LEARN.replace("max_steps: 12", "data: sampled, max_steps: 1")
@@ -188,7 +188,7 @@ def test_all_pairs_to_a_prompt_are_on_one_side() -> None:
     assert len(kept_out) == 8
     assert not {pair.prompt for pair in learnt} & {pair.prompt for pair in kept_out}
     with pytest.raises(DataError, match="1 prompts, and a part of them is held out"):
-        hold_out([Pair("p", "a", "b", "pairs.jsonl:1")] * 3, 0.1, seed=1)
+        hold_out([Pair("p", "a", "b", source="pairs.jsonl:1")] * 3, 0.1, seed=1)
 
 
 # --- what a reward is for --------------------------------------------------------------------------

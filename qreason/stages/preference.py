@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import DataError, ModelError, OutOfMemoryError
-from qreason.pairs import hold_out, rank_draws
+from qreason.pairs import hold_out, rank_draws, those_about
 from qreason.preference import PreferenceModel, render_ids, with_head
 from qreason.progress import progress_bar
 from qreason.recipe import Preference, Step
@@ -26,6 +26,7 @@ def preference(step: Step, run: Run) -> Artifact:
     settings = step.settings
     assert isinstance(settings, Preference)
     pairs = rank_draws(run.draws(), read_jsonl(run.draws())) if settings.data == "sampled" else run.pairs
+    pairs = those_about(pairs, settings.about)
     learnt, kept_out = hold_out(pairs[: settings.rows], settings.heldout_share, run.recipe.seed)
     resident = run.resident
     if resident.backend == "unsloth":
