@@ -9,11 +9,14 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from qreason.recipe import BASE, NEWEST, Preference, Sample, Sft, Start, Step
+from qreason.recipe import BASE, NEWEST, Distill, Preference, Sample, Sft, Start, Step
 from qreason.run import Run, write_json
 
 Node = dict[str, Any]
 """`name`, `stage`, `from` (the checkpoint it stands on), `data`, `numbers`."""
+
+READS = {"sft": "sft", "grpo": "prompts", "sample": "prompts", "distill": "prompts", "preference": "pairs"}
+"""Stage -> the data key that it reads."""
 
 
 def lineage(run: Run) -> list[Node]:
@@ -53,11 +56,16 @@ def data_of(step: Step, run: Run, sampled: str) -> list[str]:
     """The data a step read: files, Hub ids, or the folder of the sample step."""
     if isinstance(step.settings, (Sft, Preference)) and step.settings.data == "sampled":
         return [sampled]
-    keys = {"sft": ["sft"], "grpo": ["prompts"], "sample": ["prompts"], "preference": ["pairs"]}.get(step.stage, [])
+    keys = {
+        "sft": ["sft"],
+        "grpo": ["prompts"],
+        "sample": ["prompts"],
+        "distill": ["prompts"],
+        "preference": ["pairs"],
+    }.get(step.stage, [])
     keys = keys + ["plain"] * bool(getattr(step.settings, "plain_share", 0))
-    if isinstance(step.settings, Sample) and step.settings.teacher:
-        return [run.recipe.data.sources[key] for key in keys] + [step.settings.teacher.model]
-    return [run.recipe.data.all_sources[key] for key in keys]
+    teacher = step.settings.teacher if isinstance(step.settings, (Sample, Distill)) else None
+    return [run.recipe.data.all_sources[key] for key in keys] + ([teacher.model] if teacher else [])
 
 
 def figures(folder: Path) -> dict[str, float]:

@@ -281,6 +281,26 @@ class Teacher(Strict):
         return self
 
 
+class Distill(Training):
+    """On-policy distillation: the student replies to data.prompts, and learns the teacher's distribution there."""
+
+    teacher: Teacher
+    """A model with the student's vocabulary, loaded beside it."""
+    beta: float = Field(1.0, ge=0, le=1)
+    """The divergence: 0 is the forward KL, 1 the reverse KL, between them the generalized Jensen-Shannon divergence."""
+    learning_rate: float = Field(1e-5, gt=0)
+    logging_steps: int = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def teacher_is_here(self) -> Distill:
+        if self.teacher.endpoint is not None:
+            raise ValueError(
+                "teacher.endpoint: a server does not give whole distributions; give a model that is loaded here, or "
+                "sample with this teacher and train on that"
+            )
+        return self
+
+
 class Sample(Start):
     """Rejection sampling: draw replies to data.prompts and keep the good ones as SFT data."""
 
@@ -395,7 +415,7 @@ class Pull(Strict):
     """The adapter may name another base than the recipe: it is the same model under another name."""
 
 
-Settings = Sft | Grpo | Sample | Preference | Evaluate | Merge | Pull
+Settings = Sft | Grpo | Sample | Distill | Preference | Evaluate | Merge | Pull
 
 
 class Step(Strict):
@@ -404,6 +424,7 @@ class Step(Strict):
     sft: Sft | None = None
     grpo: Grpo | None = None
     sample: Sample | None = None
+    distill: Distill | None = None
     preference: Preference | None = None
     evaluate: Evaluate | None = None
     merge: Merge | None = None
@@ -435,7 +456,7 @@ class Step(Strict):
 
 
 STAGES = tuple(Step.model_fields)
-POLICIES = ("sft", "grpo")
+POLICIES = ("sft", "grpo", "distill")
 """Stages whose adapter later ones may start from."""
 OWN_FOLDER = re.compile(r"\d{2,}-[a-z]+")
 """How the run's own stages are named, as `02-preference`."""
@@ -483,8 +504,10 @@ class Recipe(Strict):
             used = [step.stage for step in self.steps if step.stage in stages and reads(step, key)]
             if used and getattr(self.data, key) is None:
                 raise ValueError(f"data.{key} is missing: the {used[0]} step needs {what}")
-        if self.sampling.temperature == 0 and any(step.grpo for step in self.steps):
-            raise ValueError("sampling.temperature is 0: grpo compares different replies; give it a value above 0")
+        for step in self.steps if self.sampling.temperature == 0 else ():
+            if step.stage in ("grpo", "distill"):
+                why = "grpo compares different replies" if step.grpo else "distill draws replies"
+                raise ValueError(f"sampling.temperature is 0: {why}; give it a value above 0")
         if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
             raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
         for before, after in zip(self.steps, self.steps[1:], strict=False):
@@ -567,7 +590,7 @@ def check_settings(name: str, settings: dict[str, Any]) -> None:
 
 NEEDS = {
     "sft": (("sft",), "incidents"),
-    "prompts": (("grpo", "sample"), "prompts"),
+    "prompts": (("grpo", "sample", "distill"), "prompts"),
     "heldout": (("evaluate",), "held-out rows"),
     "pairs": (("preference",), "ranked pairs"),
     "plain": (("sample", "grpo"), "rows without reasoning (plain_share)"),

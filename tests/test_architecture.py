@@ -38,7 +38,7 @@ LAYERS = (
     },
     {
         *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge", "stages.sample"),
-        *("stages.judge", "stages.score", "stages.pull", "stages.preference"),
+        *("stages.judge", "stages.score", "stages.pull", "stages.preference", "stages.distill"),
     },
     {"cli", "cli.base", "cli.judging", "cli.looking", "cli.publishing", "cli.running", "cli.talking"},
     {"__main__"},

@@ -16,7 +16,7 @@ from qreason.run import CHECKPOINT, Run, write_jsonl
 
 OURS = {
     *("rows", "trl", "preflight", "stop_on_reward_hacking", "start", "data"),
-    *("rewards", "plain_share", "heldout_share", "about"),
+    *("rewards", "plain_share", "heldout_share", "about", "teacher"),
 }
 """Settings of a training step that are not fields of TRL's config."""
 
