@@ -32,7 +32,7 @@ def taught(workplace: Path, write_recipe: RecipeWriter) -> Path:
     return workplace / "taught"
 
 
-def test_a_student_comes_nearer_to_its_teacher_and_the_loss_is_the_divergence(
+def test_the_loss_is_the_divergence_of_student_and_teacher(
     taught: Path, write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected: list[float] = []
@@ -54,12 +54,11 @@ def test_a_student_comes_nearer_to_its_teacher_and_the_loss_is_the_divergence(
 
     monkeypatch.setattr(trl.DistillationTrainer, "compute_loss", compared)
     exact = "distill.trl={bf16: false}"  # a CPU may autocast
-    result = run(write_recipe((STEPS, LEARN % (30, "5e-3"))), "out", "--set", exact)
+    result = run(write_recipe((STEPS, LEARN % (3, "5e-3"))), "out", "--set", exact)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in Path("out/01-distill/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses == pytest.approx(expected, rel=1e-3)
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), losses
     assert f"divergence {losses[0]:.3f} to {losses[-1]:.3f} nats a token" in result.output
     (_, node) = json.loads(Path("out/lineage.json").read_text())["nodes"]
     assert node["data"][-1] == str(taught)
