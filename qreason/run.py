@@ -76,6 +76,8 @@ class Run:
         self.read_only = False
         self.judge: Judge | None = None
         """The judge of the recipe's rewards, once they are built."""
+        self._judges: dict[JudgeSettings, Judge] = {}
+        self._preferences: dict[str, PreferenceModel] = {}
         self._examples: dict[str, list[Example]] = {}
 
     # --- opening -------------------------------------------------------------------------------
@@ -288,6 +290,8 @@ class Run:
         for name in ("resident", "rewards"):  # a judge among the rewards holds the base too
             self.__dict__.pop(name, None)
         self.judge = None
+        self._judges.clear()
+        self._preferences.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -310,17 +314,21 @@ class Run:
         )
 
     def open_model(self, settings: JudgeSettings | PreferenceSettings) -> Judge | PreferenceModel:
-        """The model a reward asks."""
+        """The model a reward asks, opened once for all steps."""
         if isinstance(settings, JudgeSettings):
             from qreason.judge import open_judge
 
-            self.judge = open_judge(settings, lambda: self.resident)
+            if settings not in self._judges:
+                self._judges[settings] = open_judge(settings, lambda: self.resident)
+            self.judge = self._judges[settings]
             return self.judge
         from qreason.preference import PreferenceModel
 
         own = self.folder / settings.model / REWARD_MODEL
         name = str(own) if settings.model in self.folders else settings.model
-        return PreferenceModel(name, self.resident)
+        if name not in self._preferences:
+            self._preferences[name] = PreferenceModel(name, self.resident)
+        return self._preferences[name]
 
 
 def free_name(folder: Path) -> Path:
