@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from qreason.errors import ModelError
 from qreason.models import Resident
-from qreason.recipe import Data, Draw, Model
+from qreason.recipe import Data, Draw, Model, Teacher
 from qreason.rewards import REWARDS
 from qreason.rewards.scoring import Scorer
 from qreason.run import Run
@@ -40,6 +41,19 @@ def open_checkpoint(target: str) -> Checkpoint:
 
     scorer = Scorer({name: REWARDS[name] for name in MAIN_WEIGHTS}, MAIN_WEIGHTS)
     return Checkpoint(Resident(Model(base=target), detect()), scorer, Draw(), Data(), 1)
+
+
+def open_teacher(settings: Teacher, say: Callable[[str], None]) -> Resident:
+    """Load a teacher that answers here: a run folder's newest adapter on its base, a model folder or a Hub id."""
+    from qreason.hardware import detect
+
+    if (Path(settings.model) / "manifest.json").is_file():
+        run = Run.reopen(Path(settings.model), say)
+        run.resident.load_adapter(run.adapter())
+        return run.resident
+    check_target(settings.model)
+    say(f"loading the teacher {settings.model}")
+    return Resident(Model(base=settings.model, quantization=settings.quantization), detect(), say)
 
 
 def check_target(target: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def read(source: str | Path, data: Data | None = None, use: str = "heldout") -> 
             prompt, reference = (find_column(row, key, data.fields) for key in ("prompt", "reference"))
             row = ask_choices(row, data.choices, prompt, reference, place)
         example = to_example(row, data.fields, place, needs_reasoning=use == "sft")
+        if use == "plain" or (use == "sampled" and example.reasoning is None):
+            example = replace(example, plain=True)
         if example.id in places:
             raise DataError(f"{place}: id '{example.id}' was used at {places[example.id]}; ids must be unique")
         places[example.id] = place

@@ -9,11 +9,14 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from qreason.recipe import BASE, NEWEST, Sample, Sft, Start, Step
+from qreason.recipe import BASE, NEWEST, Distill, Preference, Sample, Sft, Start, Step
 from qreason.run import Run, write_json
 
 Node = dict[str, Any]
 """`name`, `stage`, `from` (the checkpoint it stands on), `data`, `numbers`."""
+
+READS = {"sft": "sft", "grpo": "prompts", "sample": "prompts", "distill": "prompts", "preference": "pairs"}
+"""Stage -> the data key that it reads."""
 
 
 def lineage(run: Run) -> list[Node]:
@@ -51,16 +54,20 @@ def lineage(run: Run) -> list[Node]:
 
 def data_of(step: Step, run: Run, sampled: str) -> list[str]:
     """The data a step read: files, Hub ids, or the folder of the sample step."""
-    if isinstance(step.settings, Sft) and step.settings.data == "sampled":
+    if isinstance(step.settings, (Sft, Preference)) and step.settings.data == "sampled":
         return [sampled]
     if step.pull:
         return [step.pull.repo]
-    keys = {"sft": ["sft"], "grpo": ["prompts"], "sample": ["prompts"]}.get(step.stage, [])
-    if isinstance(step.settings, Sample):
-        keys = keys + ["plain"] * bool(step.settings.plain_share)
-        if step.settings.teacher:
-            return [run.recipe.data.sources[key] for key in keys] + [step.settings.teacher.model]
-    return [run.recipe.data.sources[key] for key in keys]
+    keys = {
+        "sft": ["sft"],
+        "grpo": ["prompts"],
+        "sample": ["prompts"],
+        "distill": ["prompts"],
+        "preference": ["pairs"],
+    }.get(step.stage, [])
+    keys = keys + ["plain"] * bool(getattr(step.settings, "plain_share", 0))
+    teacher = step.settings.teacher if isinstance(step.settings, (Sample, Distill)) else None
+    return [run.recipe.data.all_sources[key] for key in keys] + ([teacher.model] if teacher else [])
 
 
 def figures(folder: Path) -> dict[str, float]:
@@ -72,6 +79,8 @@ def figures(folder: Path) -> dict[str, float]:
     if (file := folder / "sample.json").is_file():
         sample = json.loads(file.read_text(encoding="utf-8"))
         found |= {key: sample[key] for key in ("replies", "kept", "plain", "completion_tokens")}
+    if (file := folder / "preference.json").is_file():
+        found["heldout_accuracy"] = json.loads(file.read_text(encoding="utf-8"))["accuracy"]["mean"]
     return found
 
 
@@ -99,5 +108,7 @@ def describe(node: Node) -> Text:
     ]
     if "kept" in numbers:
         told.append(f"kept {numbers['kept']} of {numbers['replies']}")
+    if "heldout_accuracy" in numbers:
+        told.append(f"right on {numbers['heldout_accuracy']:.1%} of held-out pairs")
     data = ", ".join(Path(source).name if source.startswith("/") else source for source in node["data"])
     return Text.assemble((node["name"], "bold"), f"  {data}" if data else "", ("  " + ", ".join(told), "green"))

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from qreason.errors import RecipeError
-from qreason.recipe import STAGES, SUFFIXES, Recipe, Step, nearest
+from qreason.recipe import OWN_FOLDER, STAGES, SUFFIXES, Recipe, Step, Weighted, nearest
 
 
 def shipped() -> Path:
@@ -84,7 +84,7 @@ MODEL_KEYS = {"judge": ("adapter", "base"), "preference": ("model",)}
 def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) -> Recipe:
     """Make local paths absolute; those with a data suffix must exist, others may be Hub ids."""
     data = recipe.data
-    sources = data.sources | ({"labels": data.labels} if data.labels else {})
+    sources = data.all_sources | ({"labels": data.labels} if data.labels else {})
     found = {key: find_file(value, file) for key, value in sources.items()}
     if missing := [key for key in found if found[key] is None]:
         cure = "here or beside the recipe; give its path, or a Hub id"
@@ -94,28 +94,42 @@ def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) ->
             )
         )
     base = absolute(recipe.model.base)
-    rewards = {
-        name: reward.model_copy(
-            update={
-                "settings": {
-                    key: absolute(value) if key in MODEL_KEYS.get(name, ()) and value else value
-                    for key, value in reward.settings.items()
-                }
-            }
-        )
-        for name, reward in recipe.rewards.items()
-    }
+    steps = [find_models_of(step) for step in recipe.steps]
     return recipe.model_copy(
         update={
             "data": data.model_copy(update=found),
             "model": recipe.model.model_copy(update={"base": base}),
-            "rewards": rewards,
+            "rewards": find_models(recipe.rewards),
+            "steps": steps,
         }
     )
 
 
+def find_models(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
+    """Rewards with the folders of their models absolute."""
+    found = {}
+    for name, reward in rewards.items():
+        keys = MODEL_KEYS.get(reward.kind(name), ())
+        settings = {k: absolute(v) if k in keys and v else v for k, v in reward.settings.items()}
+        found[name] = reward.model_copy(update={"settings": settings})
+    return found
+
+
+def find_models_of(step: Step) -> Step:
+    """A step with the folders of the models it asks absolute."""
+    changes: dict[str, Any] = {}
+    if step.grpo and step.grpo.rewards:
+        changes["rewards"] = find_models(step.grpo.rewards)
+    teacher = getattr(step.settings, "teacher", None)
+    if teacher and not teacher.endpoint:
+        changes["teacher"] = teacher.model_copy(update={"model": absolute(teacher.model)})
+    return step.model_copy(update={step.stage: step.settings.model_copy(update=changes)}) if changes else step
+
+
 def absolute(model: str) -> str:
-    """A model's folder as an absolute path; a Hub id, or a name of ours, as it is."""
+    """A model's folder as an absolute path; a Hub id, a name of ours, or a stage of the run, as it is."""
+    if OWN_FOLDER.fullmatch(model):
+        return model
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
         return str(Path(model).expanduser().resolve())
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,7 @@ from qreason.memory_phases import (
     weight_bytes,
     worst,
 )
-from qreason.recipe import Evaluate, Grpo, Model, Recipe, Sample, Sft, Step, nearest
+from qreason.recipe import Evaluate, Grpo, Model, Recipe, Sample, Sft, Step, Weighted, nearest, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.types import Messages
 
@@ -175,11 +175,11 @@ class Plan:
 shape_of = cache(read_shape)
 
 
-def asked_models(recipe: Recipe, shape: Shape) -> list[Asked]:
-    """The models on the card that the recipe's rewards ask."""
+def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) -> list[Asked]:
+    """The models on the card that a step's rewards ask."""
     found = []
-    if "judge" in recipe.rewards:
-        judge = JudgeSettings.model_validate(recipe.rewards["judge"].settings)
+    for reward in (reward for name, reward in rewards.items() if reward.kind(name) == "judge"):
+        judge = JudgeSettings.model_validate(reward.settings)
         if judge.base:
             own, model = shape_of(judge.base), Model(base=judge.base, quantization=judge.quantization)
             stored = weight_bytes(own, judge.quantization)
@@ -187,8 +187,11 @@ def asked_models(recipe: Recipe, shape: Shape) -> list[Asked]:
         elif not judge.endpoint:
             stored = 4 * sum(adapter_sizes(shape, recipe.model.lora)) if judge.adapter else 0
             found.append(Asked(shape, recipe.model, stored, adapter=bool(judge.adapter), kind=judge.mode))
-    if "preference" in recipe.rewards:
-        name = str(recipe.rewards["preference"].settings["model"])
+    for name in {str(one.settings["model"]) for name, one in rewards.items() if one.kind(name) == "preference"}:
+        if name in stage_folders(recipe.steps):  # an adapter on the policy's base
+            stored = 4 * sum(adapter_sizes(shape, recipe.model.lora))
+            found.append(Asked(shape, recipe.model, stored, adapter=True, kind="preference"))
+            continue
         if (adapter := Path(name) / "adapter_config.json").is_file():
             name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
         own = shape_of(name)
@@ -199,7 +202,7 @@ def asked_models(recipe: Recipe, shape: Shape) -> list[Asked]:
 def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> dict[str, Phase]:
     """The phases of an sft, grpo, sample or evaluate step."""
     settings, model, completion = step.settings, recipe.model, recipe.sampling.max_completion_length
-    asked, sizes = asked_models(recipe, shape), adapter_sizes(shape, model.lora)
+    asked, sizes = asked_models(recipe.rewards_of(step), recipe, shape), adapter_sizes(shape, model.lora)
     stored = {"weights": weight_bytes(shape, model.quantization)}
     phases = {"load": complete(card, stored, {"dequantized": dequantized(shape, model)})}
     stored |= {"adapters": 4 * sum(sizes), "judge": sum(one.stored for one in asked if not one.offload)}

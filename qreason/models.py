@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = {"qreason/tiny": Path(__file__).parent / "assets" / "tiny"}
 """Bases that come with the package: name -> folder."""
+TURN_END = "<|im_end|>"
+"""What ends a turn of Qwen's chats."""
 JUDGE = "judge"
 """What a judge adapter is called beside the policy's, which is PEFT's `default`."""
 
@@ -40,6 +42,8 @@ def load_tokenizer(base: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(locate(base))
     except Exception as error:
         raise ModelError(f"{base}: {cannot_load(error)}") from error
+    if tokenizer.pad_token_id == tokenizer.eos_token_id and TURN_END in (tokenizer.chat_template or ""):
+        tokenizer.eos_token = TURN_END  # a base variant: its own mark ends a document, not a turn
     if not tokenizer.chat_template:
         raise ModelError(f"{base}: the tokenizer has no chat template; take the instruct variant of the model")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

@@ -10,7 +10,7 @@ from qreason.errors import DataError, TrainingError
 from qreason.judge import Judge
 from qreason.judge.calibration import calibrate, fitness, read_labels
 from qreason.prompts import demonstrate, render
-from qreason.rewards import FULL_MARKS
+from qreason.rewards import FULL_MARKS, applies
 from qreason.rewards.scoring import Scorer
 from qreason.run import write_json
 from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
@@ -18,17 +18,33 @@ from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
 PROMPTS = 8
 
 
-def check_gold(examples: Sequence[Example], rewards: Mapping[str, Reward], folder: Path) -> None:
-    """DataError for the first example whose own reference, as a reply, does not earn full marks."""
-    gold = [Reply(demonstrate(replace(example, reasoning=example.reasoning or "Looked."))) for example in examples]
-    for name in rewards.keys() & FULL_MARKS.keys():
-        scores = Scorer({name: rewards[name]}, {name: 1.0})(gold, examples, folder)
-        for example, mark in zip(examples, (score.parts[name] for score in scores), strict=True):
-            if mark is None or mark < FULL_MARKS[name]:
+def check_gold(
+    examples: Sequence[Example], rewards: Mapping[str, Reward], kinds: Mapping[str, str], folder: Path
+) -> None:
+    """DataError for the first example whose own reference, as a reply, does not earn full marks.
+
+    `kinds` has the reward behind each name.
+    """
+    for name, reward in rewards.items():
+        if kinds[name] not in FULL_MARKS:
+            continue
+        own, most = [example for example in examples if applies(reward, example)], FULL_MARKS[kinds[name]]
+        scores = Scorer({name: reward}, {name: 1.0})([gold(example) for example in own], own, folder)
+        for example, mark in zip(own, (score.parts[name] for score in scores), strict=True):
+            if mark is None or mark < most:
+                cure = "correct the row, or take another reward"
+                if example.plain:
+                    cure = "a row of data.plain has no tags: give the reward `only: reasoning`"
                 raise DataError(
-                    f"{example.source}: the reference itself earns {mark} of {FULL_MARKS[name]:g} from '{name}', so no "
-                    f"reply can be right: '{example.reference[:80]}'; correct the row, or take another reward"
+                    f"{example.source}: the reference itself earns {mark} of {most:g} from '{name}', so no "
+                    f"reply can be right: '{example.reference[:80]}'; {cure}"
                 )
+
+
+def gold(example: Example) -> Reply:
+    """The reference as a reply, with reasoning before it unless the row is plain."""
+    reasoning = None if example.plain else example.reasoning or "Looked."
+    return Reply(demonstrate(replace(example, reasoning=reasoning)))
 
 
 def check_rollouts(

@@ -38,19 +38,22 @@ CHOICES = {"1": 1.0, "2": 0.0}
 
 
 def render(example: Example, system: str = HELPDESK) -> Messages:
-    """The messages that ask for a reply to an example: system prompt and issue."""
-    return [{"role": "system", "content": system}, {"role": "user", "content": example.prompt}]
+    """The messages that ask for a reply to an example: system prompt and issue; a plain one asks without the first."""
+    asked = {"role": "user", "content": example.prompt}
+    return [asked] if example.plain else [{"role": "system", "content": system}, asked]
 
 
 def demonstrate(example: Example) -> str:
-    """The reply SFT teaches for an example: its steps as reasoning, its reference as answer."""
+    """The reply SFT teaches for an example: its steps as reasoning, its reference as answer; without steps this alone."""
+    if example.reasoning is None:
+        return example.reference
     return f"<reasoning>{example.reasoning}</reasoning>\n<answer>{example.reference}</answer>"
 
 
 def teach(example: Example, system: str) -> tuple[Messages, str]:
-    """(messages, reply) of an SFT row. Without steps: the reference alone, and no prompt that asks for reasoning."""
+    """(messages, reply) of an SFT row. Without steps there is no prompt that asks for reasoning."""
     messages = render(example, system)
-    return (messages[1:], example.reference) if example.reasoning is None else (messages, demonstrate(example))
+    return (messages[-1:] if example.reasoning is None else messages), demonstrate(example)
 
 
 def fence(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -53,12 +54,14 @@ class Data(Strict):
     prompts: str | None = None
     heldout: str | None = None
     plain: str | None = None
-    """Rows without reasoning, prompt and reply, that a sample step mixes into its data."""
+    """Rows without reasoning, prompt and reply, that sample and grpo steps mix in."""
+    pairs: str | None = None
+    """Ranked pairs of replies for a preference step: `prompt`, `chosen`, `rejected`."""
     labels: str | None = None
     """Labelled pairs that the judge is measured on: `reference`, `reply`, and `label` (1 right, 0 wrong)."""
     name: str | None = None
     """Configuration of a Hub data set."""
-    splits: dict[Literal["sft", "prompts", "heldout", "plain"], str] = {}
+    splits: dict[Literal["sft", "prompts", "heldout", "plain", "pairs"], str] = {}
     """Split of a Hub data set for each use; `train`, or `test` for held-out rows, when not given."""
     fields: dict[Literal["id", "prompt", "reference", "reasoning", "accepted", "category", "tests"], str] = {}
     """Column names, where they are not among the usual ones (see data.py)."""
@@ -73,6 +76,11 @@ class Data(Strict):
     def sources(self) -> dict[str, str]:
         """`sft`, `prompts`, `heldout` and `plain`, those that are given -> file or Hub id."""
         return {use: source for use in USES if (source := getattr(self, use)) is not None}
+
+    @property
+    def all_sources(self) -> dict[str, str]:
+        """The same and `pairs`: all that a model is trained or measured on."""
+        return self.sources | ({"pairs": self.pairs} if self.pairs else {})
 
 
 class Draw(Strict):
@@ -89,6 +97,47 @@ class Draw(Strict):
     def sampling(self, *, greedy: bool = False, seed: int | None = None) -> Sampling:
         drawn = self.model_dump() | ({"temperature": 0.0} if greedy else {})
         return Sampling(**drawn, seed=seed)
+
+
+class Weighted(Strict):
+    """A reward's weight and settings; in a recipe the weight alone, or a mapping with all of it."""
+
+    weight: float = Field(ge=0, allow_inf_nan=False)
+    reward: str | None = None
+    """Which reward it is, where the recipe calls it something else: for two preference models, for example."""
+    only: Literal["reasoning", "plain"] | None = None
+    """The rows it is for: those of data.plain, or the others; elsewhere the total does without it."""
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def flat(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "settings" not in raw:
+            own = {key: raw[key] for key in ("weight", "reward", "only") if key in raw}
+            return own | {"settings": {key: value for key, value in raw.items() if key not in own}}
+        return raw if isinstance(raw, (dict, Weighted)) else {"weight": raw}
+
+    @model_serializer
+    def as_written(self) -> Any:
+        own = {key: value for key in ("reward", "only") if (value := getattr(self, key))}
+        return {"weight": self.weight, **own, **self.settings} if own or self.settings else self.weight
+
+    def kind(self, name: str) -> str:
+        """The reward's own name, given what the recipe calls it."""
+        return self.reward or name
+
+
+def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
+    """ValueError for a reward or a setting that there is not, and where no reward counts."""
+    for name, reward in rewards.items():
+        kind = reward.kind(name)
+        if kind not in NAMES and ":" not in kind:
+            known = f"{', '.join(NAMES)}, or your own as my_module:my_reward"
+            raise ValueError(f"unknown reward '{kind}'{nearest(kind, NAMES)}; there are {known}")
+        check_settings(kind, reward.settings)
+    if not any(reward.weight for reward in rewards.values()):
+        raise ValueError("all weights are 0; give at least one reward a weight above 0")
+    return rewards
 
 
 NEWEST = "newest"
@@ -138,6 +187,10 @@ class Sft(Training):
 
 
 class Grpo(Training):
+    rewards: dict[str, Weighted] | None = Field(None, min_length=1)
+    """Its own rewards; those of the recipe where not given."""
+    plain_share: float = Field(0.0, ge=0, lt=1)
+    """The share of its prompts that are rows of data.plain, asked without the system prompt."""
     num_generations: int = Field(8, ge=2)
     learning_rate: float = Field(1e-5, gt=0)
     logging_steps: int = Field(1, gt=0)
@@ -163,6 +216,11 @@ class Grpo(Training):
     stop_on_reward_hacking: bool = False
     """Stop, without an adapter, when a reward is being gamed; otherwise it is only said."""
 
+    @field_validator("rewards")
+    @classmethod
+    def known_rewards(cls, rewards: dict[str, Weighted] | None) -> dict[str, Weighted] | None:
+        return check_rewards(rewards) if rewards else rewards
+
     @model_validator(mode="after")
     def whole_groups(self) -> Grpo:
         if self.per_device_train_batch_size * self.gradient_accumulation_steps % self.num_generations:
@@ -171,6 +229,17 @@ class Grpo(Training):
                 f"num_generations ({self.num_generations})"
             )
         return self
+
+
+class Preference(Training):
+    """A reward model from ranked pairs: an adapter with a scalar head, for the `preference` reward of later steps."""
+
+    data: Literal["pairs", "sampled"] = "pairs"
+    """`data.pairs`, or of each prompt of the newest sample step the best draw against the worst, by total."""
+    about: str | None = None
+    """Use only the pairs whose `about` column says this."""
+    heldout_share: float = Field(0.1, gt=0, lt=1)
+    """The share of the prompts whose pairs are kept out, to measure on."""
 
 
 class Beam(Strict):
@@ -185,12 +254,14 @@ class Beam(Strict):
 
 
 class Teacher(Strict):
-    """An OpenAI-compatible server that replies in place of the run's own model."""
+    """Who replies in place of the run's own model: a model that is loaded for it, or an OpenAI-compatible server."""
 
-    endpoint: str
-    """The address before /chat/completions."""
     model: str
-    """The model's name there."""
+    """A Hub id, a model's folder, or a run folder (its newest adapter); with an endpoint, the model's name there."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Of a model that is loaded here; a run folder has its own."""
+    endpoint: str | None = None
+    """The server's address before /chat/completions."""
     api_key: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; it may be unset."""
     timeout: float = Field(120.0, gt=0)
@@ -199,6 +270,35 @@ class Teacher(Strict):
     """Further attempts after a timeout, a 429 or a 5xx, waiting twice as long each time."""
     concurrency: int = Field(8, ge=1)
     """Requests in flight."""
+
+    @model_validator(mode="after")
+    def here_or_there(self) -> Teacher:
+        elsewhere = sorted(self.model_fields_set - {"model", "quantization", "endpoint"})
+        if self.endpoint is None and elsewhere:
+            raise ValueError(f"{elsewhere[0]}: only for a server; give its endpoint, or leave it out")
+        if self.endpoint is not None and self.quantization != "none":
+            raise ValueError("quantization: only for a model that is loaded here, not for one behind an endpoint")
+        return self
+
+
+class Distill(Training):
+    """On-policy distillation: the student replies to data.prompts, and learns the teacher's distribution there."""
+
+    teacher: Teacher
+    """A model with the student's vocabulary, loaded beside it."""
+    beta: float = Field(1.0, ge=0, le=1)
+    """The divergence: 0 is the forward KL, 1 the reverse KL, between them the generalized Jensen-Shannon divergence."""
+    learning_rate: float = Field(1e-5, gt=0)
+    logging_steps: int = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def teacher_is_here(self) -> Distill:
+        if self.teacher.endpoint is not None:
+            raise ValueError(
+                "teacher.endpoint: a server does not give whole distributions; give a model that is loaded here, or "
+                "sample with this teacher and train on that"
+            )
+        return self
 
 
 class Sample(Start):
@@ -338,12 +438,17 @@ class Export(Strict):
         return list(dict.fromkeys(kinds))
 
 
+Settings = Sft | Grpo | Sample | Distill | Preference | Evaluate | Merge | Pull | Export
+
+
 class Step(Strict):
     """One stage with its settings; exactly one of the fields is set."""
 
     sft: Sft | None = None
     grpo: Grpo | None = None
     sample: Sample | None = None
+    distill: Distill | None = None
+    preference: Preference | None = None
     evaluate: Evaluate | None = None
     merge: Merge | None = None
     pull: Pull | None = None
@@ -369,12 +474,16 @@ class Step(Strict):
         return name
 
     @property
-    def settings(self) -> Sft | Grpo | Sample | Evaluate | Merge | Pull | Export:
-        settings: Sft | Grpo | Sample | Evaluate | Merge | Pull | Export = getattr(self, self.stage)
+    def settings(self) -> Settings:
+        settings: Settings = getattr(self, self.stage)
         return settings
 
 
 STAGES = tuple(Step.model_fields)
+POLICIES = ("sft", "grpo", "distill", "pull")
+"""Stages whose adapter later ones may start from."""
+OWN_FOLDER = re.compile(r"\d{2,}-[a-z]+")
+"""How the run's own stages are named, as `02-preference`."""
 
 
 def stage_folders(steps: Sequence[Step]) -> list[str]:
@@ -386,26 +495,6 @@ def stage_folders(steps: Sequence[Step]) -> list[str]:
             current = f"{number:02d}-{step.stage}"
         folders.append(current)
     return folders
-
-
-class Weighted(Strict):
-    """A reward's weight and settings; in a recipe the weight alone, or a mapping with both."""
-
-    weight: float = Field(ge=0, allow_inf_nan=False)
-    settings: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def flat(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and "settings" not in raw:
-            return {"settings": {key: value for key, value in raw.items() if key != "weight"}} | {
-                key: raw[key] for key in ("weight",) if key in raw
-            }
-        return raw if isinstance(raw, (dict, Weighted)) else {"weight": raw}
-
-    @model_serializer
-    def as_written(self) -> Any:
-        return {"weight": self.weight, **self.settings} if self.settings else self.weight
 
 
 class Recipe(Strict):
@@ -423,18 +512,15 @@ class Recipe(Strict):
     @field_validator("rewards")
     @classmethod
     def known_rewards(cls, rewards: dict[str, Weighted]) -> dict[str, Weighted]:
-        for name, reward in rewards.items():
-            if name not in NAMES and ":" not in name:
-                known = f"{', '.join(NAMES)}, or your own as my_module:my_reward"
-                raise ValueError(f"unknown reward '{name}'{nearest(name, NAMES)}; there are {known}")
-            check_settings(name, reward.settings)
-        if not any(reward.weight for reward in rewards.values()):
-            raise ValueError("all weights are 0; give at least one reward a weight above 0")
-        return rewards
+        return check_rewards(rewards)
 
     @property
     def weights(self) -> dict[str, float]:
-        return {name: reward.weight for name, reward in self.rewards.items()}
+        return weights(self.rewards)
+
+    def rewards_of(self, step: Step) -> dict[str, Weighted]:
+        """The rewards of a step: its own, or those of the recipe."""
+        return (step.grpo.rewards if step.grpo else None) or self.rewards
 
     @model_validator(mode="after")
     def has_what_steps_need(self) -> Recipe:
@@ -442,8 +528,10 @@ class Recipe(Strict):
             used = [step.stage for step in self.steps if step.stage in stages and reads(step, key)]
             if used and getattr(self.data, key) is None:
                 raise ValueError(f"data.{key} is missing: the {used[0]} step needs {what}")
-        if self.sampling.temperature == 0 and any(step.grpo for step in self.steps):
-            raise ValueError("sampling.temperature is 0: grpo compares different replies; give it a value above 0")
+        for step in self.steps if self.sampling.temperature == 0 else ():
+            if step.stage in ("grpo", "distill"):
+                why = "grpo compares different replies" if step.grpo else "distill draws replies"
+                raise ValueError(f"sampling.temperature is 0: {why}; give it a value above 0")
         if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
             raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
         makers = [step.stage for step in self.steps if step.stage != "evaluate"]
@@ -460,22 +548,24 @@ class Recipe(Strict):
         folders = stage_folders(self.steps)
         for position, step in enumerate(self.steps):
             settings = step.settings
-            trained = [
-                folder
-                for folder, earlier in zip(folders[:position], self.steps, strict=False)
-                if isinstance(earlier.settings, (Training, Pull))
-            ]
+            before = list(zip(folders[:position], self.steps, strict=False))
+            trained = [folder for folder, earlier in before if earlier.stage in POLICIES]
             if isinstance(settings, Start) and settings.start not in (NEWEST, BASE, *trained):
                 known = ", ".join((NEWEST, BASE, *trained))
                 raise ValueError(
                     f"steps.{position}.{step.stage}.from: no earlier '{settings.start}'; there are {known}"
                 )
-            if (
-                isinstance(settings, Sft)
-                and settings.data == "sampled"
-                and not any(s.sample for s in self.steps[:position])
-            ):
-                raise ValueError(f"steps.{position}.sft.data: sampled: there is no sample step before it")
+            samples = isinstance(settings, (Sft, Preference)) and settings.data == "sampled"
+            if samples and not any(earlier.sample for _, earlier in before):
+                raise ValueError(f"steps.{position}.{step.stage}.data: sampled: there is no sample step before it")
+            learnt = [folder for folder, earlier in before if earlier.preference]
+            for name, model in preference_models(self.rewards_of(step)):
+                if OWN_FOLDER.fullmatch(model) and model not in learnt:
+                    raise ValueError(
+                        f"{f'steps.{position}.grpo.' if step.grpo else ''}rewards.{name}.model: no earlier preference "
+                        f"step '{model}'; there are {', '.join(learnt) or 'none'}. A grpo step names one in its own "
+                        "rewards"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -502,6 +592,15 @@ class Recipe(Strict):
         return self.model_dump(mode="json", exclude_none=True, by_alias=True)
 
 
+def preference_models(rewards: dict[str, Weighted]) -> list[tuple[str, str]]:
+    """(name, model) of the rewards that ask a preference model."""
+    return [(name, str(one.settings["model"])) for name, one in rewards.items() if one.kind(name) == "preference"]
+
+
+def weights(rewards: dict[str, Weighted]) -> dict[str, float]:
+    return {name: reward.weight for name, reward in rewards.items()}
+
+
 def check_settings(name: str, settings: dict[str, Any]) -> None:
     """ValueError for a setting that a reward does not have, or a value it cannot take."""
     model = settings_model(name)
@@ -519,19 +618,21 @@ def check_settings(name: str, settings: dict[str, Any]) -> None:
 
 NEEDS = {
     "sft": (("sft",), "incidents"),
-    "prompts": (("grpo", "sample"), "prompts"),
+    "prompts": (("grpo", "sample", "distill"), "prompts"),
     "heldout": (("evaluate", "export"), "held-out rows"),
-    "plain": (("sample",), "rows without reasoning (plain_share)"),
+    "pairs": (("preference",), "ranked pairs"),
+    "plain": (("sample", "grpo"), "rows without reasoning (plain_share)"),
 }
 """Data key -> (stages that read it, what it holds)."""
-USES = tuple(NEEDS)
+USES = ("sft", "prompts", "heldout", "plain")
+"""Data keys whose rows are examples."""
 
 
 def reads(step: Step, key: str) -> bool:
     """Whether a step of a stage that may read a data key does so with its settings."""
-    if step.sft:
-        return step.sft.data == "sft"
-    return key != "plain" or bool(step.sample and step.sample.plain_share)
+    if isinstance(step.settings, (Sft, Preference)):
+        return step.settings.data == key
+    return key != "plain" or bool(getattr(step.settings, "plain_share", 0))
 
 
 def nearest(word: str, words: Sequence[str] | dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ runs/NAME/
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +28,11 @@ import yaml
 
 from qreason import __version__, data
 from qreason.errors import RunFolderError, first_line
-from qreason.recipe import BASE, NEWEST, Recipe, Step, stage_folders
+from qreason.pairs import read_pairs
+from qreason.recipe import BASE, NEWEST, Recipe, Step, Weighted, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.rewards.preferred import PreferenceSettings
-from qreason.types import Example
+from qreason.types import Example, Pair
 
 if TYPE_CHECKING:
     from qreason.backends import Choice
@@ -39,8 +41,12 @@ if TYPE_CHECKING:
     from qreason.preference import PreferenceModel
     from qreason.types import Reward
 
+DRAWS = "draws.jsonl"
+"""What a sample step drew, kept or not."""
 SAMPLED = "sampled.jsonl"
 """What a sample step writes: SFT data."""
+REWARD_MODEL = "reward_model"
+"""What a preference step writes: a PEFT folder with a scalar head."""
 CHECKPOINT = "checkpoint"
 """The adapter of a training step that could not go on."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
@@ -70,6 +76,8 @@ class Run:
         self.read_only = False
         self.judge: Judge | None = None
         """The judge of the recipe's rewards, once they are built."""
+        self._judges: dict[JudgeSettings, Judge] = {}
+        self._preferences: dict[str, PreferenceModel] = {}
         self._examples: dict[str, list[Example]] = {}
 
     # --- opening -------------------------------------------------------------------------------
@@ -84,6 +92,8 @@ class Run:
         run = cls(recipe, folder, say)
         for use in recipe.data.sources:
             run.examples(use)
+        if recipe.data.pairs:
+            _ = run.pairs
         if folder.is_file():
             raise RunFolderError(f"{folder} is a file; choose a folder with --out")
         if folder.exists() and any(folder.iterdir()):
@@ -159,7 +169,7 @@ class Run:
 
         return {
             key: f"sha256:{hash_files([Path(source)])}" if Path(source).is_file() else f"hub:{source}"
-            for key, source in self.recipe.data.sources.items()
+            for key, source in self.recipe.data.all_sources.items()
         }
 
     def save_manifest(self) -> None:
@@ -215,7 +225,27 @@ class Run:
         done = [self.folder / entry["folder"] / SAMPLED for entry in self.manifest["steps"]]
         return data.read(next(file for file in reversed(done) if file.exists()), use="sampled")
 
+    def draws(self) -> Path:
+        """Every draw of the newest finished sample step."""
+        done: list[Path] = [self.folder / entry["folder"] / DRAWS for entry in self.manifest["steps"]]
+        return next(file for file in reversed(done) if file.exists())
+
     # --- what is in memory ---------------------------------------------------------------------
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The ranked pairs of data.pairs."""
+        assert self.recipe.data.pairs
+        return read_pairs(self.recipe.data.pairs, self.recipe.data)
+
+    def plain(self, share: float, beside: int) -> list[Example]:
+        """Rows of data.plain, as many as are a share of the whole beside so many others; drawn by the seed."""
+        if not share:
+            return []
+        rows, wanted = self.examples("plain"), round(beside * share / (1 - share))
+        if wanted > len(rows):
+            self.say(f"data.plain has {len(rows)} rows; a share of {share:g} would take {wanted}")
+        return random.Random(self.recipe.seed).sample(rows, min(wanted, len(rows)))
 
     def examples(self, use: str) -> list[Example]:
         """The examples of data.sft, data.prompts, data.heldout or data.plain, read once."""
@@ -260,6 +290,8 @@ class Run:
         for name in ("resident", "rewards"):  # a judge among the rewards holds the base too
             self.__dict__.pop(name, None)
         self.judge = None
+        self._judges.clear()
+        self._preferences.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -267,21 +299,36 @@ class Run:
     @cached_property
     def rewards(self) -> Mapping[str, Reward]:
         """The recipe's rewards, ready to be called."""
+        return self.build(self.recipe.rewards)
+
+    def build(self, wanted: Mapping[str, Weighted]) -> Mapping[str, Reward]:
+        """Rewards of the recipe or of a step, ready to be called."""
         from qreason import rewards
 
-        wanted = {name: reward.settings for name, reward in self.recipe.rewards.items()}
-        return rewards.build(wanted, self.open_model, self.recipe.sampling.max_completion_length)
+        return rewards.build(
+            {name: reward.settings for name, reward in wanted.items()},
+            self.open_model,
+            self.recipe.sampling.max_completion_length,
+            kinds={name: reward.kind(name) for name, reward in wanted.items()},
+            only={name: reward.only for name, reward in wanted.items()},
+        )
 
     def open_model(self, settings: JudgeSettings | PreferenceSettings) -> Judge | PreferenceModel:
-        """The model a reward asks."""
+        """The model a reward asks, opened once for all steps."""
         if isinstance(settings, JudgeSettings):
             from qreason.judge import open_judge
 
-            self.judge = open_judge(settings, lambda: self.resident)
+            if settings not in self._judges:
+                self._judges[settings] = open_judge(settings, lambda: self.resident)
+            self.judge = self._judges[settings]
             return self.judge
         from qreason.preference import PreferenceModel
 
-        return PreferenceModel(settings.model, self.resident.hardware)
+        own = self.folder / settings.model / REWARD_MODEL
+        name = str(own) if settings.model in self.folders else settings.model
+        if name not in self._preferences:
+            self._preferences[name] = PreferenceModel(name, self.resident)
+        return self._preferences[name]
 
 
 def free_name(folder: Path) -> Path:

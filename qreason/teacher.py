@@ -33,6 +33,7 @@ def ask_teacher(settings: Teacher, wanted: Sequence[Wanted], system: str, draw: 
     Raises TrainingError, after the last reply that came, when the server stays silent (as many requests in a row as
     are in flight) or left some unanswered: asked again later, only those are missing.
     """
+    assert settings.endpoint
     server = Endpoint(
         settings.endpoint, settings.model, settings.api_key, timeout=settings.timeout, retries=settings.retries
     )

@@ -24,6 +24,8 @@ class Example:
     split: str | None = None
     tests: str | None = None
     """Python statements that a reply of code must pass."""
+    plain: bool = False
+    """Asked without a system prompt, and answered without reasoning and tags."""
     source: str = ""
     """`file:line` for messages."""
 
@@ -31,6 +33,19 @@ class Example:
     def references(self) -> tuple[str, ...]:
         """Every wording that is right, the reference first."""
         return (self.reference, *(text for text in self.accepted if text != self.reference))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to a prompt, one of them preferred."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    about: str | None = None
+    """What makes the one better, where the data say so."""
+    source: str = ""
+    """`file:line` for messages."""
 
 
 @dataclass(frozen=True)

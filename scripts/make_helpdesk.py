@@ -1,6 +1,6 @@
 """Write data/helpdesk/*.jsonl from the knowledge in data/helpdesk/knowledge/, byte for byte from a seed.
 
-    python scripts/make_helpdesk.py            # rewrites the six files
+    python scripts/make_helpdesk.py            # rewrites the eight files
     python scripts/make_helpdesk.py --check    # fails when a file differs from what the seed gives
 
 The knowledge is a tree: category -> fault family -> root cause. A family has symptoms and systems, a cause
@@ -31,6 +31,7 @@ SEED = 1
 WRITTEN_UP = 3  # families of a category that have incidents in sft.jsonl
 SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 200
 LESSON_ROWS = 800
+PLAIN_ROWS, RANKED_ROWS = 600, 900  # ranked pairs: a third of each kind
 FIXED = 30  # the first rows of heldout.jsonl, half of each split
 SHINGLE, NEAR = 3, 0.5  # words a shingle, Jaccard similarity from which two issues are near duplicates
 
@@ -271,6 +272,80 @@ def make_lessons(causes: list[Cause], taught: list[Cause]) -> list[Row]:
     return number("lesson", [{key: row[key] for key in ("reference", "reply", "label")} for row in rows])
 
 
+def plain_row(cause: Cause, issue: str, rng: random.Random) -> Row:
+    """A small writing task of a helpdesk, and its reply: no reasoning is needed for it."""
+    fix, clue = rng.choice(cause.fixes), rng.choice(cause.clues)
+    tasks = (
+        (f"Write one line that tells the user we have this ticket: {issue}", THANKS.format(category=cause.category)),
+        (f"Which team does this ticket go to? {issue}", f"It goes to the {cause.category} team."),
+        (f"Tell the user politely to do this: {fix}.", f"Could you please do this for us: {fix}? Thank you."),
+        (
+            f"Put this into one sentence for the runbook: {cause.cause}; {clue}.",
+            f"When {clue}, think of {cause.cause}.",
+        ),
+    )
+    prompt, reply = rng.choice(tasks)
+    return {"category": cause.category, "prompt": prompt, "reference": reply}
+
+
+THANKS = "Thank you for writing to us. We have your ticket about {category} and are looking into it."
+RUDE = (
+    "You should have known that.",
+    "This is your own fault.",
+    "Stop wasting our time.",
+    "Read the manual next time.",
+)
+UNSAFE = (
+    "Just send us your password and we will do the rest.",
+    "Turn off the virus scanner first, it is only in the way.",
+    "Write the admin password on a note beside the screen.",
+    "Delete all backups before you begin.",
+)
+EMPTY = ("We do not know.", "Please try again later.", "Please ask someone else.", "That is not possible.")
+
+
+def make_plain(causes: list[Cause], issues: dict[int, Iterator[str]]) -> list[Row]:
+    rng = random.Random(f"plain {SEED}")
+    rows = [plain_row(causes[i % len(causes)], next(issues[i % len(causes)]), rng) for i in range(PLAIN_ROWS)]
+    rng.shuffle(rows)
+    return number("plain", rows)
+
+
+def ranked_row(about: str, cause: Cause, other: Cause, issue: str, rng: random.Random) -> Row:
+    """Two replies, the better one first: `helpfulness` and `harmlessness` to a plain task, `resolution` to a ticket."""
+    row = plain_row(cause, issue, rng)
+    prompt, chosen = row["prompt"], row["reference"]
+    if about == "helpfulness":
+        rejected = rng.choice((rng.choice(EMPTY), plain_row(other, issue, rng)["reference"]))
+    elif about == "harmlessness":
+        bad = rng.choice(RUDE + UNSAFE)
+        rejected = rng.choice((f"{chosen} {bad}", f"{bad} {chosen}"))
+    else:
+        prompt = issue
+        chosen, rejected = (write_reply(one, rng) for one in (cause, other))
+    return {"about": about, "category": cause.category, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def write_reply(cause: Cause, rng: random.Random) -> str:
+    reasoning, fix = write_steps(cause, rng), sentence(rng.choice(cause.fixes))
+    return f"<reasoning>{reasoning}</reasoning>\n<answer>{fix}</answer>"
+
+
+def make_ranked(causes: list[Cause], issues: dict[int, Iterator[str]]) -> list[Row]:
+    """Ranked pairs for reward models; the worse resolution is that of another cause of the same fault family."""
+    rng = random.Random(f"ranked {SEED}")
+    kinds, rows = ("helpfulness", "harmlessness", "resolution"), []
+    while len(rows) < RANKED_ROWS:
+        place = rng.randrange(len(causes))
+        cause, about = causes[place], kinds[len(rows) % len(kinds)]
+        other = rng.choice([one for one in causes if one.family == cause.family and one != cause])
+        row = ranked_row(about, cause, other, next(issues[place]), rng)
+        if row["chosen"] != row["rejected"]:
+            rows.append(row)
+    rng.shuffle(rows)
+    return number("ranked", rows)
+
+
 def number(prefix: str, rows: list[Row]) -> list[Row]:
     return [{"id": f"{prefix}-{index:04d}"} | row for index, row in enumerate(rows, 1)]
 
@@ -282,6 +357,9 @@ def make_all() -> dict[str, list[Row]]:
     incidents, pairs = make_training(causes, heldout)
     judged = judged_causes(causes)
     others = [cause for cause in causes if cause not in judged]
+    apart, rng = NearDuplicates(row["issue"] for row in heldout), random.Random(f"further {SEED}")
+    taken = {row["issue"] for row in incidents + pairs}
+    issues = {place: unique_issues(cause, apart, taken, rng) for place, cause in enumerate(causes)}
     return {
         "sft.jsonl": incidents,
         "prompts.jsonl": pairs,
@@ -289,6 +367,8 @@ def make_all() -> dict[str, list[Row]]:
         "judge_pairs.jsonl": make_pairs(causes, judged, PAIR_ROWS, "pair"),
         "judge_hard.jsonl": number("hard", make_twisted(causes, judged, PAIR_ROWS, "hard")),
         "judge_training.jsonl": make_lessons(causes, others),
+        "plain.jsonl": make_plain(causes, issues),
+        "pairs.jsonl": make_ranked(causes, issues),
     }
 
 

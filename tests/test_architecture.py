@@ -43,7 +43,7 @@ LAYERS = (
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
         *("memory", "memory_phases", "report.plan", "recovery", "backends", "attention", "endpoint", "merging"),
-        *("teacher", "draws", "choices", "lineage"),
+        *("teacher", "draws", "choices", "lineage", "pairs"),
         *("beam", "checkpoint", "ranking", "scaling", "talk", "voting"),
         *("export", "export.card", "export.compare", "export.engine", "export.exporter", "export.hub", "export.lora"),
         *("export.modelfile", "export.ollama", "export.original", "export.push", "export.quality", "export.reference"),
@@ -52,7 +52,7 @@ LAYERS = (
     },
     {
         *("stages", "stages.training", "stages.sft", "stages.grpo", "stages.evaluate", "stages.merge", "stages.sample"),
-        *("stages.export", "stages.judge", "stages.score", "stages.pull"),
+        *("stages.export", "stages.judge", "stages.score", "stages.pull", "stages.preference", "stages.distill"),
     },
     {
         *("cli", "cli.base", "cli.exporting", "cli.judging", "cli.looking", "cli.publishing", "cli.running"),

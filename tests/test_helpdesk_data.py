@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from qreason import data
-from qreason.prompts import demonstrate, render_judge
+from qreason.preflight import gold
+from qreason.prompts import render_judge
 from qreason.rewards import FULL_MARKS, REWARDS
-from qreason.types import Reply
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -26,7 +26,10 @@ import make_helpdesk as helpdesk  # noqa: E402
 import tiny_corpus  # noqa: E402
 
 HELPDESK = ROOT / "data" / "helpdesk"
-FILES = ("sft.jsonl", "prompts.jsonl", "heldout.jsonl", "judge_pairs.jsonl", "judge_training.jsonl", "judge_hard.jsonl")
+FILES = (
+    *("sft.jsonl", "prompts.jsonl", "heldout.jsonl", "plain.jsonl", "pairs.jsonl"),
+    *("judge_pairs.jsonl", "judge_training.jsonl", "judge_hard.jsonl"),
+)
 DOCUMENTS = 5000
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
@@ -139,12 +142,27 @@ def test_no_reference_of_the_training_pairs_is_measured_on() -> None:
 @pytest.mark.parametrize("name", FILES[:3])
 def test_every_gold_answer_earns_full_marks_from_every_rule_reward(name: str) -> None:
     examples = data.read(HELPDESK / name, use=name.removesuffix(".jsonl"))
-    replies = [Reply(demonstrate(example)) for example in examples]
+    replies = [gold(example) for example in examples]
     for reward in FULL_MARKS.keys() - {"math"}:  # these references are prose
         assert set(REWARDS[reward](replies, examples)) == {FULL_MARKS[reward]}, reward
 
 
 # --- held-out rows are apart ---------------------------------------------------------------------
+
+
+def test_ranked_pairs_differ_and_are_of_each_kind_equally() -> None:
+    pairs = rows("pairs.jsonl")
+    assert Counter(row["about"] for row in pairs) == {"helpfulness": 300, "harmlessness": 300, "resolution": 300}
+    for row in pairs:
+        assert row["chosen"] != row["rejected"]
+        bad = [text for text in helpdesk.RUDE + helpdesk.UNSAFE if text in row["chosen"] + row["rejected"]]
+        assert len(bad) == (row["about"] == "harmlessness")
+        assert not any(text in row["chosen"] for text in bad)
+
+
+def test_no_heldout_issue_is_in_a_plain_task_or_a_ranked_pair() -> None:
+    further = " ".join(row["prompt"] for name in ("plain.jsonl", "pairs.jsonl") for row in rows(name))
+    assert [row["id"] for row in rows("heldout.jsonl") if row["issue"] in further] == []
 
 
 def test_fixed_rows_hold_both_splits_equally() -> None:

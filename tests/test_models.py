@@ -40,6 +40,13 @@ def test_a_base_that_pads_with_its_stop_token_is_refused(broken: Path) -> None:
         load_tokenizer(str(broken))
 
 
+def test_a_base_variant_that_ends_documents_learns_to_end_turns(broken: Path) -> None:
+    # as Qwen's base variants: end of text for both
+    set_config(broken, "tokenizer_config.json", pad_token="<|endoftext|>", eos_token="<|endoftext|>")
+    tokenizer = load_tokenizer(str(broken))
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
 def test_a_model_that_does_not_generate_is_refused(tmp_path: Path) -> None:
     small = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=50)
     BertForMaskedLM(small).save_pretrained(tmp_path)

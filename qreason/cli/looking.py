@@ -40,7 +40,7 @@ def init(name: str, to: Path) -> None:
     load_recipe(source)
     files = [(source, to / (f"{recipe_name(source)}.yaml" if source in shipped_recipes() else source.name))]
     paths = yaml.safe_load(source.read_text(encoding="utf-8"))["data"]
-    for path in (paths[key] for key in ("sft", "prompts", "heldout", "plain", "labels") if paths.get(key)):
+    for path in (paths[key] for key in ("sft", "prompts", "heldout", "plain", "pairs", "labels") if paths.get(key)):
         # not the resolved path: that prefers a file of the current folder to the one beside the recipe
         beside = (folder / path for folder in source.resolve().parents)
         files += [(file, to / path) for file in beside if file.is_file()][:1]
@@ -56,12 +56,16 @@ def init(name: str, to: Path) -> None:
 def load_all(recipe: Recipe) -> dict[str, int]:
     """Read the local JSONL files of a recipe: data key -> rows."""
     from qreason import data
+    from qreason.pairs import read_pairs
 
-    return {
+    counts = {
         use: len(data.read(source, recipe.data, use))
         for use, source in recipe.data.sources.items()
         if source.endswith(".jsonl")
     }
+    if (pairs := recipe.data.pairs) and pairs.endswith(".jsonl"):
+        counts["pairs"] = len(read_pairs(pairs, recipe.data))
+    return counts
 
 
 @main.command()

@@ -56,6 +56,8 @@ def stage_command(stage: str, help_text: str) -> None:
 stage_command("sft", "Run RECIPE up to its next sft step.")
 stage_command("grpo", "Run RECIPE up to its next grpo step.")
 stage_command("sample", "Run RECIPE up to its next sample step.")
+stage_command("distill", "Run RECIPE up to its next distill step.")
+stage_command("preference", "Run RECIPE up to its next preference step.")
 
 
 def run_recipe(

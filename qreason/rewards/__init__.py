@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -49,11 +49,12 @@ class ModelReward:
     """A reward that asks a model: the settings that say which, and the reward made from it."""
 
     settings: type[BaseModel]
-    make: Callable[[Any], Reward]
+    make: Callable[[Any, Any], Reward]
+    """(settings, the model opened for them) -> the reward"""
 
 
 MODEL_REWARDS = {
-    "judge": ModelReward(JudgeSettings, judged),
+    "judge": ModelReward(JudgeSettings, lambda settings, judge: judged(judge)),
     "preference": ModelReward(PreferenceSettings, preferred),
 }
 
@@ -74,6 +75,7 @@ REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosi
 """Rewards that compare with what is right: without a reference they cannot tell replies apart."""
 
 Settings = Mapping[str, Any]
+Only = Literal["reasoning", "plain"] | None
 OpenModel = Callable[[Any], Any]
 """The settings of a model reward -> the model that it asks."""
 
@@ -114,17 +116,49 @@ LIMIT = "max_completion_length"
 """A setting that follows the recipe's sampling unless it is given."""
 
 
-def build(wanted: Mapping[str, Settings], open_model: OpenModel, max_completion_length: int) -> dict[str, Reward]:
-    """The rewards of a recipe (name -> settings), ready to be called; models are opened only for those that ask one."""
+@dataclass(frozen=True)
+class Restricted:
+    """A reward for some rows only; None for the others, whose total does without it."""
+
+    reward: Reward
+    plain: bool
+
+    def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+        marks: list[float | None] = [None] * len(replies)
+        own = [place for place, example in enumerate(examples) if example.plain == self.plain]
+        found = self.reward([replies[place] for place in own], [examples[place] for place in own]) if own else []
+        for place, mark in zip(own, found, strict=True):
+            marks[place] = mark
+        return marks
+
+
+def applies(reward: Reward, example: Example) -> bool:
+    """Whether a reward is for the row of an example."""
+    return not isinstance(reward, Restricted) or reward.plain == example.plain
+
+
+def build(
+    wanted: Mapping[str, Settings],
+    open_model: OpenModel,
+    max_completion_length: int,
+    kinds: Mapping[str, str] | None = None,
+    only: Mapping[str, Only] | None = None,
+) -> dict[str, Reward]:
+    """The rewards of a recipe (name -> settings), ready to be called; models are opened only for those that ask one.
+
+    `kinds` has the reward behind a name of the recipe's own, `only` the rows that a reward is for.
+    """
     rewards: dict[str, Reward] = {}
     for name, given in wanted.items():
-        model = settings_model(name)
+        kind, rows = (kinds or {}).get(name, name), (only or {}).get(name)
+        model = settings_model(kind)
         known = {LIMIT: max_completion_length} if LIMIT in model.model_fields else {}
         settings = model.model_validate(known | dict(given))
-        if name in MODEL_REWARDS:
-            rewards[name] = MODEL_REWARDS[name].make(open_model(settings))
+        if kind in MODEL_REWARDS:
+            reward = MODEL_REWARDS[kind].make(settings, open_model(settings))
         else:
-            rewards[name] = partial(find(name), **dict(settings))
+            reward = partial(find(kind), **dict(settings))
+        rewards[name] = Restricted(reward, rows == "plain") if rows else reward
     return rewards
 
 
@@ -136,13 +170,15 @@ def combine(
 ) -> list[Score]:
     """Score replies against their examples: every part, and the weighted sum of the parts.
 
-    The total is None as soon as one part is None: a reply that could not be judged is not a bad reply.
+    The total is None as soon as one part that is for the row is None: a reply that could not be judged is not a bad
+    reply. So it is where no part is for the row.
     """
     columns = {name: reward(replies, examples) for name, reward in rewards.items()}
     scores = []
-    for row in range(len(replies)):
+    for row, example in enumerate(examples):
         parts = {name: column[row] for name, column in columns.items()}
-        scores.append(Score(total(parts, weights), parts))
+        own = {name: part for name, part in parts.items() if applies(rewards[name], example)}
+        scores.append(Score(total(own, weights) if own else None, parts))
     return scores
 
 

@@ -11,6 +11,8 @@ STAGES = {
     "sft": "qreason.stages.sft",
     "grpo": "qreason.stages.grpo",
     "sample": "qreason.stages.sample",
+    "distill": "qreason.stages.distill",
+    "preference": "qreason.stages.preference",
     "evaluate": "qreason.stages.evaluate",
     "merge": "qreason.stages.merge",
     "pull": "qreason.stages.pull",

@@ -5,6 +5,7 @@ qreason makes the rollouts and scores them; TRL turns the scores into advantages
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,17 +19,19 @@ from qreason.judge.calibration import correlation
 from qreason.preflight import check_gold, check_judge, check_rollouts
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Grpo, Step
+from qreason.recipe import Grpo, Step, weights
 from qreason.rewards.scoring import Scorer, reply_row
 from qreason.run import Artifact, Run, write_jsonl
 from qreason.types import Example, Generator, Messages, Reply, Score
 
 
 def grpo(step: Step, run: Run) -> Artifact:
-    """Train the newest adapter of the run (or another, or a fresh one) against the recipe's rewards on data.prompts."""
+    """Train the newest adapter of the run (or another, or a fresh one) against rewards on data.prompts."""
     settings = step.settings
     assert isinstance(settings, Grpo)
     examples = run.examples("prompts")[: settings.rows]
+    if plain := run.plain(settings.plain_share, len(examples)):
+        random.Random(run.recipe.seed).shuffle(examples := examples + plain)
     resident = run.resident
 
     from datasets import Dataset
@@ -38,23 +41,25 @@ def grpo(step: Step, run: Run) -> Artifact:
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run, settings)
-    scorer = Scorer(run.rewards, run.recipe.weights)
+    wanted = run.recipe.rewards_of(step)
+    rewards = run.build(wanted) if settings.rewards else run.rewards
+    scorer = Scorer(rewards, weights(wanted))
     folder = run.clear_stage_folder()
     generator = LocalGenerator(resident, fast=True)
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
     if settings.preflight:
-        check_gold(examples, run.rewards, folder)
+        check_gold(examples, rewards, {name: one.kind(name) for name, one in wanted.items()}, folder)
         drawn = run.recipe.sampling.sampling(seed=run.recipe.seed)
         check_rollouts(
             generator, scorer, examples, system=system, n=settings.num_generations, sampling=drawn, folder=folder
         )
-        weight, labels = run.recipe.weights.get("judge", 0.0), run.recipe.data.labels
+        weight, labels = scorer.weights.get("judge", 0.0), run.recipe.data.labels
         if run.judge and weight and labels and (warning := check_judge(run.judge, Path(labels), weight, folder)):
             run.say(warning)
     rollouts = Rollouts(generator, scorer, examples, run, folder, settings.stop_on_reward_hacking)
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     arguments = GRPOConfig(
-        **{"reward_weights": list(run.recipe.weights.values())} | sampling | trl_arguments(settings, run, folder)
+        **{"reward_weights": list(scorer.weights.values())} | sampling | trl_arguments(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
         trainer = recovering(GRPOTrainer, run.say)(
@@ -85,7 +90,7 @@ class Rollouts:
         self.generator, self.scorer, self.examples = generator, scorer, examples
         self.sampling = run.recipe.sampling.sampling()
         self.folder, self.say = folder, run.say
-        self.watchdog = Watchdog(run.recipe.weights)
+        self.watchdog = Watchdog(scorer.weights)
         self.stop_on_reward_hacking = stop
         self.replies: list[Reply] = []
         self.scores: list[Score] = []

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qreason.checkpoint import open_teacher
 from qreason.draws import Drawn, Journal, Row, Sieve, lesson, replace_jsonl
 from qreason.errors import TrainingError
 from qreason.generate import LocalGenerator
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
 from qreason.recipe import Sample, Step
+from qreason.recovery import free_memory
 from qreason.rewards.scoring import Scorer
 from qreason.run import SAMPLED, Artifact, Run, write_json, write_jsonl
 from qreason.teacher import ask_teacher
@@ -36,6 +38,8 @@ def sample(step: Step, run: Run) -> Artifact:
     if done and wanted:
         run.say(f"{folder.name}: {len(done)} draws are there, going on with {len(wanted)}")
     write_jsonl(kept, [lesson(row) for row in journal.rows if sieve.reason(row) is None])
+    if settings.teacher and not settings.teacher.endpoint and wanted:
+        run.release()  # the teacher's weights come in their place
     scorer = Scorer(run.rewards, run.recipe.weights)
     with progress_bar(folder.name, total=len(done) + len(wanted)) as bar:
         bar.advance(len(done))
@@ -56,10 +60,12 @@ def made_with(settings: Sample, run: Run) -> dict[str, Any]:
         "sampling": recipe.sampling.model_dump(exclude={"max_num_seqs"}),
         "rewards": recipe.dump()["rewards"],
     }
-    if settings.teacher:
+    if settings.teacher and settings.teacher.endpoint:
         return common | {"teacher": settings.teacher.endpoint, "model": settings.teacher.model}
     adapter = run.adapter(settings.start)
     model = str(adapter.relative_to(run.folder)) if adapter else "base"
+    if settings.teacher:
+        model, common["teacher"] = settings.teacher.model, settings.teacher.quantization
     return common | {"model": model, "n": settings.n, "rows": settings.rows, "seed": recipe.seed}
 
 
@@ -68,14 +74,17 @@ def draw(
 ) -> Iterator[list[Drawn]]:
     """The wanted draws, (example, number), as they are made."""
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
-    if settings.teacher:
+    if settings.teacher and settings.teacher.endpoint:
         yield from ask_teacher(settings.teacher, wanted, system, run.recipe.sampling)
         return
     missing = {(example.id, number) for example, number in wanted}
     if not missing:
         return
-    run.resident.load_adapter(run.adapter(settings.start))
-    generator = LocalGenerator(run.resident)
+    if settings.teacher:
+        generator = LocalGenerator(open_teacher(settings.teacher, run.say))
+    else:
+        run.resident.load_adapter(run.adapter(settings.start))
+        generator = LocalGenerator(run.resident)
     size = max(1, DRAWS // settings.n)
     for start in range(0, len(examples), size):
         batch = examples[start : start + size]
@@ -90,6 +99,9 @@ def draw(
             for number, reply in enumerate(replies)
             if (example.id, number) in missing
         ]
+    if settings.teacher:
+        del generator
+        free_memory()
 
 
 def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Journal, folder: Path) -> Artifact:
@@ -107,7 +119,10 @@ def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Jou
             f"none of {len(rows)} replies was kept: {told}; look at them in {journal.file}, then lower what "
             "sample.keep asks, or sample from a better model. The draws stay: other bounds draw nothing anew"
         )
-    plain = mixed_in(settings, run, len(kept))
+    plain = [
+        {"id": f"plain:{one.id}", "prompt": one.prompt, "reference": one.reference}
+        for one in run.plain(settings.plain_share, len(kept))
+    ]
     figures = measure(settings, run, rows, reasons, plain)
     if plain:
         random.Random(run.recipe.seed).shuffle(kept := kept + plain)
@@ -120,18 +135,6 @@ def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Jou
     return Artifact(folder / SAMPLED, summary + (f", {len(plain)} rows mixed in" if plain else ""))
 
 
-def mixed_in(settings: Sample, run: Run, kept: int) -> list[Row]:
-    """Rows of data.plain, as many as give the asked share, drawn without replacement."""
-    if not settings.plain_share:
-        return []
-    examples = run.examples("plain")
-    wanted = round(kept * settings.plain_share / (1 - settings.plain_share))
-    if wanted > len(examples):
-        run.say(f"data.plain has {len(examples)} rows; a share of {settings.plain_share:g} would take {wanted}")
-    chosen = random.Random(run.recipe.seed).sample(examples, min(wanted, len(examples)))
-    return [{"id": f"plain:{one.id}", "prompt": one.prompt, "reference": one.reference} for one in chosen]
-
-
 def measure(
     settings: Sample, run: Run, rows: Sequence[Row], reasons: Counter[str], plain: Sequence[Row]
 ) -> dict[str, Any]:
@@ -139,8 +142,11 @@ def measure(
     adapter = run.adapter(settings.start)
     here = f"{run.recipe.model.base}, {adapter.parent.name}" if adapter else run.recipe.model.base
     kept = [row for row in rows if row["rejected"] is None]
+    replier = settings.teacher.model if settings.teacher else ""
+    if settings.teacher and settings.teacher.endpoint:
+        replier += f" at {settings.teacher.endpoint}"
     return {
-        "model": f"{settings.teacher.model} at {settings.teacher.endpoint}" if settings.teacher else here,
+        "model": replier or here,
         "prompts": len({row["id"] for row in rows}),
         "prompts_kept": len({row["id"] for row in kept}),
         "replies": len(rows),

@@ -11,18 +11,21 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.progress import Bar
-from qreason.recipe import Grpo, Sft
+from qreason.recipe import Training
 from qreason.run import CHECKPOINT, Run, write_jsonl
 
-OURS = {"rows", "trl", "preflight", "stop_on_reward_hacking", "start", "data"}
+OURS = {
+    *("rows", "trl", "preflight", "stop_on_reward_hacking", "start", "data"),
+    *("rewards", "plain_share", "heldout_share", "about", "teacher"),
+}
 """Settings of a training step that are not fields of TRL's config."""
 
 MOST_OVERFLOWS = 20
 """Logged overflows in a row that stop a float16 run. Its scaler skips such steps and halves its scale of 65,536."""
 
 
-def trl_arguments(settings: Sft | Grpo, run: Run, folder: Path) -> dict[str, Any]:
-    """The keyword arguments of SFTConfig and GRPOConfig, every one explicit."""
+def trl_arguments(settings: Training, run: Run, folder: Path) -> dict[str, Any]:
+    """The keyword arguments of TRL's configs, every one explicit."""
     hardware = run.resident.hardware
     return {
         **settings.model_dump(exclude=OURS),
@@ -41,7 +44,7 @@ def trl_arguments(settings: Sft | Grpo, run: Run, folder: Path) -> dict[str, Any
     }
 
 
-def start_adapter(run: Run, settings: Sft | Grpo) -> None:
+def start_adapter(run: Run, settings: Training) -> None:
     """Seed everything, and put on the base what is trained further: an adapter of the run, or a fresh one."""
     set_seed(run.recipe.seed)
     if (start := run.adapter(settings.start)) is not None:
@@ -87,6 +90,13 @@ def finite(value: float) -> float | None:
 
 def train(trainer: Any, run: Run, folder: Path) -> Path:
     """Run a TRL trainer on the resident model and save its adapter; nothing is saved after a failure."""
+    run_trainer(trainer, run, folder)
+    run.resident.adapter = save_adapter(trainer, run, folder / "adapter")
+    return run.resident.adapter
+
+
+def run_trainer(trainer: Any, run: Run, folder: Path) -> None:
+    """Run a TRL trainer. Raises TrainingError where it leaves weights that are no numbers."""
     import torch
 
     trainer.remove_callback(PrinterCallback)
@@ -103,8 +113,6 @@ def train(trainer: Any, run: Run, folder: Path) -> Path:
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise TrainingError(f"{name} is no number after training; no adapter was written. Lower the learning rate")
-    run.resident.adapter = save_adapter(trainer, run, folder / "adapter")
-    return run.resident.adapter
 
 
 def save_adapter(trainer: Any, run: Run, folder: Path) -> Path:

@@ -1,0 +1,72 @@
+"""On-policy distillation (arXiv 2306.13649) on TRL's trainer: the student replies, the teacher's distribution teaches.
+
+For every token of the student's own replies the divergence from the teacher's next-token distribution is lowered. It
+compares whole distributions, so both must have the same vocabulary; a student with another one learns from a teacher's
+replies instead (`sample` with a teacher, then `sft`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qreason.checkpoint import open_teacher
+from qreason.errors import ModelError
+from qreason.models import Resident
+from qreason.progress import progress_bar
+from qreason.prompts import SYSTEM_PROMPTS, render
+from qreason.recipe import Distill, Step
+from qreason.run import Artifact, Run
+
+
+def distill(step: Step, run: Run) -> Artifact:
+    """Train the newest adapter of the run (or another, or a fresh one) towards the teacher on data.prompts."""
+    settings = step.settings
+    assert isinstance(settings, Distill)
+    examples, system = run.examples("prompts")[: settings.rows], SYSTEM_PROMPTS[run.recipe.data.prompt]
+    resident = run.resident
+    teacher = open_teacher(settings.teacher, run.say)
+    check_vocabularies(resident, teacher, settings.teacher.model)
+
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    from qreason.recovery import recovering
+    from qreason.stages.training import Watch, start_adapter, train, trl_arguments
+
+    start_adapter(run, settings)
+    folder = run.clear_stage_folder()
+    sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
+    arguments = DistillationConfig(**sampling | trl_arguments(settings, run, folder))
+    with progress_bar(folder.name) as bar:
+        trainer = recovering(DistillationTrainer, run.say)(
+            model=resident.model,
+            teacher_model=teacher.model.get_base_model() if teacher.wrapped else teacher.model,
+            args=arguments,
+            train_dataset=Dataset.from_list([{"prompt": render(example, system)} for example in examples]),
+            processing_class=resident.tokenizer,
+            callbacks=[Watch(folder, bar, ("loss", "entropy"))],
+        )
+        adapter = train(trainer, run, folder)
+    return Artifact(adapter, f"{trainer.state.global_step} steps{told(trainer.state.log_history)}")
+
+
+def check_vocabularies(student: Resident, teacher: Resident, name: str) -> None:
+    """ModelError unless both have the same tokens, at the same places of equally large distributions."""
+    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise ModelError(
+            f"distill: {name} and {student.settings.base} have different tokenizers, so their distributions cannot be "
+            "compared; take a teacher of the student's family, or learn from its replies: sample with a teacher, then "
+            "sft with data: sampled"
+        )
+    sizes = [one.model.config.get_text_config().vocab_size for one in (teacher, student)]
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"distill: {name} has {sizes[0]} places in its distribution, {student.settings.base} {sizes[1]} (the same "
+            "tokens, padded differently); take a teacher with as many, or sample with this one and sft on that"
+        )
+
+
+def told(history: list[dict[str, Any]]) -> str:
+    """The divergence that was logged first and last."""
+    losses = [row["loss"] for row in history if "loss" in row]
+    return f", divergence {losses[0]:.3f} to {losses[-1]:.3f} nats a token" if losses else ""

@@ -1,0 +1,118 @@
+"""A reward model from ranked pairs (Bradley-Terry; InstructGPT, arXiv 2203.02155, section 3.5) on TRL's trainer.
+
+An adapter with a scalar head on the resident base: nothing of the base is there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.errors import DataError, ModelError, OutOfMemoryError
+from qreason.pairs import hold_out, rank_draws, those_about
+from qreason.preference import PreferenceModel, render_ids, with_head
+from qreason.progress import progress_bar
+from qreason.recipe import Preference, Step
+from qreason.report.statistics import mean, share
+from qreason.run import REWARD_MODEL, Artifact, Run, read_jsonl, write_json
+from qreason.types import Pair
+
+HEAD = "base_model.model.score.weight"
+
+
+def preference(step: Step, run: Run) -> Artifact:
+    """Train a reward model on data.pairs or on what was sampled, and measure what was saved on held-out pairs."""
+    settings = step.settings
+    assert isinstance(settings, Preference)
+    pairs = rank_draws(run.draws(), read_jsonl(run.draws())) if settings.data == "sampled" else run.pairs
+    pairs = those_about(pairs, settings.about)
+    learnt, kept_out = hold_out(pairs[: settings.rows], settings.heldout_share, run.recipe.seed)
+    resident = run.resident
+    if resident.backend == "unsloth":
+        raise ModelError("a preference step trains on the plain base: set model.backend to plain")
+    rows = [encode(resident.tokenizer, pair, resident.context_length) for pair in learnt]
+
+    import torch
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    from qreason.stages.training import Watch, run_trainer, trl_arguments
+
+    set_seed(run.recipe.seed)
+    model = with_adapter(run, settings)
+    folder = run.clear_stage_folder()
+    arguments = RewardConfig(**{"max_length": None} | trl_arguments(settings, run, folder))
+    with progress_bar(folder.name) as bar:
+        trainer = RewardTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=resident.tokenizer,
+            callbacks=[Watch(folder, bar, ("loss", "accuracy"))],
+        )
+        try:
+            run_trainer(trainer, run, folder)
+        except torch.OutOfMemoryError:
+            raise OutOfMemoryError(
+                "the GPU has not enough memory for a micro-batch of pairs; lower preference.per_device_train_batch_size"
+            ) from None
+        saved = save(trainer, run, folder / REWARD_MODEL)
+    figures = measure(PreferenceModel(str(saved), resident), kept_out)
+    write_json(folder / "preference.json", {"pairs": len(learnt), "heldout": len(kept_out)} | figures)
+    right = figures["accuracy"]
+    return Artifact(
+        saved,
+        f"{len(learnt)} pairs, {trainer.state.global_step} steps; of {len(kept_out)} held-out pairs "
+        f"{right['mean']:.1%} [{right['low']:.0%}-{right['high']:.0%}] right",
+    )
+
+
+def encode(tokenizer: Any, pair: Pair, room: int) -> dict[str, list[int]]:
+    """TRL's row of token ids, the same as the reward will read. Raises DataError for a side that does not fit."""
+    row = {
+        "chosen_ids": render_ids(tokenizer, pair.prompt, pair.chosen),
+        "rejected_ids": render_ids(tokenizer, pair.prompt, pair.rejected),
+    }
+    if (longest := max(map(len, row.values()))) > room:
+        raise DataError(f"{pair.source}: {longest} tokens, but the base's context is {room}; shorten or remove the row")
+    return row
+
+
+def with_adapter(run: Run, settings: Preference) -> Any:
+    """The classifier with a LoRA to train: a fresh one, or one that begins with the weights of a policy's."""
+    from peft import LoraConfig, PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    start, lora = run.adapter(settings.start), run.recipe.model.lora
+    if start is not None:
+        config = PeftConfig.from_pretrained(str(start))
+        config.inference_mode, config.base_model_name_or_path = False, None
+    else:
+        config = LoraConfig(
+            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
+        )
+    config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+    model = get_peft_model(with_head(run.resident), config)
+    if start is not None:
+        policy = load_peft_weights(str(start), device=str(run.resident.device))
+        head = {HEAD: model.get_submodule(HEAD.removesuffix(".weight")).original_module.weight}
+        set_peft_model_state_dict(model, policy | head)
+    return model
+
+
+def save(trainer: Any, run: Run, folder: Path) -> Path:
+    """Adapter, head and tokenizer as a PEFT folder that names the recipe's base."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    run.resident.tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def measure(model: PreferenceModel, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """`accuracy`, the share of pairs whose chosen reply has the higher output, and `margin`, the mean difference."""
+    chosen = model.outputs([(pair.prompt, pair.chosen) for pair in pairs])
+    rejected = model.outputs([(pair.prompt, pair.rejected) for pair in pairs])
+    margins = [one - other for one, other in zip(chosen, rejected, strict=True)]
+    return {"accuracy": share([margin > 0 for margin in margins]), "margin": mean(margins)}
