@@ -54,6 +54,20 @@ def test_the_report_has_the_documented_keys(finished: tuple[Path, Result]) -> No
         assert set(row["pass_at_1"]) == set(row["reward"]) == NUMBERS
 
 
+def test_the_report_draws_how_the_rewards_went(finished: tuple[Path, Result]) -> None:
+    folder, _ = finished
+    metrics = [json.loads(line) for line in (folder / "02-grpo" / "metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in metrics if "reward" in row]
+    curve = json.loads((folder / "report.json").read_text())["curves"][0]
+    assert curve["folder"] == "02-grpo"
+    assert curve["step"] == [row["step"] for row in logged] == [1, 2]
+    assert curve["reward"] == [round(row["reward"], 4) for row in logged]
+    assert curve["parts"]["format"] == [round(row["rewards/format/mean"], 4) for row in logged]
+    shown = call("run", "smoke", "--out", str(folder), "--seed", "3").stdout
+    assert all(f" {name} " in shown for name in ("reward", "correctness", "format", "rouge_l", "length", "judge"))
+    assert f"{curve['reward'][0]:.2f} to {curve['reward'][1]:.2f}" in shown
+
+
 def test_replies_lie_side_by_side_and_their_totals_follow_from_their_parts(finished: tuple[Path, Result]) -> None:
     folder, _ = finished
     rows = [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]

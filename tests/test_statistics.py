@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qreason.report.statistics import gain, mean, share, sign_test
+from qreason.report.table import bins, sparkline
 
 NOTHING = {"mean": None, "low": None, "high": None}
 
@@ -76,3 +77,16 @@ def test_sign_test_is_the_exact_two_sided_tail(up: int, down: int, p: float) -> 
     before = [0.0] * up + [1.0] * down + [1.0] * 7
     after = [1.0] * up + [0.0] * down + [1.0] * 7  # ties say nothing
     assert sign_test(before, after) == pytest.approx(p)
+
+
+def test_a_curve_is_drawn_from_zero_to_its_highest_point() -> None:
+    assert sparkline([0.0, 0.5, 1.0, 0.25]) == "▁▅█▃"
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([-1.0, 2.0]) == "▁█"
+
+
+def test_a_long_curve_is_drawn_by_the_means_of_equal_stretches() -> None:
+    assert bins([1.0, 3.0, 5.0, 7.0], most=2) == [2.0, 6.0]
+    assert bins([1.0, 2.0, 3.0], most=2) == [1.0, 2.5]
+    assert bins([4.0], most=30) == [4.0]
+    assert bins([], most=30) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,23 @@ def compare(before: Rows, after: Rows, names: tuple[str, str]) -> dict[str, Any]
     return gains
 
 
+def trace(run: Run, folder: str) -> dict[str, Any]:
+    """How the mean reward and its parts went over the logged steps of a GRPO step; None where none was judged."""
+    rows = [row for row in read_jsonl(run.folder / folder / "metrics.jsonl") if "reward" in row]
+    parts = {name.split("/")[1]: name for name in (rows[0] if rows else ()) if re.fullmatch("rewards/[^/]+/mean", name)}
+    return {
+        "folder": folder,
+        "step": column(rows, "step"),
+        "reward": [shorten(row["reward"]) for row in rows],
+        "parts": {part: [shorten(row.get(name)) for row in rows] for part, name in parts.items()},
+    }
+
+
+def shorten(value: float | None) -> float | None:
+    """Four decimals; a mean over no reply is no number."""
+    return None if value is None or math.isnan(value) else round(value, 4)
+
+
 def column(rows: Rows, key: str) -> list[Any]:
     return [row[key] for row in rows]
 
@@ -81,6 +100,7 @@ def write_report(run: Run, evaluations: Sequence[Path]) -> dict[str, Any]:
         "rows": len(passes[0]),
         "passes": [measure(rows, name, seconds[name]) for rows, name in zip(passes, names, strict=True)],
         "gains": [compare(passes[a], passes[b], (names[a], names[b])) for a, b in pairs],
+        "curves": [trace(run, entry["folder"]) for entry in run.manifest["steps"] if entry["stage"] == "grpo"],
     }
     write_json(run.folder / "report.json", report)
     kept = ("id", "prompt", "reply", "reference", "parts", "total")

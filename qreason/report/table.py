@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Group
@@ -71,13 +72,44 @@ def scaling_table(passes: Sequence[dict[str, Any]]) -> Table | None:
     return table if table.row_count else None
 
 
+def curves_table(curves: Sequence[dict[str, Any]]) -> Table | None:
+    """The rewards over the steps of each GRPO step, from 0 to the highest point; None where none was logged."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("reward over", "steps", "", ""):
+        table.add_column(name)
+    for curve in curves:
+        for name, values in {"reward": curve["reward"], **curve["parts"]}.items():
+            if stretch := bins([value for value in values if value is not None]):
+                first = curve["folder"] if name == "reward" else ""
+                table.add_row(first, name, sparkline(stretch), f"{stretch[0]:.2f} to {stretch[-1]:.2f}")
+    return table if table.row_count else None
+
+
+def bins(values: Sequence[float], most: int = 30) -> list[float]:
+    """Means of at most so many equal stretches."""
+    count = min(most, len(values))
+    edges = [len(values) * place // count for place in range(count + 1)] if count else [0]
+    return [average(values[low:high]) for low, high in pairwise(edges)]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A bar a value, from 0 to the largest."""
+    top = max(values) or 1.0
+    return "".join(BARS[min(len(BARS) - 1, max(0, int(value / top * len(BARS))))] for value in values)
+
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
 def report_table(report: dict[str, Any]) -> Group:
-    """Both tables: the passes with 95 % intervals, then the paired gains."""
+    """The passes with 95 % intervals, the paired gains, what inference-time scaling gave, GRPO's curves."""
     rows: list[Table | Text] = [passes_table(report["passes"])]
     if report["gains"]:
         rows += [Text(""), gains_table(report["gains"])]
     if scaled := scaling_table(report["passes"]):
         rows += [Text(""), scaled]
+    if curves := curves_table(report["curves"]):
+        rows += [Text(""), curves]
     note = f"\n{report['rows']} held-out rows, seed {report['seed']}; brackets are 95 % intervals"
     return Group(*rows, Text(note, style="dim"))
 
