@@ -30,7 +30,7 @@ FILES = (
     *("sft.jsonl", "prompts.jsonl", "heldout.jsonl", "plain.jsonl", "pairs.jsonl"),
     *("judge_pairs.jsonl", "judge_training.jsonl", "judge_hard.jsonl"),
 )
-DOCUMENTS = 5000
+DOCUMENTS = 3000
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
 Row = dict[str, Any]
