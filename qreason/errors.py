@@ -21,6 +21,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def kind_and_line(error: Exception) -> str:
+    """The kind of an error and its first line, up to 200 characters of it."""
+    kind, line = type(error).__name__, first_line(error)[:200]
+    return kind if line == kind else f"{kind}: {line}"
+
+
 class QReasonError(Exception):
     """Base of all errors that are shown without a traceback."""
 

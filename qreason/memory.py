@@ -10,11 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qreason.doctor import free_bytes
 from qreason.errors import InputError
+from qreason.hardware import GIB, free_bytes
 from qreason.judge.local import ROWS as QUESTIONS
 from qreason.memory_phases import (
-    GIB,
     STATES,
     USUAL,
     Asked,
@@ -37,7 +36,21 @@ from qreason.memory_phases import (
     weight_bytes,
     worst,
 )
-from qreason.recipe import Evaluate, Grpo, Model, Recipe, Sample, Sft, Step, Weighted, nearest, stage_folders
+from qreason.merging import BYTES
+from qreason.preference import read_adapter
+from qreason.recipe import (
+    Evaluate,
+    Grpo,
+    Model,
+    Recipe,
+    Sample,
+    Sft,
+    Step,
+    Weighted,
+    nearest,
+    preference_models,
+    stage_folders,
+)
 from qreason.rewards.judged import JudgeSettings
 from qreason.types import Messages
 
@@ -187,13 +200,13 @@ def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) 
         elif not judge.endpoint:
             stored = 4 * sum(adapter_sizes(shape, recipe.model.lora)) if judge.adapter else 0
             found.append(Asked(shape, recipe.model, stored, adapter=bool(judge.adapter), kind=judge.mode))
-    for name in {str(one.settings["model"]) for name, one in rewards.items() if one.kind(name) == "preference"}:
+    for name in {model for _, model in preference_models(rewards)}:
         if name in stage_folders(recipe.steps):  # an adapter on the policy's base
             stored = 4 * sum(adapter_sizes(shape, recipe.model.lora))
             found.append(Asked(shape, recipe.model, stored, adapter=True, kind="preference"))
             continue
-        if (adapter := Path(name) / "adapter_config.json").is_file():
-            name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if adapter := read_adapter(name):
+            name = adapter["base_model_name_or_path"]
         own = shape_of(name)
         found.append(Asked(own, Model(base=name), weight_bytes(own, "none"), kind="preference"))
     return found
@@ -521,9 +534,8 @@ def peak_line(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> str
 def check_disk(recipe: Recipe, shape: Shape, folder: Path) -> None:
     """InputError where the adapters and merged models of a run would not fit on the disk of its folder."""
     adapter = 4 * sum(adapter_sizes(shape, recipe.model.lora))
-    numbers = {"float16": 2, "bfloat16": 2, "float32": 4}
     written = [
-        numbers[step.merge.dtype] * shape.parameters if step.merge else adapter
+        BYTES[step.merge.dtype] * shape.parameters if step.merge else adapter
         for step in recipe.steps
         if step.sft or step.grpo or step.merge
     ]

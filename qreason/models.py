@@ -106,6 +106,19 @@ def four_bit(hardware: Hardware) -> Any:
     )
 
 
+def lora_config(lora: Lora) -> Any:
+    """The adapter of a recipe as PEFT's LoraConfig."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+
+
 def already_quantized(packed: Any) -> str:
     """Why a base that is stored quantized (GPTQ, AWQ, bitsandbytes) is refused."""
     settings = packed if isinstance(packed, dict) else packed.to_dict()
@@ -196,21 +209,14 @@ class Resident:
 
         `seed` and `checkpointing` are for Unsloth, which has its own.
         """
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
         self.remove_adapter()
         if self.backend == "unsloth":
             self.model = adapt_with_unsloth(self.model, lora, seed, checkpointing)
             self.wrapped = True
             return
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-        )
-        self.model = get_peft_model(self.model, config)
+        self.model = get_peft_model(self.model, lora_config(lora))
         self.wrapped = True
 
     @contextmanager

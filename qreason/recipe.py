@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import (
@@ -18,7 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from qreason.errors import InputError
 from qreason.rewards import NAMES, settings_model
 from qreason.types import Sampling
 
@@ -81,6 +80,11 @@ class Data(Strict):
     def all_sources(self) -> dict[str, str]:
         """The same and `pairs`: all that a model is trained or measured on."""
         return self.sources | ({"pairs": self.pairs} if self.pairs else {})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The same and `labels`."""
+        return self.all_sources | ({"labels": self.labels} if self.labels else {})
 
 
 class Draw(Strict):
@@ -362,16 +366,6 @@ class Evaluate(Strict):
         return self
 
 
-def parse_evaluate(raw: dict[str, Any]) -> Evaluate:
-    """The settings of an evaluation from the command line; InputError where they do not fit together."""
-    try:
-        return Evaluate.model_validate(raw)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        option = "".join(f"--{part}: " for part in problem["loc"][:1]).replace("_", "-")
-        raise InputError(option + problem["msg"].removeprefix("Value error, ")) from None
-
-
 class Merge(Strict):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     base: Literal["trained", "original"] = "trained"
@@ -592,7 +586,7 @@ class Recipe(Strict):
         return self.model_dump(mode="json", exclude_none=True, by_alias=True)
 
 
-def preference_models(rewards: dict[str, Weighted]) -> list[tuple[str, str]]:
+def preference_models(rewards: Mapping[str, Weighted]) -> list[tuple[str, str]]:
     """(name, model) of the rewards that ask a preference model."""
     return [(name, str(one.settings["model"])) for name, one in rewards.items() if one.kind(name) == "preference"]
 

@@ -26,11 +26,10 @@ from trl.trainer import utils as trl_utils
 
 from qreason.errors import InputError, ModelError
 from qreason.generate import draw
-from qreason.hardware import Hardware
+from qreason.hardware import GIB, Hardware
 from qreason.loading import load_recipe
 from qreason.memory import CARDS, Plan, find_card, fit, plan, read_card, read_lengths, read_shape
 from qreason.memory_phases import (
-    GIB,
     PLAIN_LOGIT,
     SFT_LOGIT,
     STATES,

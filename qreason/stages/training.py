@@ -116,6 +116,7 @@ def run_trainer(trainer: Any, run: Run, folder: Path) -> None:
 
 
 def save_adapter(trainer: Any, run: Run, folder: Path) -> Path:
+    """The trained adapter as a PEFT folder that names the recipe's base."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
     model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
