@@ -9,8 +9,8 @@ from typing import Any
 
 from qreason.generate import Drawing, LocalGenerator
 from qreason.ranking import Ranking
-from qreason.recipe import Beam
 from qreason.recovery import Rows
+from qreason.settings import Beam
 from qreason.types import Example, Messages, Reply, Sampling
 
 STEP_ENDS = (".", "!", "?", "\n")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from qreason.errors import ModelError
 from qreason.models import Resident
-from qreason.recipe import Data, Draw, Model, Teacher
 from qreason.rewards import REWARDS
 from qreason.rewards.scoring import Scorer
 from qreason.run import Run
+from qreason.sections import Data, Draw, Model
+from qreason.settings import Teacher
 
 MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2}
 """The rewards of a bare model: those of the main recipe that need no judge."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import RunFolderError
-from qreason.recipe import Sample
 from qreason.rewards.language import language_share
 from qreason.rewards.scoring import reply_row
 from qreason.rewards.tags import WHOLE, is_strict
 from qreason.run import DRAWS, write_json, write_jsonl
+from qreason.settings import Sample
 from qreason.types import Example, Reply, Score
 
 Row = dict[str, Any]

@@ -9,8 +9,9 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from qreason.recipe import BASE, NEWEST, Distill, Preference, Sample, Sft, Start, Step
+from qreason.recipe import Step
 from qreason.run import Run, write_json
+from qreason.settings import BASE, NEWEST, Distill, Preference, Sample, Sft, Start
 
 Node = dict[str, Any]
 """`name`, `stage`, `from` (the checkpoint it stands on), `data`, `numbers`."""

@@ -13,8 +13,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from qreason.errors import RecipeError
-from qreason.recipe import OWN_FOLDER, STAGES, SUFFIXES, Recipe, Step, Weighted, nearest
+from qreason.errors import RecipeError, nearest
+from qreason.recipe import OWN_FOLDER, STAGES, Recipe, Step
+from qreason.sections import SUFFIXES, Weighted
 
 
 def shipped() -> Path:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qreason.errors import InputError
+from qreason.errors import InputError, nearest
 from qreason.hardware import GIB, free_bytes
 from qreason.judge.local import ROWS as QUESTIONS
 from qreason.memory_phases import (
@@ -38,20 +38,10 @@ from qreason.memory_phases import (
 )
 from qreason.merging import BYTES
 from qreason.preference import read_adapter
-from qreason.recipe import (
-    Evaluate,
-    Grpo,
-    Model,
-    Recipe,
-    Sample,
-    Sft,
-    Step,
-    Weighted,
-    nearest,
-    preference_models,
-    stage_folders,
-)
+from qreason.recipe import Recipe, Step, stage_folders
 from qreason.rewards.judged import JudgeSettings
+from qreason.sections import Model, Weighted, preference_models
+from qreason.settings import Evaluate, Grpo, Sample, Sft
 from qreason.types import Messages
 
 __all__ = [

@@ -20,7 +20,8 @@ from qreason.judge.local import ROWS as QUESTIONS
 from qreason.models import cannot_load, locate
 from qreason.preference import ROWS as PREFERENCES
 from qreason.preflight import PROMPTS
-from qreason.recipe import Draw, Grpo, Lora, Model, Sft
+from qreason.sections import Draw, Lora, Model
+from qreason.settings import Grpo, Sft
 
 NUMBER = 2
 """Bytes of a number of the base and its activations on a GPU: float16 or bfloat16."""

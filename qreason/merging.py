@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from qreason.errors import InputError, ModelError, TrainingError, first_line
 from qreason.hardware import GIB, free_bytes
 from qreason.models import Resident, cannot_load, locate
-from qreason.recipe import Merge, Model
+from qreason.sections import Model
+from qreason.settings import Merge
 from qreason.types import Reply
 
 if TYPE_CHECKING:

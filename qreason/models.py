@@ -13,7 +13,7 @@ from qreason.attention import grouped_queries
 from qreason.backends import Name, adapt_with_unsloth, load_with_unsloth, patch_with_unsloth
 from qreason.errors import ModelError, first_line
 from qreason.hardware import Hardware
-from qreason.recipe import Lora, Model
+from qreason.sections import Lora, Model
 
 if TYPE_CHECKING:
     import torch

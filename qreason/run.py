@@ -29,9 +29,11 @@ import yaml
 from qreason import __version__, data
 from qreason.errors import RunFolderError, first_line
 from qreason.pairs import read_pairs
-from qreason.recipe import BASE, NEWEST, Recipe, Step, Weighted, stage_folders
+from qreason.recipe import Recipe, Step, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.rewards.preferred import PreferenceSettings
+from qreason.sections import Weighted
+from qreason.settings import BASE, NEWEST
 from qreason.types import Example, Pair
 
 if TYPE_CHECKING:

@@ -82,6 +82,6 @@ def own_resident() -> Resident:
 def load_resident() -> Resident:
     from qreason.hardware import detect
     from qreason.models import Resident
-    from qreason.recipe import Model
+    from qreason.sections import Model
 
     return Resident(Model(base="qreason/tiny"), detect())

@@ -37,8 +37,8 @@ LAYERS = (
             "rewards.preferred",
         ),
         *("rewards.shape", "rewards.tags", "rewards.text"),
-    },  # recipe asks them for their names and settings
-    {"recipe", "loading"},
+    },  # sections asks them for their names and settings
+    {"sections", "settings", "recipe", "loading"},
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
@@ -120,10 +120,8 @@ def test_package_itself_imports_nothing() -> None:
 
 
 def test_recipe_takes_only_the_names_and_settings_of_the_rewards() -> None:
-    assert {name for target, name in own_imports("recipe") if target.startswith("rewards")} == {
-        "NAMES",
-        "settings_model",
-    }
+    taken = [one for module in ("sections", "settings", "recipe", "loading") for one in own_imports(module)]
+    assert {name for target, name in taken if target.startswith("rewards")} == {"NAMES", "settings_model"}
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("stages.")))

@@ -20,8 +20,9 @@ from qreason.export import compare, engine, lora, reference, verify, writer
 from qreason.export.exporter import Exporter
 from qreason.loading import load_recipe
 from qreason.models import EMBEDDED
-from qreason.recipe import Export, Lora
 from qreason.run import Run
+from qreason.sections import Lora
+from qreason.settings import Export
 from qreason.stages import run_stage
 
 ROOT = Path(__file__).parents[1]

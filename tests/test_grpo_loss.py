@@ -27,8 +27,8 @@ from conftest import RecipeWriter
 from qreason.generate import LocalGenerator, render_ids
 from qreason.loading import load_recipe
 from qreason.models import Resident
-from qreason.recipe import Lora
 from qreason.run import Run
+from qreason.sections import Lora
 from qreason.stages.grpo import grpo
 from qreason.types import Example, Messages, Reply, Sampling
 

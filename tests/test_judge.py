@@ -11,8 +11,8 @@ from qreason.judge import GroupwiseJudge, Judge, open_judge
 from qreason.judge.calibration import calibrate, fitness, read_labels
 from qreason.judge.local import LocalModel
 from qreason.models import Resident
-from qreason.recipe import Lora
 from qreason.rewards.judged import JudgeSettings
+from qreason.sections import Lora
 
 PAIRS = Path(__file__).parent.parent / "data" / "helpdesk" / "judge_pairs.jsonl"
 

@@ -49,9 +49,11 @@ from qreason.memory_phases import (
     weight_bytes,
 )
 from qreason.models import load_base
-from qreason.recipe import Draw, Grpo, Lora, Model, Recipe, Step
+from qreason.recipe import Recipe, Step
 from qreason.report.plan import plan_table
 from qreason.run import Run
+from qreason.sections import Draw, Lora, Model
+from qreason.settings import Grpo
 from qreason.stages import run_stage
 
 ROOT = Path(__file__).parents[1]

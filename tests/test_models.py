@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM
 from qreason.errors import ModelError
 from qreason.hardware import detect
 from qreason.models import EMBEDDED, Resident, fingerprint, load_base, load_tokenizer
-from qreason.recipe import Lora, Model
+from qreason.sections import Lora, Model
 
 TINY = EMBEDDED["qreason/tiny"]
 

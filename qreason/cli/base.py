@@ -13,7 +13,7 @@ from qreason import __version__
 from qreason.errors import InputError, QReasonError
 
 if TYPE_CHECKING:
-    from qreason.recipe import Strict
+    from qreason.sections import Strict
 
 
 Settings = TypeVar("Settings", bound="Strict")

@@ -74,7 +74,7 @@ def read_weights(text: str) -> list[float]:
 
 
 def merge_folder(folder: Path, wanted: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    from qreason.recipe import Merge
+    from qreason.settings import Merge
 
     merge_settings = read_settings(Merge, wanted)
     opened = open_finished(folder)

@@ -172,7 +172,7 @@ def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: b
     from qreason.hardware import prepare_process
 
     prepare_process()
-    from qreason.recipe import Evaluate
+    from qreason.settings import Evaluate
     from qreason.stages.evaluate import evaluate_task
 
     width = {"beam": {"width": beam, "by": settings["best_by"]}} if beam else {}

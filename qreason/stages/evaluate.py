@@ -14,13 +14,14 @@ from qreason.generate import LocalGenerator
 from qreason.progress import progress_bar
 from qreason.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
 from qreason.ranking import check_ranking, open_ranking
-from qreason.recipe import Evaluate, Step
+from qreason.recipe import Step
 from qreason.report.build import measure, write_report
 from qreason.rewards import REWARDS
 from qreason.rewards.scoring import reply_row
 from qreason.rewards.tags import follows_format
 from qreason.run import Artifact, Run, write_json, write_jsonl
 from qreason.scaling import scale
+from qreason.settings import Evaluate
 from qreason.types import Example, Reply
 
 

@@ -16,9 +16,11 @@ from qreason.generate import LocalGenerator
 from qreason.models import Resident
 from qreason.progress import Bar, progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Merge, Model, Step
+from qreason.recipe import Step
 from qreason.rewards.text import correctness
 from qreason.run import Artifact, Run, write_json
+from qreason.sections import Model
+from qreason.settings import Merge
 from qreason.types import Example, Reply
 
 COMPARED_REPLIES = 8

@@ -13,9 +13,10 @@ from qreason.models import lora_config
 from qreason.pairs import hold_out, rank_draws, those_about
 from qreason.preference import PreferenceModel, render_ids, with_head
 from qreason.progress import progress_bar
-from qreason.recipe import Preference, Step
+from qreason.recipe import Step
 from qreason.report.statistics import mean, share
 from qreason.run import REWARD_MODEL, Artifact, Run, read_jsonl, write_json
+from qreason.settings import Preference
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"

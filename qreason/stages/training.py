@@ -11,8 +11,8 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.progress import Bar
-from qreason.recipe import Training
 from qreason.run import CHECKPOINT, Run, write_jsonl
+from qreason.settings import Training
 
 OURS = {
     *("rows", "trl", "preflight", "stop_on_reward_hacking", "start", "data"),
