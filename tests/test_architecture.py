@@ -42,7 +42,17 @@ LAYERS = (
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan", "recovery", "backends", "attention", "endpoint", "merging"),
+        *(
+            "memory",
+            "memory_phases",
+            "fitting",
+            "report.plan",
+            "recovery",
+            "backends",
+            "attention",
+            "endpoint",
+            "merging",
+        ),
         *("teacher", "draws", "choices", "lineage", "pairs"),
         *("beam", "checkpoint", "ranking", "scaling", "talk", "voting"),
         *("export", "export.card", "export.compare", "export.engine", "export.exporter", "export.hub", "export.lora"),

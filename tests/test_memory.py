@@ -25,10 +25,11 @@ from trl.trainer import sft_trainer
 from trl.trainer import utils as trl_utils
 
 from qreason.errors import InputError, ModelError
+from qreason.fitting import fit, plan
 from qreason.generate import draw
 from qreason.hardware import GIB, Hardware
 from qreason.loading import load_recipe
-from qreason.memory import CARDS, Plan, find_card, fit, plan, read_card, read_lengths, read_shape
+from qreason.memory import CARDS, Plan, find_card, read_card, read_lengths
 from qreason.memory_phases import (
     PLAIN_LOGIT,
     SFT_LOGIT,
@@ -43,6 +44,7 @@ from qreason.memory_phases import (
     grpo_logits,
     nf4_bytes,
     optimizer_bytes,
+    read_shape,
     reading,
     rollout,
     saved_by_layer,

@@ -129,7 +129,9 @@ def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
     prepare_process()
     from rich.console import Console
 
-    from qreason.memory import find_card, plan, read_card, read_lengths, read_shape
+    from qreason.fitting import plan
+    from qreason.memory import find_card, read_card, read_lengths
+    from qreason.memory_phases import read_shape
     from qreason.report.plan import plan_table
 
     card = read_card(gpu) if gpu else find_card()

@@ -92,7 +92,9 @@ def run_recipe(
 def make_it_fit(run: Run) -> None:
     """Look at disk and GPU before anything is loaded, and cut batches down to what the GPU's memory holds."""
     _ = run.backend  # chosen before transformers is imported
-    from qreason.memory import PLANNED, check_disk, find_card, fit, peak_line, read_lengths, read_shape
+    from qreason.fitting import fit
+    from qreason.memory import PLANNED, check_disk, find_card, peak_line, read_lengths
+    from qreason.memory_phases import read_shape
 
     shape = read_shape(run.recipe.model.base)
     check_disk(run.recipe, shape, run.folder)
