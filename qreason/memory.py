@@ -95,16 +95,14 @@ def read_lengths(recipe: Recipe) -> Lengths:
     """The longest texts of a recipe's data in tokens of its base; 0 for what it has no data of."""
     from qreason import data
     from qreason.models import load_tokenizer
-    from qreason.prompts import SYSTEM_PROMPTS, demonstrate, render, render_judge
+    from qreason.prompts import SYSTEM_PROMPTS, render, render_judge, teach
 
     tokenizer = load_tokenizer(recipe.model.base)
     system = SYSTEM_PROMPTS[recipe.data.prompt]
     read = {use: data.read(source, recipe.data, use) for use, source in recipe.data.sources.items()}
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]
-    taught = [
-        [*render(example, system), {"role": "assistant", "content": demonstrate(example)}]
-        for example in read.get("sft", [])
-    ]
+    lessons = [teach(example, system) for example in read.get("sft", [])]
+    taught = [[*asking, {"role": "assistant", "content": reply}] for asking, reply in lessons]
 
     def longest(texts: list[str]) -> int:
         return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0

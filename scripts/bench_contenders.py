@@ -14,9 +14,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench_tables import GIB, Row, Setting
+from bench_tables import Row, Setting
 
-from qreason.hardware import prepare_process
+from qreason.hardware import GIB, prepare_process
 from qreason.run import read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
