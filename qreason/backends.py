@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from qreason.errors import MissingExtra, ModelError
 from qreason.hardware import Hardware
-from qreason.recipe import Lora, Model
+from qreason.sections import Lora, Model
 
 Name = Literal["plain", "unsloth"]
 LEAST_CAPABILITY = (7, 0)

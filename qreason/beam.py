@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from qreason.generate import LocalGenerator
+from qreason.generate import Drawing, LocalGenerator
 from qreason.ranking import Ranking
-from qreason.recipe import Beam
 from qreason.recovery import Rows
+from qreason.settings import Beam
 from qreason.types import Example, Messages, Reply, Sampling
 
 STEP_ENDS = (".", "!", "?", "\n")
@@ -49,19 +49,14 @@ def beam_search(
 
     Each round continues every open beginning in `expand` ways up to the end of a step, and keeps the `width` best.
     """
-    import torch
-
-    source = None
-    if sampling.seed is not None:
-        source = torch.Generator(generator.resident.device).manual_seed(sampling.seed)
-    stops = generator.stops | step_tokens(generator.resident.tokenizer)
+    drawing = generator.drawing(sampling, step_tokens(generator.resident.tokenizer))
     ids = generator.checked_ids(prompts, sampling)
     searches = [Search(example, row, [()]) for example, row in zip(examples, ids, strict=True)]
     rows = Rows(sampling.max_num_seqs, "beginnings", generator.resident.say)
     size = max(1, rows.most // (settings.width * settings.expand))
     for start in range(0, len(searches), size):
         batch = searches[start : start + size]
-        while grown := grow(generator, batch, settings.expand, sampling, rows, source, stops):
+        while grown := grow(generator, batch, settings.expand, drawing, rows):
             prune(generator, grown, settings, rank, sampling)
         on_progress(len(batch))
     return [(to_reply(generator, search, search.paths[0]), search.drawn) for search in searches]
@@ -72,15 +67,10 @@ def is_open(generator: LocalGenerator, path: Tokens, sampling: Sampling) -> bool
 
 
 def grow(
-    generator: LocalGenerator,
-    searches: Sequence[Search],
-    expand: int,
-    sampling: Sampling,
-    rows: Rows,
-    source: Any,
-    stops: set[int],
+    generator: LocalGenerator, searches: Sequence[Search], expand: int, drawing: Drawing, rows: Rows
 ) -> list[Search]:
     """Continue all open beginnings by a step; the searches that had any."""
+    sampling = drawing.sampling
     jobs = [(search, path) for search in searches for path in search.paths if is_open(generator, path, sampling)]
     grown = {id(search): search for search, _ in jobs}
     for search in grown.values():
@@ -90,8 +80,8 @@ def grow(
             now = jobs[: max(1, rows.most // expand)]
             room = sampling.max_completion_length - max(len(path) for _, path in now)
             ids = [[*search.prompt_ids, *path] for search, path in now]
-            short = replace(sampling, max_completion_length=room)
-            work = partial(generator.decode, model, ids, expand, short, source, stops)
+            short = replace(drawing, sampling=replace(sampling, max_completion_length=room))
+            work = partial(generator.decode, model, ids, expand, short)
             steps = rows.attempt(work, len(now) * expand if len(now) > 1 else 1)
             if steps is None:
                 continue

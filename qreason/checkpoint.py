@@ -8,10 +8,11 @@ from pathlib import Path
 
 from qreason.errors import ModelError
 from qreason.models import Resident
-from qreason.recipe import Data, Draw, Model, Teacher
 from qreason.rewards import REWARDS
 from qreason.rewards.scoring import Scorer
 from qreason.run import Run
+from qreason.sections import Data, Draw, Model
+from qreason.settings import Teacher
 
 MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2}
 """The rewards of a bare model: those of the main recipe that need no judge."""
@@ -32,15 +33,19 @@ def open_checkpoint(target: str) -> Checkpoint:
     """Load a run folder, a model folder or a Hub id; ModelError for an adapter by itself."""
     folder = Path(target)
     if (folder / "manifest.json").is_file():
-        run = Run.reopen(folder)
-        run.resident.load_adapter(run.adapter())
-        scorer = Scorer(run.rewards, run.recipe.weights)
-        return Checkpoint(run.resident, scorer, run.recipe.sampling, run.recipe.data, run.recipe.seed)
+        return newest_of(Run.reopen(folder))
     check_target(target)
     from qreason.hardware import detect
 
     scorer = Scorer({name: REWARDS[name] for name in MAIN_WEIGHTS}, MAIN_WEIGHTS)
     return Checkpoint(Resident(Model(base=target), detect()), scorer, Draw(), Data(), 1)
+
+
+def newest_of(run: Run) -> Checkpoint:
+    """The newest adapter of a run on its base, the bare base before the first."""
+    run.resident.load_adapter(run.adapter())
+    recipe = run.recipe
+    return Checkpoint(run.resident, Scorer(run.rewards, recipe.weights), recipe.sampling, recipe.data, recipe.seed)
 
 
 def open_teacher(settings: Teacher, say: Callable[[str], None]) -> Resident:

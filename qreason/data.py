@@ -14,7 +14,7 @@ from typing import Any
 
 from qreason.choices import ask_choices
 from qreason.errors import DataError, first_line
-from qreason.recipe import SUFFIXES, Data
+from qreason.sections import SUFFIXES, Data
 from qreason.types import Example
 
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import re
-import shutil
 import subprocess
 import warnings
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qreason.backends import choose
-from qreason.hardware import Hardware, detect
+from qreason.errors import kind_and_line
+from qreason.hardware import GIB, Hardware, detect, free_bytes
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -40,7 +40,6 @@ OPTIONAL = {"unsloth"}
 CUDA_BUILDS = {580: "cu130", 525: "cu126"}
 """Builds of the tested torch by the oldest NVIDIA driver they run on (NVIDIA, CUDA minor version compatibility)."""
 AUTOCAST = {"none": "no autocast", "bfloat16": "bfloat16 autocast", "float16": "float16 autocast and GradScaler"}
-GIB = 2**30
 LEAST_DISK = 1 * GIB
 LEAST_CACHE = 4 * GIB
 """Qwen2.5-1.5B in 16 bits takes 3 GiB."""
@@ -165,7 +164,7 @@ def computing(card: Card | None) -> list[Finding]:
 
         hardware = detect()
     except Exception as error:
-        return [Finding("torch starts", first_line(error), False, install_torch(torch_build(card)))]
+        return [Finding("torch starts", kind_and_line(error), False, install_torch(torch_build(card)))]
     findings = gpu(torch, card) if hardware.device == "cuda" else [no_gpu(torch, card)]
     sound = healthy(findings)
     findings += [trainers()] if installed("trl") else []
@@ -211,7 +210,7 @@ def gpu(torch: Any, card: Card | None) -> list[Finding]:
     try:
         free, total = torch.cuda.mem_get_info()
     except RuntimeError as error:
-        return [*findings, Finding("GPU memory", first_line(error), False, cure)]
+        return [*findings, Finding("GPU memory", kind_and_line(error), False, cure)]
     enough = free >= LEAST_GPU_MEMORY
     amount = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     return [*findings, Finding("GPU memory", amount, enough, "" if enough else cure)]
@@ -232,7 +231,7 @@ def trainers() -> Finding:
         from trl import GRPOTrainer, SFTTrainer  # noqa: F401
     except Exception as error:
         cure = "pip install " + " ".join(f"{name}=={TESTED[name]}" for name in ("trl", "transformers", "peft"))
-        return Finding("trainers", f"TRL cannot be imported: {first_line(error)}", False, cure)
+        return Finding("trainers", f"TRL cannot be imported: {kind_and_line(error)}", False, cure)
     return Finding("trainers", "TRL and what it needs can be imported", True)
 
 
@@ -258,13 +257,9 @@ def four_bit_trouble(device: str) -> str | None:
         packed, state = quantize_4bit(weights, blocksize=64, quant_type="nf4", compress_statistics=True)
         difference = float((dequantize_4bit(packed, state) - weights).abs().max())
     except Exception as error:
-        return f"bitsandbytes fails: {first_line(error)}"
+        return f"bitsandbytes fails: {kind_and_line(error)}"
     # the widest gap between NF4 levels is 0.3, and the scale of a block is itself rounded to 8 bits
     return None if difference < 0.2 else f"bitsandbytes is wrong: a tensor comes back from NF4 off by {difference:.2f}"
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}".removesuffix(": ")
 
 
 # --- what a run will use -------------------------------------------------------------------
@@ -310,12 +305,6 @@ def disks() -> list[Finding]:
     free = free_bytes(Path(HF_HUB_CACHE))
     cure = "" if free >= LEAST_CACHE else "export HF_HOME=/a/folder/with/room   # a 1.5B model takes 3 GiB"
     return [*findings, Finding("Hub cache", f"{free / GIB:.1f} GiB free", None if cure else True, cure)]
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of a folder that need not be there yet."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
 
 
 def hub_login() -> Finding:

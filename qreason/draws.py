@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import RunFolderError
-from qreason.recipe import Sample
 from qreason.rewards.language import language_share
 from qreason.rewards.scoring import reply_row
 from qreason.rewards.tags import WHOLE, is_strict
-from qreason.run import write_json, write_jsonl
+from qreason.run import DRAWS, write_json, write_jsonl
+from qreason.settings import Sample
 from qreason.types import Example, Reply, Score
 
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ class Journal:
 
         Raises RunFolderError where the draws in the folder were made with other settings.
         """
-        self.file = folder / "draws.jsonl"
+        self.file = folder / DRAWS
         header = folder / "draws.json"
         folder.mkdir(parents=True, exist_ok=True)
         if header.exists():

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from qreason.errors import ModelError, TrainingError, first_line
+from qreason.errors import ModelError, TrainingError, kind_and_line
 from qreason.types import Messages
 
 FIRST_WAIT = 0.5
@@ -57,7 +57,7 @@ class Endpoint:
             try:
                 response = self.client.post(self.url, json=body)
             except httpx.TransportError as error:  # a timeout, a refused or a dropped connection
-                problem, asked_wait = f"{type(error).__name__}: {first_line(error)}", 0.0
+                problem, asked_wait = kind_and_line(error), 0.0
                 continue
             if response.status_code == 429 or response.status_code >= 500:
                 problem, asked_wait = f"{response.status_code} {response.text[:200]}".strip(), read_wait(response)

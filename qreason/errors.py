@@ -15,10 +15,25 @@ QReasonError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def kind_and_line(error: Exception) -> str:
+    """The kind of an error and its first line, up to 200 characters of it."""
+    kind, line = type(error).__name__, first_line(error)[:200]
+    return kind if line == kind else f"{kind}: {line}"
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 class QReasonError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,15 @@ def pad_left(tokenizer: Any, ids: Sequence[Sequence[int]], device: torch.device)
         "attention_mask": mask,
         "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
     }
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn: by which settings, from which random numbers, and after which tokens a row ends."""
+
+    sampling: Sampling
+    source: torch.Generator | None
+    stops: Set[int]
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | None) -> torch.Tensor:
@@ -105,19 +115,14 @@ class LocalGenerator:
 
         Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
         """
-        import torch
-
-        ids = self.checked_ids(prompts, sampling)
-        source = None
-        if sampling.seed is not None:
-            source = torch.Generator(self.resident.device).manual_seed(sampling.seed)
+        ids, drawing = self.checked_ids(prompts, sampling), self.drawing(sampling)
         replies: list[list[Reply]] = [[] for _ in prompts]
         left = [(index, n) for index in sorted(range(len(ids)), key=lambda index: -len(ids[index]))]
         self.rows = rows = self.rows or Rows(sampling.max_num_seqs, "replies", self.resident.say)
         with self.resident.inference(fast=self.fast) as model:
             while left:
                 chosen, each, rest = take(left, rows.most)
-                work = partial(self.decode, model, [ids[index] for index in chosen], each, sampling, source)
+                work = partial(self.decode, model, [ids[index] for index in chosen], each, drawing)
                 completions = rows.attempt(work, len(chosen) * each)
                 if completions is None:
                     continue
@@ -130,18 +135,19 @@ class LocalGenerator:
                 self.on_progress(len(completions))
         return replies
 
-    def decode(
-        self,
-        model: Any,
-        ids: list[list[int]],
-        n: int,
-        sampling: Sampling,
-        source: torch.Generator | None,
-        stop_at: Set[int] = frozenset(),
-    ) -> list[list[int]]:
-        """Token ids of n replies for each row of prompt ids, the stop token included; `stop_at` has further ones."""
+    def drawing(self, sampling: Sampling, stop_at: Set[int] = frozenset()) -> Drawing:
+        """How to draw by these settings, from their seed on; rows end after the tokens of `stop_at` too."""
+        import torch
+
+        source = None
+        if sampling.seed is not None:
+            source = torch.Generator(self.resident.device).manual_seed(sampling.seed)
+        return Drawing(sampling, source, self.stops | stop_at)
+
+    def decode(self, model: Any, ids: list[list[int]], n: int, drawing: Drawing) -> list[list[int]]:
+        """Token ids of n replies for each row of prompt ids, the stop token included."""
         if self.resident.backend == "unsloth":
-            return self.decode_by_generate(model, ids, n, sampling, source, stop_at)
+            return self.decode_by_generate(model, ids, n, drawing)
         import torch
         from transformers import DynamicCache
 
@@ -152,15 +158,15 @@ class LocalGenerator:
         logits = logits.repeat_interleave(n, 0)
         mask = inputs["attention_mask"].repeat_interleave(n, 0)
         position = inputs["position_ids"][:, -1:].repeat_interleave(n, 0)
-        stops = torch.tensor(sorted(self.stops | stop_at), device=logits.device)
+        stops, most = torch.tensor(sorted(drawing.stops), device=logits.device), drawing.sampling.max_completion_length
         completions: list[list[int]] = [[] for _ in range(len(ids) * n)]
         running = list(range(len(completions)))
-        for _ in range(sampling.max_completion_length):
-            tokens = draw(logits, sampling, source)
+        for _ in range(most):
+            tokens = draw(logits, drawing.sampling, drawing.source)
             for index, token in zip(running, tokens.tolist(), strict=True):
                 completions[index].append(token)
             alive = (~torch.isin(tokens, stops)).nonzero().squeeze(1)
-            if len(alive) == 0 or len(completions[running[int(alive[0])]]) == sampling.max_completion_length:
+            if len(alive) == 0 or len(completions[running[int(alive[0])]]) == most:
                 break
             if len(alive) < len(running):  # finished rows leave the batch
                 running = [running[index] for index in alive.tolist()]
@@ -177,41 +183,34 @@ class LocalGenerator:
             ).logits[:, -1]
         return completions
 
-    def decode_by_generate(
-        self,
-        model: Any,
-        ids: list[list[int]],
-        n: int,
-        sampling: Sampling,
-        source: torch.Generator | None,
-        stop_at: Set[int] = frozenset(),
-    ) -> list[list[int]]:
+    def decode_by_generate(self, model: Any, ids: list[list[int]], n: int, drawing: Drawing) -> list[list[int]]:
         """The same through the model's own generate, for models whose caches are not transformers' own."""
         import torch
 
+        sampling, source = drawing.sampling, drawing.source
         inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
         del inputs["position_ids"]  # generate makes them itself
-        drawing: dict[str, Any] = {"do_sample": False}
+        options: dict[str, Any] = {"do_sample": False}
         if sampling.temperature:
             names = ("temperature", "top_p", "top_k", "min_p")
-            drawing = {"do_sample": True} | {name: getattr(sampling, name) for name in names}
+            options = {"do_sample": True} | {name: getattr(sampling, name) for name in names}
         if source is not None:
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=source, device=source.device)))
         made = model.generate(
             **inputs,
-            **drawing,
+            **options,
             num_return_sequences=n if sampling.temperature else 1,
             max_new_tokens=sampling.max_completion_length,
-            eos_token_id=sorted(self.stops | stop_at),
+            eos_token_id=sorted(drawing.stops),
             pad_token_id=self.resident.tokenizer.pad_token_id,
         )
         rows = made[:, inputs["input_ids"].shape[1] :].tolist()
         if not sampling.temperature:
             rows = [row for row in rows for _ in range(n)]
-        return [self.to_stop(row, stop_at) for row in rows]
+        return [up_to(row, drawing.stops) for row in rows]
 
-    def to_stop(self, tokens: list[int], stop_at: Set[int] = frozenset()) -> list[int]:
-        """Tokens up to the first stop token, and that one; what follows is padding."""
-        stops = self.stops | stop_at
-        end = next((position for position, token in enumerate(tokens) if token in stops), len(tokens))
-        return tokens[: end + 1]
+
+def up_to(tokens: list[int], stops: Set[int]) -> list[int]:
+    """Tokens up to the first stop token, and that one; what follows is padding."""
+    end = next((position for position, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[: end + 1]

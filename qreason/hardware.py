@@ -1,12 +1,16 @@
-"""What this machine can do: device, number formats, attention."""
+"""What this machine can do: device, number formats, attention; the room on its disks."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,12 @@ def fast_bfloat16() -> bool:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
     except (AttributeError, RuntimeError):  # a build without oneDNN, as for macOS
         return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk of a folder that need not be there yet."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -9,8 +9,9 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from qreason.recipe import BASE, NEWEST, Distill, Preference, Sample, Sft, Start, Step
+from qreason.recipe import Step
 from qreason.run import Run, write_json
+from qreason.settings import BASE, NEWEST, Distill, Preference, Sample, Sft, Start
 
 Node = dict[str, Any]
 """`name`, `stage`, `from` (the checkpoint it stands on), `data`, `numbers`."""
@@ -58,14 +59,8 @@ def data_of(step: Step, run: Run, sampled: str) -> list[str]:
         return [sampled]
     if step.pull:
         return [step.pull.repo]
-    keys = {
-        "sft": ["sft"],
-        "grpo": ["prompts"],
-        "sample": ["prompts"],
-        "distill": ["prompts"],
-        "preference": ["pairs"],
-    }.get(step.stage, [])
-    keys = keys + ["plain"] * bool(getattr(step.settings, "plain_share", 0))
+    keys = [READS[step.stage]] if step.stage in READS else []
+    keys += ["plain"] * bool(getattr(step.settings, "plain_share", 0))
     teacher = step.settings.teacher if isinstance(step.settings, (Sample, Distill)) else None
     return [run.recipe.data.all_sources[key] for key in keys] + ([teacher.model] if teacher else [])
 

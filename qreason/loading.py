@@ -13,8 +13,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from qreason.errors import RecipeError
-from qreason.recipe import OWN_FOLDER, STAGES, SUFFIXES, Recipe, Step, Weighted, nearest
+from qreason.errors import RecipeError, nearest
+from qreason.recipe import OWN_FOLDER, STAGES, Recipe, Step
+from qreason.sections import SUFFIXES, Weighted
 
 
 def shipped() -> Path:
@@ -84,13 +85,12 @@ MODEL_KEYS = {"judge": ("adapter", "base"), "preference": ("model",)}
 def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) -> Recipe:
     """Make local paths absolute; those with a data suffix must exist, others may be Hub ids."""
     data = recipe.data
-    sources = data.all_sources | ({"labels": data.labels} if data.labels else {})
-    found = {key: find_file(value, file) for key, value in sources.items()}
+    found = {key: find_file(value, file) for key, value in data.files.items()}
     if missing := [key for key in found if found[key] is None]:
         cure = "here or beside the recipe; give its path, or a Hub id"
         raise RecipeError(
             "\n".join(
-                f"{file}:{lines.get(('data', key), 1)}: data.{key}: no file {sources[key]} {cure}" for key in missing
+                f"{file}:{lines.get(('data', key), 1)}: data.{key}: no file {data.files[key]} {cure}" for key in missing
             )
         )
     base = absolute(recipe.model.base)

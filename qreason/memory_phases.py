@@ -15,13 +15,14 @@ from importlib.util import find_spec
 from math import ceil
 
 from qreason.errors import ModelError
+from qreason.hardware import GIB
 from qreason.judge.local import ROWS as QUESTIONS
 from qreason.models import cannot_load, locate
 from qreason.preference import ROWS as PREFERENCES
 from qreason.preflight import PROMPTS
-from qreason.recipe import Draw, Grpo, Lora, Model, Sft
+from qreason.sections import Draw, Lora, Model
+from qreason.settings import Grpo, Sft
 
-GIB = 2**30
 NUMBER = 2
 """Bytes of a number of the base and its activations on a GPU: float16 or bfloat16."""
 FRAGMENTATION = 0.05

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import InputError, ModelError, TrainingError, first_line
+from qreason.hardware import GIB, free_bytes
 from qreason.models import Resident, cannot_load, locate
-from qreason.recipe import Merge, Model
+from qreason.sections import Model
+from qreason.settings import Merge
 from qreason.types import Reply
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE", "NOTICE
 CHECKED_TOKENS = 128
 """Tokens of a reply that two models are compared on: a distribution over a large vocabulary is half a megabyte."""
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+"""Bytes a weight of a stored model."""
 
 
 # --- the base in float32 ---------------------------------------------------------------------------
@@ -183,11 +186,10 @@ def fold(model: Any) -> Any:
 
 def check_room(folder: Path, parameters: int, dtype: str, copies: int) -> None:
     """InputError where a disk cannot hold so many copies of a model."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    needed, free = int(parameters * BYTES[dtype] * copies * 1.05), shutil.disk_usage(there).free
+    needed, free = int(parameters * BYTES[dtype] * copies * 1.05), free_bytes(folder)
     if free < needed:
         raise InputError(
-            f"{folder}: {needed / 2**30:.1f} GiB are needed for the merged model and {free / 2**30:.1f} GiB are free; "
+            f"{folder}: {needed / GIB:.1f} GiB are needed for the merged model and {free / GIB:.1f} GiB are free; "
             "make room, or give a folder on another disk with --out"
         )
 

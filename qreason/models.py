@@ -13,7 +13,7 @@ from qreason.attention import grouped_queries
 from qreason.backends import Name, adapt_with_unsloth, load_with_unsloth, patch_with_unsloth
 from qreason.errors import ModelError, first_line
 from qreason.hardware import Hardware
-from qreason.recipe import Lora, Model
+from qreason.sections import Lora, Model
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +103,19 @@ def four_bit(hardware: Hardware) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, hardware.dtype),
+    )
+
+
+def lora_config(lora: Lora) -> Any:
+    """The adapter of a recipe as PEFT's LoraConfig."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
     )
 
 
@@ -196,21 +209,14 @@ class Resident:
 
         `seed` and `checkpointing` are for Unsloth, which has its own.
         """
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
         self.remove_adapter()
         if self.backend == "unsloth":
             self.model = adapt_with_unsloth(self.model, lora, seed, checkpointing)
             self.wrapped = True
             return
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-        )
-        self.model = get_peft_model(self.model, config)
+        self.model = get_peft_model(self.model, lora_config(lora))
         self.wrapped = True
 
     @contextmanager

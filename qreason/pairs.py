@@ -9,7 +9,7 @@ from typing import Any
 
 from qreason.data import read_jsonl, read_table
 from qreason.errors import DataError
-from qreason.recipe import Data
+from qreason.sections import Data
 from qreason.types import Pair
 
 COLUMNS = ("prompt", "chosen", "rejected")

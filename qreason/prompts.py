@@ -44,7 +44,7 @@ def render(example: Example, system: str = HELPDESK) -> Messages:
 
 
 def demonstrate(example: Example) -> str:
-    """The reply SFT teaches for an example: steps as reasoning, reference as answer; without steps this alone."""
+    """The reply SFT teaches for an example: steps as reasoning, then the answer; without steps the reference alone."""
     if example.reasoning is None:
         return example.reference
     return f"<reasoning>{example.reasoning}</reasoning>\n<answer>{example.reference}</answer>"

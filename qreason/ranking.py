@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from qreason.errors import InputError
+from qreason.errors import InputError, nearest
 from qreason.generate import pad_left
 from qreason.models import Resident
-from qreason.recipe import nearest
 from qreason.recovery import Rows
 from qreason.rewards.scoring import Scorer
 from qreason.types import Example, Reply

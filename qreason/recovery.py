@@ -15,7 +15,7 @@ BY_ROWS = {"grpo", "dr_grpo", "sapo", "luspo"}
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt left behind."""
+    """Give back what nothing refers to any more."""
     import torch
 
     gc.collect()

@@ -29,9 +29,11 @@ import yaml
 from qreason import __version__, data
 from qreason.errors import RunFolderError, first_line
 from qreason.pairs import read_pairs
-from qreason.recipe import BASE, NEWEST, Recipe, Step, Weighted, stage_folders
+from qreason.recipe import Recipe, Step, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.rewards.preferred import PreferenceSettings
+from qreason.sections import Weighted
+from qreason.settings import BASE, NEWEST
 from qreason.types import Example, Pair
 
 if TYPE_CHECKING:
@@ -217,18 +219,24 @@ class Run:
             return None
         if start != NEWEST:
             return self.folder / start / "adapter"
-        done = [self.folder / entry["folder"] / "adapter" for entry in self.manifest["steps"]]
-        return next((folder for folder in reversed(done) if folder.exists()), None)
+        return self.newest("adapter")
+
+    def newest(self, name: str) -> Path | None:
+        """What has this name in the newest stage folder that has it, of the finished steps."""
+        done = [self.folder / entry["folder"] / name for entry in self.manifest["steps"]]
+        return next((path for path in reversed(done) if path.exists()), None)
 
     def sampled(self) -> list[Example]:
         """What the newest finished sample step kept."""
-        done = [self.folder / entry["folder"] / SAMPLED for entry in self.manifest["steps"]]
-        return data.read(next(file for file in reversed(done) if file.exists()), use="sampled")
+        file = self.newest(SAMPLED)
+        assert file, "the recipe has a sample step before"
+        return data.read(file, use="sampled")
 
     def draws(self) -> Path:
         """Every draw of the newest finished sample step."""
-        done: list[Path] = [self.folder / entry["folder"] / DRAWS for entry in self.manifest["steps"]]
-        return next(file for file in reversed(done) if file.exists())
+        file = self.newest(DRAWS)
+        assert file, "the recipe has a sample step before"
+        return file
 
     # --- what is in memory ---------------------------------------------------------------------
 
@@ -283,18 +291,14 @@ class Run:
 
     def release(self) -> None:
         """Free the memory of the base; it is loaded again when something asks for it."""
-        import gc
-
-        import torch
+        from qreason.recovery import free_memory
 
         for name in ("resident", "rewards"):  # a judge among the rewards holds the base too
             self.__dict__.pop(name, None)
         self.judge = None
         self._judges.clear()
         self._preferences.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     @cached_property
     def rewards(self) -> Mapping[str, Reward]:

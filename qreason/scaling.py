@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qreason.ranking import best
-from qreason.recipe import Evaluate
+from qreason.settings import Evaluate
 from qreason.types import Reply
 from qreason.voting import pass_at, vote
 

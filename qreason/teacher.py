@@ -11,7 +11,8 @@ from qreason.draws import Drawn
 from qreason.endpoint import Completion, Endpoint, NoAnswerError
 from qreason.errors import ModelError, QReasonError, TrainingError
 from qreason.prompts import render
-from qreason.recipe import Draw, Teacher
+from qreason.sections import Draw
+from qreason.settings import Teacher
 from qreason.types import Example, Reply
 
 THOUGHTS = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)

@@ -14,14 +14,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench_tables import GIB, Row, Setting
+from bench_tables import Row, Setting
 
-from qreason.hardware import prepare_process
+from qreason.hardware import GIB, prepare_process
 from qreason.run import read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     from qreason.hardware import Hardware
-    from qreason.memory import Card
+    from qreason.memory_phases import Card
     from qreason.recipe import Recipe
     from qreason.types import Example, Reward
 
@@ -133,7 +133,8 @@ def measure(setting: Setting, base: str, folder: Path) -> Row:
     import trl
 
     from qreason.hardware import detect
-    from qreason.memory import Card, find_card
+    from qreason.memory import find_card
+    from qreason.memory_phases import Card
 
     hardware, card = detect(), find_card()
     meter = Meter(hardware.device == "cuda")
@@ -219,7 +220,9 @@ def answers() -> Iterator[str]:
 
 def train_qreason(recipe: Recipe, card: Card, capped: bool, folder: Path, row: Row) -> None:
     """As `qreason run` does: fitted to the memory where there is a cap, planned, trained."""
-    from qreason import memory
+    from qreason.fitting import fit, plan
+    from qreason.memory import read_lengths
+    from qreason.memory_phases import read_shape
     from qreason.run import Run
     from qreason.stages import run_stage
 
@@ -227,11 +230,11 @@ def train_qreason(recipe: Recipe, card: Card, capped: bool, folder: Path, row: R
         recipe, folder / "run", say=lambda line: row["changes"].append(line) if OUT_OF_MEMORY in line else None
     )
     _ = run.backend  # before transformers is imported
-    shape, lengths = memory.read_shape(recipe.model.base), memory.read_lengths(recipe)
+    shape, lengths = read_shape(recipe.model.base), read_lengths(recipe)
     if capped:
-        run.recipe, changes = memory.fit(recipe, shape, card, lengths)
+        run.recipe, changes = fit(recipe, shape, card, lengths)
         row["changes"] += changes
-    phases = memory.plan(run.recipe, shape, card, lengths).steps[0].phases
+    phases = plan(run.recipe, shape, card, lengths).steps[0].phases
     row["plan"] = {
         name: {"allocated": sum(phase[part] for part in phase if part not in UNALLOCATED), "all": sum(phase.values())}
         for name, phase in phases.items()

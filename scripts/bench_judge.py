@@ -28,7 +28,7 @@ from qreason.judge import Judge
 from qreason.judge.local import LocalModel
 from qreason.models import Resident
 from qreason.prompts import render_judge
-from qreason.recipe import Lora, Model
+from qreason.sections import Lora, Model
 from qreason.types import Messages
 
 NEW_TOKENS = 16

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-GIB = 2**30
+from qreason.hardware import GIB
+
 CONTENDERS = ("qreason plain", "qreason unsloth", "TRL", "Unsloth")
 PEERS = {"TRL": "qreason plain", "Unsloth": "qreason unsloth"}
 """A stock trainer -> who is compared with it."""

@@ -32,7 +32,6 @@ WRITTEN_UP = 3  # families of a category that have incidents in sft.jsonl
 SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 200
 LESSON_ROWS = 800
 PLAIN_ROWS, RANKED_ROWS = 600, 900  # ranked pairs: a third of each kind
-FIXED = 30  # the first rows of heldout.jsonl, half of each split
 SHINGLE, NEAR = 3, 0.5  # words a shingle, Jaccard similarity from which two issues are near duplicates
 
 
@@ -159,7 +158,7 @@ Row = dict[str, Any]
 
 
 def make_heldout(causes: list[Cause]) -> list[Row]:
-    """Rows of both splits; the first FIXED take turns and spread over the categories."""
+    """Rows of both splits, which take turns."""
     rng = random.Random(f"heldout {SEED}")
     seen, new = [], []
     for cause in rng.sample(causes, SEEN_ROWS):

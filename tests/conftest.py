@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from qreason.models import Resident
+    from qreason.types import Example, Reply
 
 SMALL = """\
 name: small
@@ -82,6 +83,26 @@ def own_resident() -> Resident:
 def load_resident() -> Resident:
     from qreason.hardware import detect
     from qreason.models import Resident
-    from qreason.recipe import Model
+    from qreason.sections import Model
 
     return Resident(Model(base="qreason/tiny"), detect())
+
+
+def give_weights(resident: Resident, std: float) -> None:
+    """Random weights for the fresh adapter on a base, so that it changes what the base says."""
+    import torch
+
+    for name, parameter in resident.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=std)
+
+
+def gold_replies() -> tuple[list[Reply], list[Example]]:
+    """What SFT teaches for each row of the helpdesk data, and the rows."""
+    from qreason.prompts import demonstrate
+    from qreason.types import Example, Reply
+
+    file = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    examples = [Example(row["id"], row["issue"], row["resolution"], reasoning=row["steps"]) for row in rows]
+    return [Reply(demonstrate(example)) for example in examples], examples

@@ -37,12 +37,22 @@ LAYERS = (
             "rewards.preferred",
         ),
         *("rewards.shape", "rewards.tags", "rewards.text"),
-    },  # recipe asks them for their names and settings
-    {"recipe", "loading"},
+    },  # sections asks them for their names and settings
+    {"sections", "settings", "recipe", "loading"},
     {
         *("models", "generate", "judge", "judge.calibration", "judge.endpoint", "judge.injections", "judge.local"),
         *("preference", "rewards.scoring", "alarms", "preflight", "data", "prompts", "run", "hardware", "doctor"),
-        *("memory", "memory_phases", "report.plan", "recovery", "backends", "attention", "endpoint", "merging"),
+        *(
+            "memory",
+            "memory_phases",
+            "fitting",
+            "report.plan",
+            "recovery",
+            "backends",
+            "attention",
+            "endpoint",
+            "merging",
+        ),
         *("teacher", "draws", "choices", "lineage", "pairs"),
         *("beam", "checkpoint", "ranking", "scaling", "talk", "voting"),
         *("export", "export.card", "export.compare", "export.engine", "export.exporter", "export.hub", "export.lora"),
@@ -120,10 +130,8 @@ def test_package_itself_imports_nothing() -> None:
 
 
 def test_recipe_takes_only_the_names_and_settings_of_the_rewards() -> None:
-    assert {name for target, name in own_imports("recipe") if target.startswith("rewards")} == {
-        "NAMES",
-        "settings_model",
-    }
+    taken = [one for module in ("sections", "settings", "recipe", "loading") for one in own_imports(module)]
+    assert {name for target, name in taken if target.startswith("rewards")} == {"NAMES", "settings_model"}
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("stages.")))

@@ -20,7 +20,7 @@ from qreason.hardware import detect
 from qreason.judge.local import LocalModel
 from qreason.models import EMBEDDED, Resident, load_base
 from qreason.prompts import VERDICTS, render_judge
-from qreason.recipe import Model
+from qreason.sections import Model
 from qreason.types import Sampling
 
 Wanted = Literal["auto", "plain", "unsloth"]

@@ -15,7 +15,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import bench_contenders
 import bench_gpu
-from bench_tables import CONTENDERS, ENOUGH, GIB, TIGHT, Setting, bars, collect, document
+from bench_tables import CONTENDERS, ENOUGH, TIGHT, Setting, bars, collect, document
+
+from qreason.hardware import GIB
 
 GRPO = Setting("qreason plain", "1.5b", "grpo", 4)
 SMALL = Setting("qreason plain", "qreason/tiny", "grpo", 2, tokens=8, quantization="none")

@@ -15,8 +15,8 @@ from qreason.cli import main
 from qreason.errors import DataError
 from qreason.loading import load_recipe
 from qreason.prompts import SYSTEM_PROMPTS
-from qreason.recipe import Data
 from qreason.rewards.text import correct
+from qreason.sections import Data
 
 GSM8K = Path(__file__).parents[2] / "shared" / "benchmarks" / "gsm8k" / "test.jsonl"
 GPQA = {

@@ -78,6 +78,8 @@ def test_recipes_lists_each_with_what_it_is() -> None:
     lines = qreason("recipes").stdout.splitlines()
     assert [line.split()[0] for line in lines] == [recipe_name(file) for file in shipped_recipes()]
     assert all(len(line.split()) > 3 for line in lines)
+    column = max(len(line.split()[0]) for line in lines) + 1
+    assert all(line[column - 1] == " " != line[column] for line in lines)  # what they give begins in one column
 
 
 def test_validate_reads_overrides(write_recipe: RecipeWriter) -> None:

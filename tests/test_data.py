@@ -9,8 +9,8 @@ import pytest
 
 from qreason import data
 from qreason.errors import DataError
-from qreason.recipe import Data
 from qreason.rewards.text import read_number
+from qreason.sections import Data
 from qreason.types import Example
 
 GSM8K = Path(__file__).parents[2] / "shared" / "benchmarks" / "gsm8k" / "test.jsonl"

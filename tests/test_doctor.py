@@ -22,6 +22,7 @@ from rich.console import Console
 
 from qreason import doctor
 from qreason.doctor import TESTED, Card, Finding, examine, findings_table, healthy
+from qreason.hardware import free_bytes
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
@@ -376,7 +377,7 @@ def test_under_one_gib_of_disk_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_disk_of_a_cache_that_is_not_there_yet(tmp_path: Path) -> None:
-    assert doctor.free_bytes(tmp_path / "not" / "yet") > 0
+    assert free_bytes(tmp_path / "not" / "yet") > 0
 
 
 @pytest.mark.parametrize("where", ["HF_TOKEN", "file"])

@@ -12,6 +12,7 @@ import numpy
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from conftest import give_weights
 from safetensors.torch import load_file, save_file
 
 from qreason.cli import main
@@ -20,8 +21,9 @@ from qreason.export import compare, engine, lora, reference, verify, writer
 from qreason.export.exporter import Exporter
 from qreason.loading import load_recipe
 from qreason.models import EMBEDDED
-from qreason.recipe import Export, Lora
 from qreason.run import Run
+from qreason.sections import Lora
+from qreason.settings import Export
 from qreason.stages import run_stage
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +39,7 @@ def write_random_adapter(run: Run, folder: Path, strength: float = 0.1, **option
     """An adapter that changes what the model says, without the minutes of training one."""
     torch.manual_seed(1)
     run.resident.new_adapter(Lora(r=8, alpha=32))
-    for name, parameter in run.resident.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=strength)
+    give_weights(run.resident, strength)
     model = run.resident.model
     model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
     for key, value in options.items():

@@ -10,8 +10,9 @@ from click.testing import CliRunner, Result
 from conftest import RecipeWriter
 
 from qreason.cli import main
-from qreason.memory import Card, Lengths, fit, plan, read_shape
-from qreason.memory_phases import GIB
+from qreason.fitting import fit, plan
+from qreason.hardware import GIB
+from qreason.memory_phases import Card, Lengths, read_shape
 from qreason.recipe import Recipe
 
 

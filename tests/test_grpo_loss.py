@@ -22,13 +22,13 @@ from typing import Any
 import pytest
 import torch
 import trl
-from conftest import RecipeWriter
+from conftest import RecipeWriter, give_weights
 
 from qreason.generate import LocalGenerator, render_ids
 from qreason.loading import load_recipe
 from qreason.models import Resident
-from qreason.recipe import Lora
 from qreason.run import Run
+from qreason.sections import Lora
 from qreason.stages.grpo import grpo
 from qreason.types import Example, Messages, Reply, Sampling
 
@@ -199,9 +199,7 @@ def train(
         own_resident.hardware = replace(own_resident.hardware, autocast="none")
         torch.manual_seed(1)
         own_resident.new_adapter(Lora(r=4))
-        for name, parameter in own_resident.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.05)
+        give_weights(own_resident, 0.05)
         own_resident.model.save_pretrained(str(workplace / "start"))
         monkeypatch.setattr(Run, "adapter", lambda self, start: workplace / "start")
         monkeypatch.setattr(LocalGenerator, "generate", generate)

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import give_weights
 
 from qreason.errors import DataError, ModelError
 from qreason.judge import GroupwiseJudge, Judge, open_judge
 from qreason.judge.calibration import calibrate, fitness, read_labels
 from qreason.judge.local import LocalModel
 from qreason.models import Resident
-from qreason.recipe import Lora
 from qreason.rewards.judged import JudgeSettings
+from qreason.sections import Lora
 
 PAIRS = Path(__file__).parent.parent / "data" / "helpdesk" / "judge_pairs.jsonl"
 
@@ -38,9 +39,7 @@ def test_the_adapter_does_not_change_a_verdict(own_resident: Resident) -> None:
     pairs = [(reference, reply) for reference, reply, _ in read_pairs()[:6]]
     bare = Judge(LocalModel(own_resident))(pairs)
     own_resident.new_adapter(Lora())
-    for name, parameter in own_resident.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
+    give_weights(own_resident, 0.5)
     assert Judge(LocalModel(own_resident))(pairs) == bare
 
 
@@ -138,9 +137,7 @@ def test_groups_of_all_sizes_get_the_verdicts_of_single_questions(resident: Resi
 def save_adapter(resident: Resident, folder: Path, std: float) -> Path:
     resident.new_adapter(Lora(r=4, alpha=8))
     torch.manual_seed(0)
-    for name, parameter in resident.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=std)
+    give_weights(resident, std)
     resident.model.save_pretrained(str(folder))
     resident.remove_adapter()
     return folder

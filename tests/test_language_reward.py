@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from conftest import gold_replies
 from pydantic import ValidationError
 
 from qreason import rewards
-from qreason.prompts import demonstrate
 from qreason.rewards.language import SCRIPTS_OF, detector
 from qreason.types import Example, Reply
-
-SFT = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"
 
 PARAGRAPHS = {
     "en": (
@@ -69,14 +64,19 @@ def share(text: str, language: str = "en") -> float | None:
     return value
 
 
+def judged(text: str, language: str = "en") -> float:
+    """The share of a text that has words."""
+    value = share(text, language)
+    assert value is not None
+    return value
+
+
 def reply(reasoning: str, answer: str) -> str:
     return f"<reasoning>{reasoning}</reasoning>\n<answer>{answer}</answer>"
 
 
 def test_gold_replies_are_in_english() -> None:
-    rows = [json.loads(line) for line in SFT.read_text().splitlines()]
-    examples = [Example(row["id"], row["issue"], row["resolution"], reasoning=row["steps"]) for row in rows]
-    replies = [Reply(demonstrate(example)) for example in examples]
+    replies, examples = gold_replies()
     marks = [value or 0.0 for value in rewards.REWARDS["language_consistency"](replies, examples)]
     assert len(marks) == 1500
     assert sum(marks) / len(marks) >= 0.98
@@ -85,18 +85,13 @@ def test_gold_replies_are_in_english() -> None:
 
 @pytest.mark.parametrize("language", PARAGRAPHS)
 def test_paragraph_is_in_its_own_language(language: str) -> None:
-    own = share(PARAGRAPHS[language], language)
-    assert own is not None
-    assert own >= 0.95
+    assert judged(PARAGRAPHS[language], language) >= 0.95
 
 
 @pytest.mark.parametrize("language", sorted(set(PARAGRAPHS) - {"en"}))
 def test_paragraph_of_another_language_is_not_english(language: str) -> None:
-    foreign, english = share(PARAGRAPHS[language]), share(PARAGRAPHS["en"], language)
-    assert foreign is not None
-    assert foreign <= 0.1
-    assert english is not None
-    assert english <= 0.1
+    assert judged(PARAGRAPHS[language]) <= 0.1
+    assert judged(PARAGRAPHS["en"], language) <= 0.1
 
 
 @pytest.mark.parametrize("language", ["de", "fr", "es", "ru", "zh"])
@@ -105,16 +100,12 @@ def test_half_english_reply_earns_about_half(language: str) -> None:
         reply(PARAGRAPHS["en"], PARAGRAPHS[language]),
         reply(PARAGRAPHS[language], PARAGRAPHS["en"]),
     ):
-        half = share(text)
-        assert half is not None
-        assert 0.3 <= half <= 0.7
+        assert 0.3 <= judged(text) <= 0.7
 
 
 def test_sentences_taking_turns_are_told_apart() -> None:
     pairs = zip(PARAGRAPHS["en"].split(". "), PARAGRAPHS["de"].split(". "), strict=True)
-    half = share(". ".join(sentence for pair in pairs for sentence in pair))
-    assert half is not None
-    assert 0.3 <= half <= 0.7
+    assert 0.3 <= judged(". ".join(sentence for pair in pairs for sentence in pair)) <= 0.7
 
 
 @pytest.mark.parametrize(

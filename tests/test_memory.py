@@ -25,12 +25,12 @@ from trl.trainer import sft_trainer
 from trl.trainer import utils as trl_utils
 
 from qreason.errors import InputError, ModelError
+from qreason.fitting import fit, plan
 from qreason.generate import draw
-from qreason.hardware import Hardware
+from qreason.hardware import GIB, Hardware
 from qreason.loading import load_recipe
-from qreason.memory import CARDS, Plan, find_card, fit, plan, read_card, read_lengths, read_shape
+from qreason.memory import CARDS, Plan, find_card, read_card, read_lengths
 from qreason.memory_phases import (
-    GIB,
     PLAIN_LOGIT,
     SFT_LOGIT,
     STATES,
@@ -44,15 +44,18 @@ from qreason.memory_phases import (
     grpo_logits,
     nf4_bytes,
     optimizer_bytes,
+    read_shape,
     reading,
     rollout,
     saved_by_layer,
     weight_bytes,
 )
 from qreason.models import load_base
-from qreason.recipe import Draw, Grpo, Lora, Model, Recipe, Step
+from qreason.recipe import Recipe, Step
 from qreason.report.plan import plan_table
 from qreason.run import Run
+from qreason.sections import Draw, Lora, Model
+from qreason.settings import Grpo
 from qreason.stages import run_stage
 
 ROOT = Path(__file__).parents[1]

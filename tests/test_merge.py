@@ -24,8 +24,9 @@ from qreason.hardware import detect
 from qreason.loading import load_recipe
 from qreason.merging import divergence, log_probabilities
 from qreason.models import EMBEDDED, load_base
-from qreason.recipe import Merge, Model
 from qreason.run import Run
+from qreason.sections import Model
+from qreason.settings import Merge
 from qreason.stages import merge as stage
 from qreason.types import Reply
 

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import give_weights
 from transformers import BertConfig, BertForMaskedLM
 
 from qreason.errors import ModelError
 from qreason.hardware import detect
 from qreason.models import EMBEDDED, Resident, fingerprint, load_base, load_tokenizer
-from qreason.recipe import Lora, Model
+from qreason.sections import Lora, Model
 
 TINY = EMBEDDED["qreason/tiny"]
 
@@ -26,6 +29,17 @@ def broken(tmp_path: Path) -> Path:
 def set_config(folder: Path, file: str, **values: object) -> None:
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@contextmanager
+def same_weights(resident: Resident) -> Iterator[None]:
+    """Afterwards each weight is the tensor that it was, with the values it had."""
+    before = {name: (p.data_ptr(), p.clone()) for name, p in resident.model.named_parameters()}
+    yield
+    for name, parameter in resident.model.named_parameters():
+        address, value = before[name]
+        assert parameter.data_ptr() == address
+        assert torch.equal(parameter, value)
 
 
 def test_a_base_without_a_chat_template_is_refused(broken: Path) -> None:
@@ -73,20 +87,13 @@ def test_a_fresh_adapter_changes_nothing_and_leaves_with_its_layers(own_resident
 
 def test_folding_the_adapter_changes_no_reply_and_leaves_the_base_as_it_was(own_resident: Resident) -> None:
     own_resident.new_adapter(Lora())
-    for name, parameter in own_resident.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+    give_weights(own_resident, 0.02)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         apart = own_resident.model.eval()(input_ids=ids).logits
-    before = {name: (p.data_ptr(), p.clone()) for name, p in own_resident.model.named_parameters()}
-    with own_resident.inference() as model:
+    with same_weights(own_resident), own_resident.inference() as model:
         folded = model(input_ids=ids).logits
     assert torch.allclose(folded, apart, atol=1e-4)
-    for name, parameter in own_resident.model.named_parameters():
-        address, value = before[name]
-        assert parameter.data_ptr() == address
-        assert torch.equal(parameter, value)
     with torch.no_grad():
         assert torch.equal(own_resident.model(input_ids=ids).logits, apart)
 
@@ -94,9 +101,7 @@ def test_folding_the_adapter_changes_no_reply_and_leaves_the_base_as_it_was(own_
 def test_folding_an_adapter_of_a_tied_layer_leaves_the_other_layer_alone(own_resident: Resident) -> None:
     # Folded into the tensor itself, it changed the embedding as well, and every reply with it.
     own_resident.new_adapter(Lora(target_modules=["lm_head"]))
-    for name, parameter in own_resident.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+    give_weights(own_resident, 0.02)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         apart = own_resident.model.eval()(input_ids=ids).logits
@@ -109,18 +114,14 @@ def test_folding_an_adapter_of_a_tied_layer_leaves_the_other_layer_alone(own_res
 def test_fast_replies_are_computed_in_bfloat16_and_leave_the_weights_as_they_were(own_resident: Resident) -> None:
     own_resident.hardware = replace(own_resident.hardware, autocast="bfloat16")
     own_resident.new_adapter(Lora())
-    before = {name: (p.data_ptr(), p.clone()) for name, p in own_resident.model.named_parameters()}
     ids = torch.tensor([[5, 6, 7, 8]])
-    with own_resident.inference() as model:
-        exact = model(input_ids=ids).logits
-    with own_resident.inference(fast=True) as model:
-        fast = model(input_ids=ids).logits
+    with same_weights(own_resident):
+        with own_resident.inference() as model:
+            exact = model(input_ids=ids).logits
+        with own_resident.inference(fast=True) as model:
+            fast = model(input_ids=ids).logits
     assert fast.dtype == torch.bfloat16
     assert 0 < (fast - exact).abs().mean() < 0.1
-    for name, parameter in own_resident.model.named_parameters():
-        address, value = before[name]
-        assert parameter.data_ptr() == address
-        assert torch.equal(parameter, value)
 
 
 def test_an_adapter_for_another_shape_is_refused(own_resident: Resident, tmp_path: Path) -> None:

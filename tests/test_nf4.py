@@ -15,8 +15,8 @@ from qreason.generate import LocalGenerator
 from qreason.hardware import detect
 from qreason.models import load_base
 from qreason.prompts import HELPDESK, render
-from qreason.recipe import Model
 from qreason.run import Run, read_jsonl
+from qreason.sections import Model
 
 RECIPE = """\
 name: four

@@ -17,9 +17,9 @@ from qreason.loading import load_recipe
 from qreason.models import Resident
 from qreason.pairs import hold_out, rank_draws, read_pairs
 from qreason.preference import PreferenceModel, with_head
-from qreason.recipe import Data
 from qreason.rewards.preferred import PreferenceSettings, preferred
 from qreason.run import Run
+from qreason.sections import Data
 from qreason.types import Example, Pair, Reply
 
 RecipeWriter = Callable[..., Path]
@@ -127,7 +127,7 @@ def test_a_reward_model_shares_the_weights_of_the_base_and_leaves_the_policy_alo
     from peft import LoraConfig, get_peft_model
 
     from qreason.hardware import detect
-    from qreason.recipe import Lora, Model
+    from qreason.sections import Lora, Model
 
     resident = Resident(Model(base="qreason/tiny", quantization=quantization), detect())  # type: ignore[arg-type]
     bare = {tensor.data_ptr() for tensor in resident.model.parameters()}

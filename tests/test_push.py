@@ -21,8 +21,8 @@ from qreason.cli import main
 from qreason.errors import RecipeError
 from qreason.export import hub as talking
 from qreason.loading import load_recipe
-from qreason.recipe import Lora
 from qreason.run import Run, write_json
+from qreason.sections import Lora
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 MEASURE = {"mean": 0.5, "low": 0.421, "high": 0.579}

@@ -11,7 +11,7 @@ import yaml
 from qreason import rewards
 from qreason.errors import RecipeError
 from qreason.loading import load_recipe
-from qreason.recipe import Grpo, Sft
+from qreason.settings import Grpo, Sft
 from qreason.types import Example, Reply
 
 FOLDER = Path(__file__).parents[1] / "recipes"

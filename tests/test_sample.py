@@ -21,7 +21,7 @@ from qreason.draws import Sieve
 from qreason.errors import RecipeError
 from qreason.generate import LocalGenerator
 from qreason.loading import load_recipe
-from qreason.recipe import Sample
+from qreason.settings import Sample
 from qreason.stages.sft import conversation
 from qreason.types import Messages, Sampling
 

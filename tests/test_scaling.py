@@ -21,8 +21,8 @@ from qreason.loading import load_recipe
 from qreason.models import Resident
 from qreason.prompts import render
 from qreason.ranking import best, likelihoods
-from qreason.recipe import Beam, Evaluate
 from qreason.scaling import scale
+from qreason.settings import Beam, Evaluate
 from qreason.types import Example, Reply, Sampling
 from qreason.voting import ballot, pass_at, vote, votes_for
 

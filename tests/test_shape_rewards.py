@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from conftest import gold_replies
 from pydantic import ValidationError
 
 from qreason import rewards
-from qreason.prompts import demonstrate
 from qreason.types import Example, Reply
 
 REFERENCE = "Restart the spooler."
 GOLD = f"<reasoning>Read the log.</reasoning>\n<answer>{REFERENCE}</answer>"
 WRONG = GOLD.replace("Restart", "Ignore")
-SFT = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"
 
 
 def mark(name: str, text: str, tokens: int = 0, **settings: float) -> float:
@@ -201,9 +197,7 @@ def test_anything_else_is_not_strictly_in_format(text: str) -> None:
 
 
 def test_gold_replies_are_in_shape() -> None:
-    rows = [json.loads(line) for line in SFT.read_text().splitlines()]
-    examples = [Example(row["id"], row["issue"], row["resolution"], reasoning=row["steps"]) for row in rows]
-    replies = [Reply(demonstrate(example)) for example in examples]
+    replies, examples = gold_replies()
     for name, best in {"step_count": 1.0, "tag_count": 1.0, "format_strict": 1.0, "soft_overlong": 0.0}.items():
         assert set(rewards.REWARDS[name](replies, examples)) == {best}, name
     repeated = [value or 0.0 for value in rewards.REWARDS["repetition"](replies, examples)]

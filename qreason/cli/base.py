@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from qreason import __version__
-from qreason.errors import QReasonError
+from qreason.errors import InputError, QReasonError
+
+if TYPE_CHECKING:
+    from qreason.sections import Strict
+
+
+Settings = TypeVar("Settings", bound="Strict")
 
 
 def say(line: str) -> None:
@@ -39,6 +45,18 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.version_option(__version__)
 def main() -> None:
     """Train, judge and measure a small model that reasons, on one GPU or a laptop."""
+
+
+def read_settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
+    """The settings of a stage from options of its command; InputError names the option that is wrong."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "".join(f"--{part}: " for part in problem["loc"][:1]).replace("_", "-")
+        raise InputError(option + problem["msg"].removeprefix("Value error, ")) from None
 
 
 def set_option(command: Callable[..., Any]) -> Callable[..., Any]:

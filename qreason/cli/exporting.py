@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from qreason.cli.base import main, one_line_errors, say
-from qreason.errors import InputError, RunFolderError
-from qreason.recipe import GGUF_TYPES, Export, Merge, nearest
+from qreason.errors import InputError, RunFolderError, nearest
+from qreason.settings import GGUF_TYPES, Export, Merge
 
 
 @main.command()

@@ -21,9 +21,11 @@ def recipes() -> None:
     """List the recipes that come with qreason."""
     from qreason.loading import recipe_name, shipped_recipes
 
-    for file in shipped_recipes():
+    files = {recipe_name(file): file for file in shipped_recipes()}
+    width = max(map(len, files))
+    for name, file in files.items():
         first = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        click.echo(f"{recipe_name(file):<16} {first}")
+        click.echo(f"{name:<{width}} {first}")
 
 
 @main.command()
@@ -37,10 +39,10 @@ def init(name: str, to: Path) -> None:
     from qreason.loading import find_recipe, load_recipe, recipe_name, shipped_recipes
 
     source = find_recipe(name)
-    load_recipe(source)
+    keys = load_recipe(source).data.files
     files = [(source, to / (f"{recipe_name(source)}.yaml" if source in shipped_recipes() else source.name))]
     paths = yaml.safe_load(source.read_text(encoding="utf-8"))["data"]
-    for path in (paths[key] for key in ("sft", "prompts", "heldout", "plain", "pairs", "labels") if paths.get(key)):
+    for path in (paths[key] for key in keys):
         # not the resolved path: that prefers a file of the current folder to the one beside the recipe
         beside = (folder / path for folder in source.resolve().parents)
         files += [(file, to / path) for file in beside if file.is_file()][:1]
@@ -127,7 +129,9 @@ def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
     prepare_process()
     from rich.console import Console
 
-    from qreason.memory import find_card, plan, read_card, read_lengths, read_shape
+    from qreason.fitting import plan
+    from qreason.memory import find_card, read_card, read_lengths
+    from qreason.memory_phases import read_shape
     from qreason.report.plan import plan_table
 
     card = read_card(gpu) if gpu else find_card()

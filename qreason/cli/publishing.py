@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qreason.cli.base import main, one_line_errors, say
+from qreason.cli.base import main, one_line_errors, read_settings, say
 from qreason.cli.running import recipe_options, run_recipe, run_step
 from qreason.errors import InputError, RunFolderError
 
@@ -74,16 +74,9 @@ def read_weights(text: str) -> list[float]:
 
 
 def merge_folder(folder: Path, wanted: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    from pydantic import ValidationError
+    from qreason.settings import Merge
 
-    from qreason.recipe import Merge
-
-    try:
-        merge_settings = Merge.model_validate(wanted)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = f"--{problem['loc'][0]}: ".replace("_", "-") if problem["loc"] else ""
-        raise InputError(f"{key}{problem['msg'].removeprefix('Value error, ')}") from None
+    merge_settings = read_settings(Merge, wanted)
     opened = open_finished(folder)
     from qreason.stages.merge import merge_again
 

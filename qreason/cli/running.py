@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qreason.cli.base import main, one_line_errors, say, set_option
+from qreason.cli.base import main, one_line_errors, read_settings, say, set_option
 from qreason.errors import RunFolderError
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def run_recipe(
 def make_it_fit(run: Run) -> None:
     """Look at disk and GPU before anything is loaded, and cut batches down to what the GPU's memory holds."""
     _ = run.backend  # chosen before transformers is imported
-    from qreason.memory import PLANNED, check_disk, find_card, fit, peak_line, read_lengths, read_shape
+    from qreason.fitting import fit
+    from qreason.memory import PLANNED, check_disk, find_card, peak_line, read_lengths
+    from qreason.memory_phases import read_shape
 
     shape = read_shape(run.recipe.model.base)
     check_disk(run.recipe, shape, run.folder)
@@ -172,11 +174,12 @@ def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: b
     from qreason.hardware import prepare_process
 
     prepare_process()
-    from qreason.recipe import parse_evaluate
+    from qreason.settings import Evaluate
     from qreason.stages.evaluate import evaluate_task
 
     width = {"beam": {"width": beam, "by": settings["best_by"]}} if beam else {}
-    numbers = evaluate_task(target, task, parse_evaluate({**settings, **width, "chain_of_thought": not direct}))
+    asked = read_settings(Evaluate, {**settings, **width, "chain_of_thought": not direct})
+    numbers = evaluate_task(target, task, asked)
     if as_json:
         click.echo(json.dumps(numbers, indent=2))
         return

@@ -15,8 +15,8 @@ from qreason.merging import check_adapter
 from qreason.models import fingerprint, load_tokenizer, locate
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS
-from qreason.recipe import Export
 from qreason.run import Run
+from qreason.settings import Export
 
 
 class Exporter:

@@ -17,8 +17,6 @@ from qreason.export.hub import ABOUT, NO_TOKEN, attempt, check_name
 from qreason.progress import progress_bar
 from qreason.run import Run
 
-PARTS = ("adapter", "merged", "gguf")
-
 
 @dataclass(frozen=True)
 class File:

@@ -13,9 +13,9 @@ from qreason.generate import LocalGenerator, render_ids
 from qreason.hardware import detect
 from qreason.models import Resident
 from qreason.prompts import render
-from qreason.recipe import Model
 from qreason.rewards.tags import read_answer
 from qreason.rewards.text import correct
+from qreason.sections import Model
 from qreason.types import Example, Messages, Reply, Sampling
 
 

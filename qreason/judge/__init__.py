@@ -13,8 +13,8 @@ from typing import Protocol
 
 from qreason.models import Resident
 from qreason.prompts import CHOICES, VERDICTS, render_choice, render_judge
-from qreason.recipe import Model
 from qreason.rewards.judged import JudgeSettings
+from qreason.sections import Model
 from qreason.types import Messages
 
 Pairs = Sequence[tuple[str, str]]

@@ -8,8 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qreason.hardware import GIB
 from qreason.memory import Change, Plan
-from qreason.memory_phases import GIB, Phase
+from qreason.memory_phases import Phase
 
 BARS = {
     "weights": ("█", "blue", ("weights",)),

@@ -14,8 +14,9 @@ from qreason.errors import ModelError
 from qreason.models import Resident
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Distill, Step
+from qreason.recipe import Step
 from qreason.run import Artifact, Run
+from qreason.settings import Distill
 
 
 def distill(step: Step, run: Run) -> Artifact:

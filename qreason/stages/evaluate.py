@@ -9,18 +9,19 @@ from typing import Any
 
 from qreason import data
 from qreason.beam import beam_search
-from qreason.checkpoint import Checkpoint, check_target, open_checkpoint
+from qreason.checkpoint import Checkpoint, check_target, newest_of, open_checkpoint
 from qreason.generate import LocalGenerator
 from qreason.progress import progress_bar
 from qreason.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
 from qreason.ranking import check_ranking, open_ranking
-from qreason.recipe import Evaluate, Step
+from qreason.recipe import Step
 from qreason.report.build import measure, write_report
 from qreason.rewards import REWARDS
-from qreason.rewards.scoring import Scorer, reply_row
+from qreason.rewards.scoring import reply_row
 from qreason.rewards.tags import follows_format
 from qreason.run import Artifact, Run, write_json, write_jsonl
 from qreason.scaling import scale
+from qreason.settings import Evaluate
 from qreason.types import Example, Reply
 
 
@@ -29,14 +30,10 @@ def evaluate(step: Step, run: Run) -> Artifact:
     settings = step.settings
     assert isinstance(settings, Evaluate)
     examples = run.examples("heldout")[: settings.rows]
-    run.resident.load_adapter(run.adapter())
+    checkpoint = newest_of(run)
     folder = run.stage_folder()
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    recipe = run.recipe
-    checkpoint = Checkpoint(
-        run.resident, Scorer(run.rewards, recipe.weights), recipe.sampling, recipe.data, recipe.seed
-    )
     rows = measure_rows(checkpoint, examples, settings, label=f"{folder.name} eval", folder=folder)
     write_jsonl(folder / "evaluation.jsonl", rows)
     report = measure(rows, folder.name, time.perf_counter() - start)

@@ -9,8 +9,9 @@ from pathlib import Path
 from qreason.errors import RunFolderError
 from qreason.export.engine import need_engine
 from qreason.export.exporter import Exporter
-from qreason.recipe import Export, Step
+from qreason.recipe import Step
 from qreason.run import Artifact, Run, write_json
+from qreason.settings import Export
 
 
 def export(step: Step, run: Run) -> Artifact:

@@ -19,9 +19,11 @@ from qreason.judge.calibration import correlation
 from qreason.preflight import check_gold, check_judge, check_rollouts
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Grpo, Step, weights
+from qreason.recipe import Step
 from qreason.rewards.scoring import Scorer, reply_row
 from qreason.run import Artifact, Run, write_jsonl
+from qreason.sections import weights
+from qreason.settings import Grpo
 from qreason.types import Example, Generator, Messages, Reply, Score
 
 

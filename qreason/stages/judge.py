@@ -12,9 +12,10 @@ from qreason.judge import Judge, open_judge
 from qreason.judge.calibration import Label, calibrate, read_labels
 from qreason.progress import progress_bar
 from qreason.prompts import render_judge
-from qreason.recipe import Recipe, Sft
+from qreason.recipe import Recipe
 from qreason.rewards.judged import JudgeSettings
 from qreason.run import Run, write_json
+from qreason.settings import Sft
 
 KEPT_BACK = 5
 """One in so many references is kept back from training, to measure on."""

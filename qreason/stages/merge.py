@@ -16,10 +16,11 @@ from qreason.generate import LocalGenerator
 from qreason.models import Resident
 from qreason.progress import Bar, progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Merge, Model, Step
-from qreason.rewards.tags import read_answer
-from qreason.rewards.text import correct
+from qreason.recipe import Step
+from qreason.rewards.text import correctness
 from qreason.run import Artifact, Run, write_json
+from qreason.sections import Model
+from qreason.settings import Merge
 from qreason.types import Example, Reply
 
 COMPARED_REPLIES = 8
@@ -193,8 +194,7 @@ def greedy(resident: Resident, rows: Sequence[Example], run: Run) -> list[Reply]
 
 
 def count_right(rows: Sequence[Example], replies: Sequence[Reply]) -> int:
-    marks = [correct(read_answer(reply.text), row.references) for row, reply in zip(rows, replies, strict=True)]
-    return sum(mark > 0 for mark in marks)
+    return sum(bool(mark) for mark in correctness(replies, rows))
 
 
 def check_divergence(figures: dict[str, Any], settings: Merge, arithmetic: str | None) -> None:

@@ -6,16 +6,17 @@ An adapter with a scalar head on the resident base: nothing of the base is there
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from qreason.errors import DataError, ModelError, OutOfMemoryError
+from qreason.models import lora_config
 from qreason.pairs import hold_out, rank_draws, those_about
 from qreason.preference import PreferenceModel, render_ids, with_head
 from qreason.progress import progress_bar
-from qreason.recipe import Preference, Step
+from qreason.recipe import Step
 from qreason.report.statistics import mean, share
 from qreason.run import REWARD_MODEL, Artifact, Run, read_jsonl, write_json
+from qreason.settings import Preference
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
@@ -38,7 +39,7 @@ def preference(step: Step, run: Run) -> Artifact:
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from qreason.stages.training import Watch, run_trainer, trl_arguments
+    from qreason.stages.training import Watch, run_trainer, save_adapter, trl_arguments
 
     set_seed(run.recipe.seed)
     model = with_adapter(run, settings)
@@ -58,7 +59,8 @@ def preference(step: Step, run: Run) -> Artifact:
             raise OutOfMemoryError(
                 "the GPU has not enough memory for a micro-batch of pairs; lower preference.per_device_train_batch_size"
             ) from None
-        saved = save(trainer, run, folder / REWARD_MODEL)
+        saved = save_adapter(trainer, run, folder / REWARD_MODEL)  # with the head
+        resident.tokenizer.save_pretrained(str(saved))
     figures = measure(PreferenceModel(str(saved), resident), kept_out)
     write_json(folder / "preference.json", {"pairs": len(learnt), "heldout": len(kept_out)} | figures)
     right = figures["accuracy"]
@@ -82,16 +84,14 @@ def encode(tokenizer: Any, pair: Pair, room: int) -> dict[str, list[int]]:
 
 def with_adapter(run: Run, settings: Preference) -> Any:
     """The classifier with a LoRA to train: a fresh one, or one that begins with the weights of a policy's."""
-    from peft import LoraConfig, PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
-    start, lora = run.adapter(settings.start), run.recipe.model.lora
+    start = run.adapter(settings.start)
     if start is not None:
         config = PeftConfig.from_pretrained(str(start))
         config.inference_mode, config.base_model_name_or_path = False, None
     else:
-        config = LoraConfig(
-            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
-        )
+        config = lora_config(run.recipe.model.lora)
     config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
     model = get_peft_model(with_head(run.resident), config)
     if start is not None:
@@ -99,15 +99,6 @@ def with_adapter(run: Run, settings: Preference) -> Any:
         head = {HEAD: model.get_submodule(HEAD.removesuffix(".weight")).original_module.weight}
         set_peft_model_state_dict(model, policy | head)
     return model
-
-
-def save(trainer: Any, run: Run, folder: Path) -> Path:
-    """Adapter, head and tokenizer as a PEFT folder that names the recipe's base."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    run.resident.tokenizer.save_pretrained(str(folder))
-    return folder
 
 
 def measure(model: PreferenceModel, pairs: Sequence[Pair]) -> dict[str, Any]:

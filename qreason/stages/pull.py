@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from qreason.errors import InputError, ModelError
 from qreason.export.hub import check_name, fetch_adapter
-from qreason.recipe import Pull, Recipe, Step
+from qreason.recipe import Recipe, Step
 from qreason.run import Artifact, Run
+from qreason.settings import Pull
 
 
 def pull(step: Step, run: Run) -> Artifact:

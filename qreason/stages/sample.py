@@ -14,10 +14,11 @@ from qreason.errors import TrainingError
 from qreason.generate import LocalGenerator
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Sample, Step
+from qreason.recipe import Step
 from qreason.recovery import free_memory
 from qreason.rewards.scoring import Scorer
 from qreason.run import SAMPLED, Artifact, Run, write_json, write_jsonl
+from qreason.settings import Sample
 from qreason.teacher import ask_teacher
 from qreason.types import Example
 

@@ -7,8 +7,9 @@ from typing import Any
 from qreason.data import check_lengths
 from qreason.progress import progress_bar
 from qreason.prompts import SYSTEM_PROMPTS, teach
-from qreason.recipe import Sft, Step
+from qreason.recipe import Step
 from qreason.run import Artifact, Run
+from qreason.settings import Sft
 from qreason.types import Example
 
 

@@ -11,8 +11,8 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.progress import Bar
-from qreason.recipe import Training
 from qreason.run import CHECKPOINT, Run, write_jsonl
+from qreason.settings import Training
 
 OURS = {
     *("rows", "trl", "preflight", "stop_on_reward_hacking", "start", "data"),
@@ -116,6 +116,7 @@ def run_trainer(trainer: Any, run: Run, folder: Path) -> None:
 
 
 def save_adapter(trainer: Any, run: Run, folder: Path) -> Path:
+    """The trained adapter as a PEFT folder that names the recipe's base."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
     model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
