@@ -11,7 +11,7 @@ from qreason.errors import InputError
 from qreason.memory import Change, Plan, gib, measure, plan_step
 from qreason.memory_phases import STATES, USUAL, Card, Lengths, Shape, grpo_batch, grpo_prompts
 from qreason.recipe import Recipe, Step
-from qreason.settings import Evaluate, Grpo, Sft
+from qreason.settings import Evaluate, Grpo, Training
 
 Kind = Callable[[Recipe, int], Recipe | None]
 """A change to a recipe with a step in mind (its position): the recipe a notch smaller, or None at its end."""
@@ -32,7 +32,12 @@ def plan(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> 
     unknown = [
         f"{step.stage}.optim: {step.settings.optim} is not known here; its state is taken for AdamW's in float32"
         for step in recipe.steps
-        if isinstance(step.settings, (Sft, Grpo)) and step.settings.optim not in STATES
+        if isinstance(step.settings, Training) and step.settings.optim not in STATES
+    ]
+    unknown += [
+        f"{step.stage}: this step's memory is not planned; the teacher's weights come on top of an sft step's"
+        for step in recipe.steps
+        if step.distill
     ]
     return replace(now, changes=tuple(changes), notes=tuple(unknown))
 
@@ -149,9 +154,9 @@ def with_step(recipe: Recipe, position: int, **values: Any) -> Recipe:
     return recipe.model_copy(update={"steps": steps})
 
 
-def training(recipe: Recipe, position: int) -> Sft | Grpo | None:
+def training(recipe: Recipe, position: int) -> Training | None:
     settings = recipe.steps[position].settings
-    return settings if isinstance(settings, (Sft, Grpo)) else None
+    return settings if isinstance(settings, Training) else None
 
 
 def smaller_micro_batch(recipe: Recipe, position: int) -> Recipe | None:

@@ -37,7 +37,7 @@ from qreason.preference import read_adapter
 from qreason.recipe import Recipe, Step, stage_folders
 from qreason.rewards.judged import JudgeSettings
 from qreason.sections import Model, Weighted, preference_models
-from qreason.settings import Evaluate, Grpo, Sample, Sft
+from qreason.settings import Evaluate, Grpo, Preference, Sample, Sft, Training
 from qreason.types import Messages
 
 ALLOCATABLE: dict[tuple[int, int], dict[str, float]] = {
@@ -63,7 +63,7 @@ CARDS = {
     for capability, cards in ALLOCATABLE.items()
     for name, gib in cards.items()
 }
-PLANNED = ("sft", "grpo", "sample", "evaluate")
+PLANNED = ("sft", "grpo", "sample", "preference", "evaluate")
 """Stages that need more of a GPU than the base itself."""
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
@@ -95,6 +95,8 @@ def read_lengths(recipe: Recipe) -> Lengths:
     """The longest texts of a recipe's data in tokens of its base; 0 for what it has no data of."""
     from qreason import data
     from qreason.models import load_tokenizer
+    from qreason.pairs import read_pairs
+    from qreason.preference import render_ids
     from qreason.prompts import SYSTEM_PROMPTS, render, render_judge, teach
 
     tokenizer = load_tokenizer(recipe.model.base)
@@ -103,6 +105,10 @@ def read_lengths(recipe: Recipe) -> Lengths:
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]
     lessons = [teach(example, system) for example in read.get("sft", [])]
     taught = [[*asking, {"role": "assistant", "content": reply}] for asking, reply in lessons]
+
+    def pairs() -> list[list[int]]:
+        given = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else []
+        return [render_ids(tokenizer, pair.prompt, reply) for pair in given for reply in (pair.chosen, pair.rejected)]
 
     def longest(texts: list[str]) -> int:
         return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0
@@ -115,6 +121,7 @@ def read_lengths(recipe: Recipe) -> Lengths:
         example=chats(taught, reply=False),
         question=chats([render_judge(example.reference, "") for example in asked], reply=True),
         reference=longest([example.reference for example in asked]),
+        pair=max(map(len, pairs()), default=0),
     )
 
 
@@ -192,7 +199,7 @@ def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) 
 
 
 def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> dict[str, Phase]:
-    """The phases of an sft, grpo, sample or evaluate step."""
+    """The phases of a step whose stage is PLANNED."""
     settings, model, completion = step.settings, recipe.model, recipe.sampling.max_completion_length
     asked, sizes = asked_models(recipe.rewards_of(step), recipe, shape), adapter_sizes(shape, model.lora)
     stored = {"weights": weight_bytes(shape, model.quantization)}
@@ -218,14 +225,17 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         answering(rows, 1, settings.samples)
         judged(rows, 1)
         return phases
-    assert isinstance(settings, (Sft, Grpo))
+    assert isinstance(settings, (Sft, Grpo, Preference))
     stored["optimizer"] = optimizer_bytes(settings.optim, sizes)
     micro = settings.per_device_train_batch_size
     if isinstance(settings, Sft):
         limit = int(settings.trl.get("max_length") or shape.context)
         longest = lengths.prompt + completion if settings.data == "sampled" else lengths.example
         tokens = limit if settings.packing else min(limit, longest)
-        logits = sft_logits(shape, settings, micro, tokens)
+        rows, logits = micro, sft_logits(shape, settings, micro, tokens)
+    elif isinstance(settings, Preference):
+        tokens = lengths.prompt + completion if settings.data == "sampled" else min(shape.context, lengths.pair)
+        rows, logits = 2 * micro, 0  # both sides of a pair; one number each
     else:
         if settings.beta:
             stored["adapters"] *= 2  # TRL keeps a copy as the reference
@@ -235,10 +245,10 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         answering(prompts, n)
         judged(max(prompts * n, QUESTIONS if settings.preflight and recipe.data.labels else 0), n)
         tokens = lengths.prompt + completion
-        logits = grpo_logits(shape, micro, completion)
+        rows, logits = micro, grpo_logits(shape, micro, completion)
     # recovery.py sets the gradients of earlier micro-batches aside during a backward pass
     stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
-    phases["backward"] = complete(card, stored, backward(shape, model, settings, micro, tokens, logits))
+    phases["backward"] = complete(card, stored, backward(shape, model, settings, rows, tokens, logits))
     return phases
 
 
@@ -252,9 +262,7 @@ def measure(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> Plan:
             name = f"{step.stage} {earlier + 1}" if earlier else step.stage
             steps.append(StepPlan(position, name, plan_step(step, recipe, shape, card, lengths)))
     if not steps:
-        raise InputError(
-            f"{recipe.name}: no sft, grpo, sample or evaluate step, so there is nothing to plan; add one to steps"
-        )
+        raise InputError(f"{recipe.name}: nothing to plan; give it one of these steps: {', '.join(PLANNED)}")
     return Plan(recipe.name, card, tuple(steps))
 
 
@@ -272,7 +280,7 @@ def check_disk(recipe: Recipe, shape: Shape, folder: Path) -> None:
     written = [
         BYTES[step.merge.dtype] * shape.parameters if step.merge else adapter
         for step in recipe.steps
-        if step.sft or step.grpo or step.merge
+        if step.merge or isinstance(step.settings, Training)
     ]
     free = free_bytes(folder)
     if sum(written) > free:

@@ -21,7 +21,7 @@ from qreason.models import cannot_load, locate
 from qreason.preference import ROWS as PREFERENCES
 from qreason.preflight import PROMPTS
 from qreason.sections import Draw, Lora, Model
-from qreason.settings import Grpo, Sft
+from qreason.settings import Grpo, Sft, Training
 
 NUMBER = 2
 """Bytes of a number of the base and its activations on a GPU: float16 or bfloat16."""
@@ -70,12 +70,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the longest prompt, SFT example, question to the judge without the response, and reference."""
+    """Tokens of the longest prompt, SFT example, question to the judge (no response), reference, side of a pair."""
 
     prompt: int = 256
     example: int = 512
     question: int = 128
     reference: int = 64
+    pair: int = 512
 
 
 USUAL = Lengths()
@@ -240,7 +241,7 @@ def worst(moments: Sequence[Phase]) -> Phase:
     return max(moments, key=lambda moment: sum(moment.values()))
 
 
-def backward(shape: Shape, model: Model, settings: Sft | Grpo, rows: int, tokens: int, logits: int) -> Phase:
+def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: int, logits: int) -> Phase:
     """The worst of three moments: the loss, the last layer's backward pass, the optimizer's step."""
     trained = sum(adapter_sizes(shape, model.lora))
     layer = saved_by_layer(shape, model, rows, tokens)

@@ -438,7 +438,7 @@ def test_the_last_token_of_a_rollout(tiny: Shape) -> None:
     assert close(sum(planned.values()), live.peak, 0.1)
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", "grpo", "preference"])
 def test_peak_of_a_real_training_step(
     tiny: Shape, write_recipe: Any, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,8 +452,13 @@ def test_peak_of_a_real_training_step(
             "grpo: {num_generations: 4}",
             "grpo: {num_generations: 4, per_device_train_batch_size: 16, max_steps: 1, preflight: false}",
         ),
+        ("- merge", "- preference: {from: base, per_device_train_batch_size: 8, max_steps: 1, heldout_share: 0.5}"),
+        ("heldout: heldout.jsonl", "heldout: heldout.jsonl\n  pairs: pairs.jsonl"),
         ("{temperature: 0.9}", "{temperature: 1, max_completion_length: 24}"),
     )
+    better, worse = "Restart the spooler. " * 8, "Restart the printers. " * 8
+    pairs = [{"prompt": f"printer {n}", "chosen": better, "rejected": worse} for n in range(16)]
+    Path("pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
     row = {"issue": "printer is offline " * 8, "resolution": "Restart the spooler.", "steps": "Looked. " * 8}
     for use in ("sft", "prompts"):
         rows = [row | {"id": str(number)} for number in range(32)]

@@ -22,7 +22,7 @@ BARS = {
     "other": ("·", "", ("dequantized", "fragmentation", "CUDA context")),
 }
 """What a bar is made of, in this order: name -> its character, its colour, the components it holds."""
-LABEL, WIDTH = 19, 44
+LABEL, WIDTH = 22, 41
 
 
 def in_gib(size: int) -> str:
