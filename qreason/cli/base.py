@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from qreason import __version__
-from qreason.errors import InputError, QReasonError
+from qreason.errors import InputError, QReasonError, RunFolderError
 
 if TYPE_CHECKING:
+    from qreason.run import Run
     from qreason.sections import Strict
 
 
@@ -22,6 +24,17 @@ Settings = TypeVar("Settings", bound="Strict")
 def say(line: str) -> None:
     """A line for the person at the terminal; stdout is kept for results."""
     click.echo(line, err=True)
+
+
+def open_finished(folder: Path) -> Run:
+    """The run of a folder, to take from; RunFolderError where there is none."""
+    from qreason.hardware import prepare_process
+    from qreason.run import Run
+
+    if not (folder / "manifest.json").is_file():
+        raise RunFolderError(f"{folder}: not a run folder (no manifest.json); give the folder of a run")
+    prepare_process()
+    return Run.reopen(folder, say)
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qreason.cli.base import main, one_line_errors, say
+from qreason.cli.base import main, one_line_errors, open_finished, say
 from qreason.errors import InputError, RunFolderError, nearest
 from qreason.settings import GGUF_TYPES, Export, Merge
 
@@ -27,11 +27,7 @@ def export(run: Path, gguf: str, ollama: bool, rows: int, no_verify: bool) -> No
                 f"--gguf {kind}: unknown type{nearest(kind, GGUF_TYPES)}; there are {', '.join(GGUF_TYPES)}"
             )
     settings = Export(gguf=kinds, ollama=ollama, verify=not no_verify, rows=rows)
-    from qreason.hardware import prepare_process
-    from qreason.run import Run
-
-    prepare_process()
-    opened = Run.reopen(run, say)
+    opened = open_finished(run)
     from qreason.stages.export import export_into, find_merged
     from qreason.stages.merge import merge_again
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qreason.cli.base import main, one_line_errors, say, set_option
+from qreason.cli.base import main, one_line_errors, open_finished, say, set_option
 from qreason.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,9 +93,8 @@ def lineage(folder: Path) -> None:
     from rich.console import Console
 
     from qreason.lineage import lineage, lineage_tree
-    from qreason.run import Run
 
-    Console().print(lineage_tree(lineage(Run.reopen(folder))))
+    Console().print(lineage_tree(lineage(open_finished(folder))))
 
 
 @main.command()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qreason.cli.base import main, one_line_errors, read_settings, say
+from qreason.cli.base import main, one_line_errors, open_finished, read_settings, say
 from qreason.cli.running import recipe_options, run_recipe, run_step
-from qreason.errors import InputError, RunFolderError
+from qreason.errors import InputError
 
 if TYPE_CHECKING:
-    from qreason.run import Run
+    pass
 
 
 def merge_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,17 +83,6 @@ def merge_folder(folder: Path, wanted: dict[str, Any], out: Path | None, as_json
     artifact = merge_again(opened, merge_settings, out)
     say(f"merge     {artifact.summary}")
     click.echo((artifact.path.parent / "merge.json").read_text("utf-8") if as_json else artifact.path)
-
-
-def open_finished(folder: Path) -> Run:
-    """The run of a folder, to take from; RunFolderError where there is none."""
-    from qreason.hardware import prepare_process
-    from qreason.run import Run
-
-    if not (folder / "manifest.json").is_file():
-        raise RunFolderError(f"{folder}: not a run folder (no manifest.json); give the folder of a run")
-    prepare_process()
-    return Run.reopen(folder, say)
 
 
 @main.command()

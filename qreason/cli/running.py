@@ -133,7 +133,7 @@ def run_step(run: Run, step: int) -> None:
     seconds = time.perf_counter() - start
     run.finish_step(seconds)
     write_lineage(run)
-    say(f"{run.recipe.steps[step].stage:<9} {seconds:5.0f} s  {artifact.summary}")
+    say(f"{run.recipe.steps[step].stage:<10} {seconds:5.0f} s  {artifact.summary}")
 
 
 def show_report(run: Run, as_json: bool) -> None:

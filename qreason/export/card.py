@@ -11,6 +11,9 @@ from qreason.models import EMBEDDED, locate
 from qreason.prompts import SYSTEM_PROMPTS
 from qreason.run import Run
 
+TAUGHT_BY = {"sft": "SFT", "grpo": "GRPO", "distill": "distillation"}
+"""Stages that train the policy -> what a reader calls them."""
+
 
 def model_card(run: Run, repo: str, parts: Sequence[str], files: Sequence[str]) -> str:
     """README.md of a repository with these parts (`adapter`, `merged`, `gguf`) and files."""
@@ -75,8 +78,8 @@ def front_matter(run: Run, parts: Sequence[str]) -> str:
 
 
 def stages(run: Run) -> list[str]:
-    """The stages that trained, in order, each once."""
-    return list(dict.fromkeys(e["stage"] for e in run.manifest["steps"] if e["stage"] in ("sft", "grpo")))
+    """The stages that trained the policy, in order, each once."""
+    return list(dict.fromkeys(e["stage"] for e in run.manifest["steps"] if e["stage"] in TAUGHT_BY))
 
 
 def introduction(run: Run, parts: Sequence[str]) -> str:
@@ -84,7 +87,7 @@ def introduction(run: Run, parts: Sequence[str]) -> str:
     held = " and ".join(kinds[part] for part in kinds if part in parts)
     model = run.recipe.model
     quantized = " in 4-bit (NF4)" if model.quantization == "nf4" else ""
-    by = " and ".join(stage.upper() for stage in stages(run)) or "training elsewhere"
+    by = " and ".join(TAUGHT_BY[stage] for stage in stages(run)) or "training elsewhere"
     return (
         f"{held[0].upper()}{held[1:]}, made from `{public_base(run)}`{quantized} by {by} with qreason "
         f"{run.manifest['qreason']}. It writes its steps inside `<reasoning>` and its answer inside `<answer>`."
@@ -102,7 +105,7 @@ def training(run: Run) -> str:
     if "grpo" in stages(run):
         lines.append(f"| rewards | {', '.join(f'{name} {w:g}' for name, w in run.recipe.weights.items())} |")
     for step in run.recipe.steps[: run.finished]:
-        if step.stage in ("sft", "grpo"):
+        if step.stage in TAUGHT_BY:
             told = step.settings.model_dump(
                 include={"learning_rate", "num_train_epochs", "max_steps", "num_generations", "rows"}, exclude_none=True
             )

@@ -84,12 +84,13 @@ def fetch_adapter(repo: str, revision: str | None, say: Callable[[str], None]) -
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
+    check_name(repo)
     disable_progress_bars()
     wanted = [ABOUT, *(f"{inside}adapter_{name}" for inside in ("", "adapter/") for name in ("config.json", "model*"))]
 
     def download() -> Path | str:
         try:
-            return Path(HfApi().snapshot_download(check_name(repo), revision=revision, allow_patterns=wanted))
+            return Path(HfApi().snapshot_download(repo, revision=revision, allow_patterns=wanted))
         except RepositoryNotFoundError:
             return f"{repo} is not on the Hub, or private: check the name, or log in with `hf auth login`"
         except RevisionNotFoundError:

@@ -82,10 +82,10 @@ def draw(
     if not missing:
         return
     if settings.teacher:
-        generator = LocalGenerator(open_teacher(settings.teacher, run.say))
+        generator = LocalGenerator(open_teacher(settings.teacher, run.say), fast=True)
     else:
         run.resident.load_adapter(run.adapter(settings.start))
-        generator = LocalGenerator(run.resident)
+        generator = LocalGenerator(run.resident, fast=True)
     size = max(1, DRAWS // settings.n)
     for start in range(0, len(examples), size):
         batch = examples[start : start + size]
