@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,17 @@ def jsonl(rows: list[dict[str, object]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+@cache
+def leave_out_libraries() -> None:
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def no_search_through_libraries() -> None:
+def short_collections() -> None:
     """The objects of the large libraries are left out of garbage collections, which trainers ask for often."""
-    if "trl.trainer.base_trainer" in sys.modules and not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
+    if "trl.trainer.base_trainer" in sys.modules:
+        leave_out_libraries()
 
 
 @pytest.fixture

@@ -165,7 +165,16 @@ def test_a_run_whose_teacher_is_killed_goes_on_and_loses_and_doubles_no_row(
     assert "does not answer" in run(file).stderr  # nobody listens at all
     assert Path("out/01-sample/draws.jsonl").read_text() == before
 
-    again = serve(embedded, port=port)
+    together = threading.Event()
+
+    def all_at_once(messages: Messages) -> tuple[int, str]:
+        """The first answers wait until eight requests are there, or too long."""
+        if again.in_flight == 8:
+            together.set()
+        together.wait(5)
+        return embedded(messages)
+
+    again = serve(all_at_once, port=port)
     second = run(file)
     assert second.exit_code == 0, second.output
     assert again.most_in_flight == 8
