@@ -150,9 +150,10 @@ def test_every_gold_answer_earns_full_marks_from_every_rule_reward(name: str) ->
 # --- held-out rows are apart ---------------------------------------------------------------------
 
 
-def test_ranked_pairs_differ_and_are_of_each_kind_equally() -> None:
+def test_ranked_pairs_differ_and_are_of_four_kinds() -> None:
     pairs = rows("pairs.jsonl")
-    assert Counter(row["about"] for row in pairs) == {"helpfulness": 300, "harmlessness": 300, "resolution": 300}
+    kinds = {"helpfulness": 300, "harmlessness": 300, "resolution": 300, "relevance": 1500}
+    assert Counter(row["about"] for row in pairs) == kinds
     for row in pairs:
         assert row["chosen"] != row["rejected"]
         bad = [text for text in helpdesk.RUDE + helpdesk.UNSAFE if text in row["chosen"] + row["rejected"]]
