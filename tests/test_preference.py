@@ -78,6 +78,7 @@ def test_a_reward_model_tells_held_out_pairs_apart_and_a_later_step_is_paid_by_i
     figures = json.loads(Path("out/01-preference/preference.json").read_text())
     assert (figures["pairs"], figures["heldout"]) == (36, 4)
     assert figures["accuracy"]["mean"] == 1.0
+    assert abs(figures["level"]["mean"]) < figures["margin"]["mean"] / 2  # 0 lies between the better and the worse
     assert "of 4 held-out pairs 100.0%" in result.output
     rollouts = [json.loads(line) for line in Path("out/02-grpo/replies.jsonl").read_text().splitlines()]
     assert {row["id"][0] for row in rollouts} == {"p", "q"}

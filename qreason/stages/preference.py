@@ -20,6 +20,8 @@ from qreason.settings import Preference
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
+OWN: dict[str, Any] = {"max_length": None, "center_rewards_coefficient": 0.01}
+"""What differs from TRL's RewardConfig: pairs teach differences alone, and a sigmoid needs outputs around 0."""
 
 
 def preference(step: Step, run: Run) -> Artifact:
@@ -44,7 +46,7 @@ def preference(step: Step, run: Run) -> Artifact:
     set_seed(run.recipe.seed)
     model = with_adapter(run, settings)
     folder = run.clear_stage_folder()
-    arguments = RewardConfig(**{"max_length": None} | trl_arguments(settings, run, folder))
+    arguments = RewardConfig(**OWN | trl_arguments(settings, run, folder))
     with progress_bar(folder.name) as bar:
         trainer = RewardTrainer(
             model=model,
@@ -102,8 +104,15 @@ def with_adapter(run: Run, settings: Preference) -> Any:
 
 
 def measure(model: PreferenceModel, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """`accuracy`, the share of pairs whose chosen reply has the higher output, and `margin`, the mean difference."""
+    """On held-out pairs: `accuracy`, the share whose chosen reply has the higher output, `margin` and `level`.
+
+    The margin is the mean difference of both outputs, the level the mean of all: the reward, a sigmoid, needs it near 0.
+    """
     chosen = model.outputs([(pair.prompt, pair.chosen) for pair in pairs])
     rejected = model.outputs([(pair.prompt, pair.rejected) for pair in pairs])
     margins = [one - other for one, other in zip(chosen, rejected, strict=True)]
-    return {"accuracy": share([margin > 0 for margin in margins]), "margin": mean(margins)}
+    return {
+        "accuracy": share([margin > 0 for margin in margins]),
+        "margin": mean(margins),
+        "level": mean([*chosen, *rejected]),
+    }
