@@ -106,7 +106,7 @@ def with_adapter(run: Run, settings: Preference) -> Any:
 def measure(model: PreferenceModel, pairs: Sequence[Pair]) -> dict[str, Any]:
     """On held-out pairs: `accuracy`, the share whose chosen reply has the higher output, `margin` and `level`.
 
-    The margin is the mean difference of both outputs, the level the mean of all: a reward, as a sigmoid, needs it near 0.
+    The margin is the mean difference of both outputs; the level, the mean of all, is to be near 0 for the sigmoid.
     """
     chosen = model.outputs([(pair.prompt, pair.chosen) for pair in pairs])
     rejected = model.outputs([(pair.prompt, pair.rejected) for pair in pairs])
