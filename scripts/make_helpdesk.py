@@ -322,17 +322,7 @@ def ranked_row(about: str, cause: Cause, other: Cause, issue: str, rng: random.R
     else:
         prompt = issue
         chosen, rejected = (write_reply(one, rng) for one in (cause, other))
-        if about == "relevance" and rng.random() < 1 / 3:
-            rejected = break_reply(chosen, rng)
     return {"about": about, "category": cause.category, "prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def break_reply(reply: str, rng: random.Random) -> str:
-    """The reply without its answer, its reasoning or its tags, or with its answer cut short."""
-    reasoning, answer = reply.split("\n")
-    words = answer.split()
-    short = " ".join(words[: max(1, len(words) // 2)])
-    return rng.choice((reasoning, answer, re.sub("<[^>]+>", "", reply), f"{reasoning}\n{short}"))
 
 
 def write_reply(cause: Cause, rng: random.Random) -> str:
