@@ -104,7 +104,8 @@ class Watchdog:
         return []
 
     def growing_length(self, step: int, early: list[Rollout], late: list[Rollout], right: float) -> list[Alarm]:
-        before, after = mean([r.words for r in early]), mean([r.words for r in late])
+        start = [rollout for one in self.steps[: WINDOW // 2] for rollout in one]  # growth may be fast
+        before, after = mean([r.words for r in start]), mean([r.words for r in late])
         grown = change(group_means(early, count_words), group_means(late, count_words))
         if right > SURE / 2 or grown < SURE or after < GROWTH * before:
             return []
