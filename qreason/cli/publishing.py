@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from qreason.cli.base import main, one_line_errors, open_finished, read_settings, say
 from qreason.cli.running import recipe_options, run_recipe, run_step
 from qreason.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 
 def merge_options(command: Callable[..., Any]) -> Callable[..., Any]:
