@@ -17,11 +17,13 @@ from qreason.models import Resident, cannot_load, locate, quiet
 
 ROWS = 32
 """Replies that are read side by side."""
+LEVEL = "level.json"
+"""Beside the weights of a reward model: where its output is neither good nor bad."""
 NO_CLASSIFIER = "a preference model is a sequence classifier with one label, as a preference step makes it"
 
 
 class PreferenceModel:
-    """(prompt, reply) pairs -> 0..1 each, the sigmoid of the model's output."""
+    """(prompt, reply) pairs -> 0..1 each, the sigmoid of the model's output above its level."""
 
     def __init__(self, name: str, resident: Resident) -> None:
         """A classifier, or an adapter of one: a folder or a Hub id.
@@ -40,6 +42,7 @@ class PreferenceModel:
             raise
         except Exception as error:
             raise ModelError(f"{name}: {cannot_load(error)}") from error
+        self.level = read_level(path)
         self.model.eval()
         self.tokenizer.padding_side = "right"
         self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
@@ -47,7 +50,7 @@ class PreferenceModel:
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         import torch
 
-        return [float(torch.tensor(output).sigmoid()) for output in self.outputs(pairs)]
+        return (torch.tensor(self.outputs(pairs), dtype=torch.float64) - self.level).sigmoid().tolist()
 
     def outputs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The model's output for each (prompt, reply): log-odds, of which only differences have a meaning."""
@@ -60,6 +63,12 @@ class PreferenceModel:
             with torch.no_grad():
                 outputs += self.model(**inputs, use_cache=False).logits.float().squeeze(-1).tolist()
         return outputs
+
+
+def read_level(path: str) -> float:
+    """What a preference step has measured; 0 for a model from elsewhere."""
+    file = Path(path) / LEVEL
+    return float(json.loads(file.read_text(encoding="utf-8"))["level"]) if file.is_file() else 0.0
 
 
 def render_ids(tokenizer: Any, prompt: str, reply: str) -> list[int]:

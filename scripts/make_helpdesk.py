@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SEED = 1
 WRITTEN_UP = 3  # families of a category that have incidents in sft.jsonl
 SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 200
 LESSON_ROWS = 800
-PLAIN_ROWS, RANKED_ROWS = 600, 2400  # ranked pairs: five in eight about what a reply is to
+PLAIN_ROWS, RANKED_ROWS = 1200, 2400  # ranked pairs: five in eight about what a reply is to
 SHINGLE, NEAR = 3, 0.5  # words a shingle, Jaccard similarity from which two issues are near duplicates
 
 
@@ -52,13 +53,13 @@ class Cause:
     steps: tuple[str, ...]
     fixes: tuple[str, ...]
 
-    @property
+    @cached_property
     def reserved(self) -> frozenset[tuple[int, int]]:
         """The (symptom, clue) pairs that only held-out rows combine."""
         pairs = [(s, c) for s in range(len(self.symptoms)) for c in range(len(self.clues))]
         return frozenset(random.Random(f"reserved {self.family} {self.cause}").sample(pairs, 2))
 
-    @property
+    @cached_property
     def free(self) -> list[tuple[int, int]]:
         """The (symptom, clue) pairs that training may combine."""
         pairs = [(s, c) for s in range(len(self.symptoms)) for c in range(len(self.clues))]

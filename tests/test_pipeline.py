@@ -127,10 +127,16 @@ def test_running_again_does_nothing_twice_and_says_so(finished: tuple[Path, Resu
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
-def test_a_run_in_two_halves_ends_like_a_run_in_one(finished: tuple[Path, Result], tmp_path: Path) -> None:
-    out = str(tmp_path / "halves")
-    assert call("sft", "smoke", "--out", out, "--seed", "3").exit_code == 0
-    second = call("run", "smoke", "--out", out, "--seed", "3", "--json")
+def test_a_stage_command_runs_the_next_step_only_and_the_rest_ends_like_a_run_in_one(
+    finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    folder = tmp_path / "halves"
+    settings = ("smoke", "--out", str(folder), "--seed", "3")
+    assert "the next step is sft, not merge" in call("merge", *settings).stderr
+    assert call("sft", *settings).exit_code == 0
+    assert (folder / "01-sft" / "adapter" / "adapter_config.json").is_file()
+    assert not (folder / "02-grpo").exists()
+    second = call("run", *settings, "--json")
     assert second.exit_code == 0, second.output
     whole, halves = json.loads(finished[1].stdout), json.loads(second.stdout)
     for row in (*whole["passes"], *halves["passes"]):
@@ -157,16 +163,6 @@ def test_an_adapter_folder_is_no_model_to_evaluate(finished: tuple[Path, Result]
     result = call("evaluate", str(finished[0] / "01-sft" / "adapter"), "--task", str(task))
     assert result.exit_code == 2
     assert "give its run folder" in result.stderr
-
-
-def test_a_stage_command_runs_the_next_step_only(tmp_path: Path) -> None:
-    out, steps = str(tmp_path / "run"), "steps=[{sft: {max_steps: 1}}, merge]"
-    assert "the next step is sft, not merge" in call("merge", "smoke", "--out", out, "--set", steps).stderr
-    assert call("sft", "smoke", "--out", out, "--set", steps).exit_code == 0
-    assert (tmp_path / "run" / "01-sft" / "adapter" / "adapter_config.json").is_file()
-    assert not (tmp_path / "run" / "02-merge").exists()
-    assert call("merge", "smoke", "--out", out, "--set", steps).exit_code == 0
-    assert (tmp_path / "run" / "02-merge" / "model" / "model.safetensors").is_file()
 
 
 def test_a_loss_that_is_no_number_stops_before_the_adapter_is_written(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, when: Callable[[int, int], bo
 
 SFT = "per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_steps: 3, learning_rate: 1e-3"
 GRPO = (
-    "per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4, max_steps: 3, "
+    "per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4, max_steps: 2, "
     "preflight: false, learning_rate: 1e-3, num_iterations: 2, loss_type: "
 )
 

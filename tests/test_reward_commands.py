@@ -74,7 +74,7 @@ def test_replies_that_cannot_be_scored_are_named(write_recipe: RecipeWriter, tex
 
 
 def test_calibrate_measures_the_default_judge_and_says_whether_it_is_fit(tmp_path: Path) -> None:
-    lines = (HELPDESK / "judge_pairs.jsonl").read_text().splitlines(keepends=True)[:60]
+    lines = (HELPDESK / "judge_pairs.jsonl").read_text().splitlines(keepends=True)[:20]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
     result = call("judge", "calibrate", "quickstart", "--labels", str(tmp_path / "labels.jsonl"), "--json")
     assert result.exit_code == 0, result.output
@@ -100,8 +100,8 @@ def write_labels(folder: Path, count: int, *, truthful: bool = True) -> Path:
 
 def test_train_writes_an_adapter_and_measures_it_beside_the_untrained_judge(write_recipe: RecipeWriter) -> None:
     """Taught the opposite, it learns the opposite: that its labels reach it, and that a worse judge is not praised."""
-    recipe = write_recipe(("learning_rate: 1e-5", "learning_rate: 2e-3, per_device_train_batch_size: 16"))
-    labels = write_labels(recipe.parent, 140, truthful=False)
+    recipe = write_recipe(("learning_rate: 1e-5", "learning_rate: 3e-3, per_device_train_batch_size: 8"))
+    labels = write_labels(recipe.parent, 96, truthful=False)
     result = call("judge", "train", str(recipe), "--labels", str(labels), "--out", "judge")
     figures = json.loads((recipe.parent / "judge" / "judge.json").read_text())
     assert (recipe.parent / "judge" / "adapter" / "adapter_config.json").exists()
@@ -170,7 +170,7 @@ def test_an_unfit_judge_is_said_before_grpo_and_its_figures_are_kept(write_recip
         ("temperature: 0.9", "temperature: 0.9, max_completion_length: 40"),
     )
     write_words(recipe.parent)
-    write_labels(recipe.parent, 40, truthful=False)
+    write_labels(recipe.parent, 10, truthful=False)
     result = call("run", str(recipe))
     assert result.exit_code == 0, result.output
     assert "warning: the judge is unfit for any weight" in result.stderr

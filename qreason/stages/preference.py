@@ -11,7 +11,7 @@ from typing import Any
 from qreason.errors import DataError, ModelError, OutOfMemoryError
 from qreason.models import lora_config
 from qreason.pairs import hold_out, rank_draws, those_about
-from qreason.preference import PreferenceModel, render_ids, with_head
+from qreason.preference import LEVEL, PreferenceModel, render_ids, with_head
 from qreason.progress import progress_bar
 from qreason.recipe import Step
 from qreason.report.statistics import mean, share
@@ -20,8 +20,8 @@ from qreason.settings import Preference
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
-OWN: dict[str, Any] = {"max_length": None, "center_rewards_coefficient": 0.01}
-"""What differs from TRL's RewardConfig: pairs teach differences alone, and a sigmoid needs outputs around 0."""
+OWN: dict[str, Any] = {"max_length": None}
+"""What differs from TRL's RewardConfig."""
 
 
 def preference(step: Step, run: Run) -> Artifact:
@@ -64,6 +64,7 @@ def preference(step: Step, run: Run) -> Artifact:
         saved = save_adapter(trainer, run, folder / REWARD_MODEL)  # with the head
         resident.tokenizer.save_pretrained(str(saved))
     figures = measure(PreferenceModel(str(saved), resident), kept_out)
+    write_json(saved / LEVEL, {"level": figures["level"]["mean"]})
     write_json(folder / "preference.json", {"pairs": len(learnt), "heldout": len(kept_out)} | figures)
     right = figures["accuracy"]
     return Artifact(
@@ -106,7 +107,8 @@ def with_adapter(run: Run, settings: Preference) -> Any:
 def measure(model: PreferenceModel, pairs: Sequence[Pair]) -> dict[str, Any]:
     """On held-out pairs: `accuracy`, the share whose chosen reply has the higher output, `margin` and `level`.
 
-    The margin is the mean difference of both outputs; the level, the mean of all, is to be near 0 for the sigmoid.
+    The margin is the mean difference of both outputs. The level is the mean of all: pairs teach differences alone and
+    leave open where 0 is, so a reward is the sigmoid of what is above it (the bias of arXiv 2203.02155, section 3.5).
     """
     chosen = model.outputs([(pair.prompt, pair.chosen) for pair in pairs])
     rejected = model.outputs([(pair.prompt, pair.rejected) for pair in pairs])
