@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,34 @@ def exchanges(replies: Sequence[Reply]) -> list[Exchange]:
     return [Exchange([*reply.prompt_ids, *reply.token_ids], len(reply.prompt_ids)) for reply in replies]
 
 
+@contextmanager
+def engine_angles(model: Any) -> Iterator[None]:
+    """Within it, the model turns queries and keys by the very angles of llama.cpp.
+
+    Angles in float32 are off by up to 1e-5 in each engine, a little differently: transformers multiplies the position
+    by each frequency, ggml takes the angle before times one constant. That alone moves logits by 1e-4 and more, and it
+    is no property of the file that is checked.
+    """
+    import torch
+
+    def turned(module: Any, inputs: tuple[Any, Any], _: Any) -> tuple[Any, Any]:
+        states, positions = inputs
+        pairs = len(module.inv_freq)
+        ratio = torch.tensor(module.config.rope_parameters["rope_theta"]).pow(-1 / pairs).item()
+        angles = [positions[..., None].float()]
+        while len(angles) < pairs:
+            angles.append(angles[-1] * ratio)
+        angle = torch.cat(angles * 2, dim=-1)
+        return angle.cos().to(states.dtype), angle.sin().to(states.dtype)
+
+    hooks = [module.register_forward_hook(turned) for module in model.modules() if hasattr(module, "inv_freq")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def write_logits(model: Any, asked: Sequence[Exchange], folder: Path) -> list[Path]:
     """Teacher-forced logits before each token of the replies: a .npy a reply, (tokens, vocabulary) float32."""
     import numpy
@@ -81,7 +110,7 @@ def write_logits(model: Any, asked: Sequence[Exchange], folder: Path) -> list[Pa
 
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number}.npy" for number in range(len(asked))]
-    with torch.no_grad():
+    with torch.no_grad(), engine_angles(model):
         for exchange, file in zip(asked, files, strict=True):
             ids = torch.tensor([exchange.ids[:-1]], device=model.device)
             logits = model(input_ids=ids, logits_to_keep=len(exchange.ids) - exchange.start).logits[0]
