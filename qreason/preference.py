@@ -140,7 +140,7 @@ def with_head(resident: Resident) -> Any:
         layer = shared.get_submodule(name)
         backbone.set_submodule(name, getattr(layer, "base_layer", layer))
     head = torch.nn.Linear(model.score.in_features, 1, bias=False, device=resident.device)
-    torch.nn.init.normal_(head.weight, std=config.get_text_config().initializer_range)
+    torch.nn.init.zeros_(head.weight)  # a random direction drowns what tells two replies apart: LOG.md
     # float32, whatever the base computes in: pairs differ by little
     head.register_forward_pre_hook(as_float)
     model.score = head
