@@ -32,7 +32,7 @@ SEED = 1
 WRITTEN_UP = 3  # families of a category that have incidents in sft.jsonl
 SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 200
 LESSON_ROWS = 800
-PLAIN_ROWS, RANKED_ROWS = 1200, 4800  # ranked pairs: seven in eight about which reply resolves the ticket
+PLAIN_ROWS, RANKED_ROWS = 1200, 4800  # ranked pairs: seven in eight about replies to tickets
 SHINGLE, NEAR = 3, 0.5  # words a shingle, Jaccard similarity from which two issues are near duplicates
 
 
@@ -312,7 +312,7 @@ def make_plain(causes: list[Cause], issues: dict[int, Iterator[str]]) -> list[Ro
 
 
 def ranked_row(about: str, cause: Cause, other: Cause, issue: str, rng: random.Random) -> Row:
-    """Two replies, the better one first: `helpfulness` and `harmlessness` to a plain task, `resolution` to a ticket."""
+    """Two replies, the better one first: `helpfulness` and `harmlessness` to a plain task, the others to a ticket."""
     row = plain_row(cause, issue, rng)
     prompt, chosen = row["prompt"], row["reference"]
     if about == "helpfulness":
@@ -332,16 +332,14 @@ def write_reply(cause: Cause, rng: random.Random) -> str:
 
 
 def make_ranked(causes: list[Cause], issues: dict[int, Iterator[str]]) -> list[Row]:
-    """Ranked pairs for reward models. `other`, whose reply is the worse one, is as near as a sibling or far away."""
+    """Ranked pairs for reward models; the worse reply is one to `other`."""
     rng = random.Random(f"ranked {SEED}")
-    kinds, rows = ("helpfulness", "harmlessness", *["resolution"] * 14), []
+    kinds, rows = ("helpfulness", "harmlessness", *["relevance", "resolution"] * 7), []
     while len(rows) < RANKED_ROWS:
         place = rng.randrange(len(causes))
         cause, about = causes[place], kinds[len(rows) % len(kinds)]
-        siblings = [one for one in causes if one.family == cause.family and one != cause]
-        near = [one for one in causes if one.category == cause.category and one.family != cause.family]
-        far = [one for one in causes if one.category != cause.category]
-        others = rng.choice((siblings, near, far, far)) if about == "resolution" else siblings
+        near = [one for one in causes if one.category == cause.category and one != cause]
+        others = [one for one in causes if one.category != cause.category] if about == "relevance" else near
         row = ranked_row(about, cause, rng.choice(others), next(issues[place]), rng)
         if row["chosen"] != row["rejected"]:
             rows.append(row)

@@ -152,7 +152,7 @@ def test_every_gold_answer_earns_full_marks_from_every_rule_reward(name: str) ->
 
 def test_ranked_pairs_differ_and_are_of_four_kinds() -> None:
     pairs = rows("pairs.jsonl")
-    kinds = {"helpfulness": 300, "harmlessness": 300, "resolution": 4200}
+    kinds = {"helpfulness": 300, "harmlessness": 300, "relevance": 2100, "resolution": 2100}
     assert Counter(row["about"] for row in pairs) == kinds
     for row in pairs:
         assert row["chosen"] != row["rejected"]

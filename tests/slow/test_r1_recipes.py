@@ -47,10 +47,10 @@ def test_r1_runs_from_cold_start_to_rl_for_all_scenarios() -> None:
 
 
 @pytest.mark.slow
-def test_rlhf_stays_near_the_sft_policy_and_is_paid_by_the_reward_model_and_for_its_form() -> None:
+def test_rlhf_stays_near_the_sft_policy_and_is_paid_by_the_reward_model_and_two_rules() -> None:
     nodes = run("r1/rlhf-tiny", *FEW, *BRIEF, "preference.rows=200")
     assert nodes["03-grpo"]["from"] == "01-sft"
-    assert {tuple(row["parts"]) for row in rollouts("03-grpo")} == {("preference", "format_strict")}
+    assert {tuple(row["parts"]) for row in rollouts("03-grpo")} == {("preference", "format_strict", "correctness")}
     metrics = [json.loads(line) for line in Path("out/03-grpo/metrics.jsonl").read_text().splitlines()]
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-4)  # the reference is where training started, not the base
 
