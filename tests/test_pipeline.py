@@ -127,21 +127,24 @@ def test_running_again_does_nothing_twice_and_says_so(finished: tuple[Path, Resu
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
-def test_a_stage_command_runs_the_next_step_only_and_the_rest_ends_like_a_run_in_one(
+def test_stage_commands_run_the_next_step_only_and_end_like_one_run(
     finished: tuple[Path, Result], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "halves"
+    folder = tmp_path / "steps"
     settings = ("smoke", "--out", str(folder), "--seed", "3")
     assert "the next step is sft, not merge" in call("merge", *settings).stderr
     assert call("sft", *settings).exit_code == 0
     assert (folder / "01-sft" / "adapter" / "adapter_config.json").is_file()
     assert not (folder / "02-grpo").exists()
-    second = call("run", *settings, "--json")
-    assert second.exit_code == 0, second.output
-    whole, halves = json.loads(finished[1].stdout), json.loads(second.stdout)
-    for row in (*whole["passes"], *halves["passes"]):
+    assert call("grpo", *settings).exit_code == 0
+    assert not (folder / "03-merge").exists()
+    assert call("merge", *settings).exit_code == 0
+    again = call("run", *settings, "--json")
+    assert again.exit_code == 0, again.output
+    whole, steps = json.loads(finished[1].stdout), json.loads(again.stdout)
+    for row in (*whole["passes"], *steps["passes"]):
         del row["seconds"]
-    assert halves == whole
+    assert steps == whole
 
 
 def test_a_run_folder_is_measured_on_a_task_of_ones_own(finished: tuple[Path, Result], tmp_path: Path) -> None:

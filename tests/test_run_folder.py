@@ -20,6 +20,7 @@ def start(file: Path, *overrides: str, finished: int = 0, fresh: bool = False) -
     run = Run.open(load_recipe(file, overrides), Path("out"), fresh=fresh, say=lambda line: None)
     for _ in range(finished):
         run.step = run.finished
+        (run.folder / run.folders[run.step]).mkdir(exist_ok=True)
         run.finish_step(1.0)
     return run
 
@@ -98,6 +99,15 @@ def test_removed_finished_step_is_refused(write_recipe: RecipeWriter) -> None:
     assert "(steps)" in refused(write_recipe(("  - merge\n", "")))
 
 
+def test_folder_of_a_finished_step_that_is_gone_is_named(write_recipe: RecipeWriter) -> None:
+    start(write_recipe(), finished=3)
+    Path("out/01-sft").rmdir()
+    assert refused(write_recipe()).startswith(
+        "out/01-sft is missing, though its step was finished; put it back; --fresh"
+    )
+    start(write_recipe(), fresh=True)
+
+
 def test_changed_data_is_refused_by_name(write_recipe: RecipeWriter, workplace: Path) -> None:
     file = write_recipe()
     start(file, finished=1)
@@ -148,7 +158,6 @@ def test_file_in_place_of_the_folder_is_refused(write_recipe: RecipeWriter, work
 
 def test_fresh_moves_earlier_runs_aside_and_loses_nothing(write_recipe: RecipeWriter, workplace: Path) -> None:
     first = start(write_recipe(), finished=2)
-    (first.folder / "01-sft").mkdir()
     (first.folder / "01-sft" / "adapter").write_text("weights")
     kept = content(first.folder)
     assert start(write_recipe(), fresh=True).finished == 0

@@ -81,13 +81,13 @@ def engine_angles(model: Any) -> Iterator[None]:
 
     Angles in float32 are off by up to 1e-5 in each engine, a little differently: transformers multiplies the position
     by each frequency, ggml takes the angle before times one constant. That alone moves logits by 1e-4 and more, and it
-    is no property of the file that is checked.
+    is no property of the file that is checked. Kernels that bring angles of their own (Unsloth's) keep them.
     """
     import torch
 
     def turned(module: Any, inputs: tuple[Any, Any], _: Any) -> tuple[Any, Any]:
         states, positions = inputs
-        pairs = len(module.inv_freq)
+        pairs = len(module.inv_freq)  # of dimensions that turn together
         ratio = torch.tensor(module.config.rope_parameters["rope_theta"]).pow(-1 / pairs).item()
         angles = [positions[..., None].float()]
         while len(angles) < pairs:
@@ -95,7 +95,9 @@ def engine_angles(model: Any) -> Iterator[None]:
         angle = torch.cat(angles * 2, dim=-1)
         return angle.cos().to(states.dtype), angle.sin().to(states.dtype)
 
-    hooks = [module.register_forward_hook(turned) for module in model.modules() if hasattr(module, "inv_freq")]
+    rotary = [module for module in model.modules() if hasattr(module, "inv_freq")]
+    own = [module for module in rotary if type(module).__module__.startswith("transformers.")]
+    hooks = [module.register_forward_hook(turned) for module in own]
     try:
         yield
     finally:
