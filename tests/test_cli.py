@@ -246,7 +246,9 @@ def test_stage_out_of_turn_is_refused(write_recipe: RecipeWriter) -> None:
 
 def test_stage_of_a_finished_run_is_refused(write_recipe: RecipeWriter, workplace: Path) -> None:
     file = write_recipe(("  - evaluate\n", ""), ("  - grpo: {num_generations: 4}\n  - merge\n", ""))
-    Run.open(load_recipe(file), workplace / "runs" / "small", say=lambda line: None).finish_step(1.0)
+    run = Run.open(load_recipe(file), workplace / "runs" / "small", say=lambda line: None)
+    (run.folder / "01-sft").mkdir()
+    run.finish_step(1.0)
     result = qreason("sft", file)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].endswith("no sft step is left; --fresh starts over")
