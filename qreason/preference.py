@@ -37,12 +37,12 @@ class PreferenceModel:
         adapter = read_adapter(path)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.level = read_level(path)
             self.model = load_adapter(name, path, adapter, resident) if adapter else load_whole(name, path, resident)
         except ModelError:
             raise
         except Exception as error:
             raise ModelError(f"{name}: {cannot_load(error)}") from error
-        self.level = read_level(path)
         self.model.eval()
         self.tokenizer.padding_side = "right"
         self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id

@@ -148,10 +148,11 @@ class Run:
                 f"{self.folder} belongs to the recipe '{manifest['recipe']}', not '{self.recipe.name}'; "
                 "choose another folder with --out"
             )
-        if gone := [name for entry in manifest["steps"] if not (self.folder / (name := entry["folder"])).is_dir()]:
-            raise RunFolderError(
-                f"{self.folder / gone[0]} is missing, though its step was finished; put it back; --fresh starts over"
-            )
+        for done in manifest["steps"]:
+            if not (place := self.folder / done["folder"]).is_dir():
+                raise RunFolderError(
+                    f"{place} is missing, though its step was finished; put it back; --fresh starts over"
+                )
         earlier = self.read_recipe(self.folder).dump()  # with today's fields
         now = self.recipe.dump()
         finished = len(manifest["steps"])

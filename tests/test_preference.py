@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,9 @@ def test_a_reward_model_tells_held_out_pairs_apart_and_a_later_step_is_paid_by_i
     assert kind is not None
     assert rude is not None
     assert kind > 0.5 > rude
+    level = json.loads(Path(saved, "level.json").read_text())["level"]
+    (output,) = model.outputs([("printer 99 is offline", KIND[0])])
+    assert kind == pytest.approx(1 / (1 + math.exp(level - output)))
     # the folder by itself, on a base of its own, says the same: nothing depends on sharing
     opened.resident.settings = opened.resident.settings.model_copy(update={"base": "another"})
     alone = PreferenceModel(saved, opened.resident)([("printer 99 is offline", KIND[0])])

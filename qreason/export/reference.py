@@ -106,7 +106,10 @@ def engine_angles(model: Any) -> Iterator[None]:
 
 
 def write_logits(model: Any, asked: Sequence[Exchange], folder: Path) -> list[Path]:
-    """Teacher-forced logits before each token of the replies: a .npy a reply, (tokens, vocabulary) float32."""
+    """Teacher-forced logits before each token of the replies: a .npy a reply, (tokens, vocabulary) float32.
+
+    With llama.cpp's rotary angles, so that they can be held against a file's.
+    """
     import numpy
     import torch
 

@@ -20,8 +20,6 @@ from qreason.settings import Preference
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
-OWN: dict[str, Any] = {"max_length": None}
-"""What differs from TRL's RewardConfig."""
 
 
 def preference(step: Step, run: Run) -> Artifact:
@@ -46,7 +44,7 @@ def preference(step: Step, run: Run) -> Artifact:
     set_seed(run.recipe.seed)
     model = with_adapter(run, settings)
     folder = run.clear_stage_folder()
-    arguments = RewardConfig(**OWN | trl_arguments(settings, run, folder))
+    arguments = RewardConfig(**{"max_length": None} | trl_arguments(settings, run, folder))
     with progress_bar(folder.name) as bar:
         trainer = RewardTrainer(
             model=model,
