@@ -16,6 +16,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes would import torch's compiler: seconds a process
 
 if TYPE_CHECKING:
     from qreason.models import Resident
@@ -29,7 +30,7 @@ data:
   prompts: prompts.jsonl
   heldout: heldout.jsonl
 rewards: {correctness: 0.1, format: 0.1}
-sampling: {temperature: 0.9}
+sampling: {temperature: 0.9, max_completion_length: 24}
 steps:
   - evaluate
   - sft: {learning_rate: 1e-5}

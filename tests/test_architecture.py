@@ -48,6 +48,7 @@ LAYERS = (
             "fitting",
             "report.plan",
             "recovery",
+            "shared_prompts",
             "backends",
             "attention",
             "endpoint",

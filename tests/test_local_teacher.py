@@ -26,6 +26,7 @@ def run(file: Path, out: str, *arguments: str) -> Result:
 def test_a_run_teaches_another_and_makes_room_for_it_and_leaves(
     workplace: Path, write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    long = ("max_completion_length: 24", "max_completion_length: 64")
     taught = write_recipe((STEPS, "  - sft: {num_train_epochs: 15, learning_rate: 1e-2}\n"))
     assert run(taught, "taught").exit_code == 0
     alive: list[weakref.ref[Resident]] = []
@@ -37,7 +38,7 @@ def test_a_run_teaches_another_and_makes_room_for_it_and_leaves(
         made(self, *arguments, **options)
 
     monkeypatch.setattr(Resident, "__init__", remembered)
-    result = run(write_recipe((STEPS, "  - sft: {max_steps: 1}\n" + LEARN), name="student.yaml"), "out")
+    result = run(write_recipe((STEPS, "  - sft: {max_steps: 1}\n" + LEARN), long, name="student.yaml"), "out")
     assert result.exit_code == 0, result.output
     assert len(alive) == 3  # student, teacher, student
     figures = json.loads(Path("out/02-sample/sample.json").read_text())

@@ -442,7 +442,7 @@ def test_the_last_token_of_a_rollout(tiny: Shape) -> None:
 def test_peak_of_a_real_training_step(
     tiny: Shape, write_recipe: Any, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stage as it runs, on rows as long as the longest; TRL's log-probabilities as without Triton."""
+    """The stage as a GPU runs it, on rows as long as the longest; TRL's log-probabilities as without Triton."""
     file = write_recipe(
         (
             "sft: {learning_rate: 1e-5}",
@@ -454,7 +454,7 @@ def test_peak_of_a_real_training_step(
         ),
         ("- merge", "- preference: {from: base, per_device_train_batch_size: 8, max_steps: 1, heldout_share: 0.5}"),
         ("heldout: heldout.jsonl", "heldout: heldout.jsonl\n  pairs: pairs.jsonl"),
-        ("{temperature: 0.9}", "{temperature: 1, max_completion_length: 24}"),
+        ("temperature: 0.9", "temperature: 1"),
     )
     better, worse = "Restart the spooler. " * 8, "Restart the printers. " * 8
     pairs = [{"prompt": f"printer {n}", "chosen": better, "rejected": worse} for n in range(16)]
@@ -467,6 +467,7 @@ def test_peak_of_a_real_training_step(
     recipe = load_recipe(file)
     monkeypatch.setattr("qreason.hardware.detect", lambda: BFLOAT16)
     monkeypatch.setattr("qreason.memory_phases.FUSED_LOGIT", PLAIN_LOGIT)
+    monkeypatch.setattr("qreason.shared_prompts.worthwhile", lambda args: False)
     planned = plan(recipe, tiny, CARDS["t4"], read_lengths(recipe)).steps
     run = Run.open(recipe, Path("run"), say=lambda line: None)
     run.step = [step.stage for step in recipe.steps].index(stage)

@@ -34,7 +34,9 @@ def trained(write_recipe: RecipeWriter, stage: str, settings: str, name: str) ->
     )
     rewards = ("rewards: {correctness: 0.1, format: 0.1}", "rewards: {planted:letters: 1}")
     before, _, _ = (
-        write_recipe(rewards, ("temperature: 0.9", "max_completion_length: 16")).read_text().partition("  - evaluate")
+        write_recipe(rewards, ("max_completion_length: 24", "max_completion_length: 16"))
+        .read_text()
+        .partition("  - evaluate")
     )
     file = Path(f"{name}.yaml")
     file.write_text(before + steps)
@@ -82,12 +84,16 @@ GRPO = (
 
 @pytest.mark.parametrize(
     ("stage", "settings"),
-    [("sft", SFT), *(("grpo", GRPO + loss) for loss in ("dapo", "grpo", "bnpo", "dr_grpo"))],
+    [
+        *(("sft", SFT), ("grpo", GRPO + "dapo"), ("grpo", GRPO + "bnpo")),
+        *(pytest.param("grpo", GRPO + loss, marks=pytest.mark.slow) for loss in ("grpo", "dr_grpo")),
+    ],
 )
 def test_a_step_that_ran_out_of_memory_leaves_the_same_adapter(
     write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, stage: str, settings: str
 ) -> None:
     monkeypatch.setattr("qreason.hardware.fast_bfloat16", lambda: False)  # rounding to 1e-5 needs float32
+    monkeypatch.setattr("qreason.shared_prompts.worthwhile", lambda args: False)  # as on a GPU
     undisturbed, silence = trained(write_recipe, stage, settings, "undisturbed")
     moment = random.Random(stage + settings).randint(1, 4)
     attempts = out_of_memory(monkeypatch, lambda attempt, rows: attempt == moment)

@@ -138,7 +138,7 @@ def grpo_alone(settings: str) -> tuple[str, str]:
 
 
 def test_a_run_whose_rewards_never_differ_stops_before_it_starts(write_recipe: RecipeWriter) -> None:
-    recipe = write_recipe(grpo_alone("rows: 4"), ("temperature: 0.9", "temperature: 0.9, max_completion_length: 48"))
+    recipe = write_recipe(grpo_alone("rows: 4"), ("max_completion_length: 24", "max_completion_length: 48"))
     result = call("run", str(recipe))
     assert result.exit_code == 1
     assert "earn the same (correctness 0.0, format 0.0), so GRPO would learn nothing" in result.stderr
@@ -146,7 +146,7 @@ def test_a_run_whose_rewards_never_differ_stops_before_it_starts(write_recipe: R
 
 
 def test_a_run_whose_replies_never_end_stops_before_it_starts(write_recipe: RecipeWriter) -> None:
-    recipe = write_recipe(grpo_alone("rows: 4"), ("temperature: 0.9", "temperature: 0.9, max_completion_length: 2"))
+    recipe = write_recipe(grpo_alone("rows: 4"), ("max_completion_length: 24", "max_completion_length: 2"))
     result = call("run", str(recipe))
     assert result.exit_code == 1
     assert "sampled replies ends within max_completion_length (2)" in result.stderr
@@ -167,7 +167,7 @@ def test_an_unfit_judge_is_said_before_grpo_and_its_figures_are_kept(write_recip
         ("max_steps: 13, ", ""),
         (RULES, "rewards: {rouge_l: 0.1, judge: 0.4, word_count:words: 0.1}"),
         ("heldout: heldout.jsonl", "heldout: heldout.jsonl\n  labels: labels.jsonl"),
-        ("temperature: 0.9", "temperature: 0.9, max_completion_length: 40"),
+        ("max_completion_length: 24", "max_completion_length: 40"),
     )
     write_words(recipe.parent)
     write_labels(recipe.parent, 10, truthful=False)
@@ -189,7 +189,7 @@ def test_metrics_tell_of_distinct_replies_and_of_their_length(write_recipe: Reci
         grpo_alone("rows: 4, max_steps: 1"),
         ("max_steps: 13, ", ""),
         (RULES, "rewards: {word_count:words: 0.1}"),
-        ("temperature: 0.9", "temperature: 0.9, max_completion_length: 40"),
+        ("max_completion_length: 24", "max_completion_length: 40"),
     )
     write_words(recipe.parent)
     result = call("run", str(recipe))

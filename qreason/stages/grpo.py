@@ -40,6 +40,7 @@ def grpo(step: Step, run: Run) -> Artifact:
     from trl import GRPOConfig, GRPOTrainer
 
     from qreason.recovery import recovering
+    from qreason.shared_prompts import sharing_prompts
     from qreason.stages.training import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run, settings)
@@ -64,7 +65,7 @@ def grpo(step: Step, run: Run) -> Artifact:
         **{"reward_weights": list(scorer.weights.values())} | sampling | trl_arguments(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
-        trainer = recovering(GRPOTrainer, run.say)(
+        trainer = recovering(sharing_prompts(GRPOTrainer), run.say)(
             model=resident.model,
             args=arguments,
             train_dataset=Dataset.from_list(
