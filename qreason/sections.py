@@ -27,6 +27,8 @@ class Lora(Strict):
     alpha: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
+    init: Literal["zero", "quantization_error"] = "zero"
+    """What a fresh adapter adds: nothing, or on a 4-bit base the part of what quantization took that fits its rank."""
 
 
 class Model(Strict):

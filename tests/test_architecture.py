@@ -50,6 +50,7 @@ LAYERS = (
             "recovery",
             "shared_prompts",
             "backends",
+            "compensation",
             "attention",
             "endpoint",
             "merging",

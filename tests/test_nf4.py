@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,16 +12,19 @@ from conftest import jsonl
 from safetensors.torch import load_file
 
 from qreason.cli import main
+from qreason.compensation import compensate
 from qreason.generate import LocalGenerator
 from qreason.hardware import detect
-from qreason.models import load_base
+from qreason.models import Resident, load_base
 from qreason.prompts import HELPDESK, render
 from qreason.run import Run, read_jsonl
-from qreason.sections import Model
+from qreason.sections import Lora, Model
+from qreason.stages.training import give_back
 
+INCIDENTS = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"
 RECIPE = """\
 name: four
-model: {base: qreason/tiny, quantization: nf4}
+model: {base: qreason/tiny, quantization: nf4, lora: {init: quantization_error}}
 data: {sft: sft.jsonl, prompts: prompts.jsonl, heldout: heldout.jsonl}
 rewards: {planted:letters: 1}
 sampling: {max_completion_length: 16}
@@ -48,6 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         result = CliRunner().invoke(main, ["run", "four.yaml"])
     assert result.exit_code == 0, result.output
+    assert result.stderr.count("4 bits change the layers' outputs by 8") == 1  # GRPO goes on from SFT's adapter
     return folder / "runs" / "four"
 
 
@@ -87,3 +92,35 @@ def test_what_was_saved_answers_as_what_was_trained(finished: Path, monkeypatch:
     run.resident.remove_adapter()
     bare = LocalGenerator(run.resident).generate(prompts, n=1, sampling=greedy)
     assert [replies[0].text for replies in bare] != trained
+
+
+QUESTIONS = [f"Our {thing} fails since this morning, what now?" for thing in ("backup", "VPN client", "mail server")]
+
+
+def test_an_adapter_begins_with_what_4_bits_took() -> None:
+    """On text that it was not fitted to, the base answers more like the unquantized one; no step has been taken."""
+    resident = Resident(Model(base="qreason/tiny", quantization="nf4"), detect())
+    resident.new_adapter(Lora(r=16))
+    drawn = {name: float(w.norm()) for name, w in resident.model.named_parameters() if "lora_A" in name}
+    batch = resident.tokenizer(QUESTIONS, return_tensors="pt", padding=True)
+    whole = load_base(Model(base="qreason/tiny"), detect())(**batch).logits
+
+    def distance() -> float:
+        with resident.inference() as model:
+            return float((model(**batch).logits - whole)[batch["attention_mask"].bool()].norm())
+
+    bare = distance()
+    texts = [f"{row['issue']} {row['steps']}" for row in read_jsonl(INCIDENTS)[:32]]
+    without, beside = compensate(resident, texts)
+    assert distance() < 0.8 * bare
+    assert beside < 0.75 * without
+    for name, weight in resident.model.named_parameters():
+        if "lora_A" in name:
+            assert float(weight.norm()) == pytest.approx(drawn[name], rel=1e-4)
+            assert weight.requires_grad
+
+
+def test_unsloths_adapter_begins_at_zero_and_that_is_said() -> None:
+    said: list[str] = []
+    give_back(SimpleNamespace(resident=SimpleNamespace(backend="unsloth"), say=said.append))  # type: ignore[arg-type]
+    assert said == ["model.lora.init: quantization_error is for model.backend: plain; Unsloth's adapter begins at zero"]

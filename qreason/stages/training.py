@@ -11,6 +11,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.progress import Bar
+from qreason.prompts import SYSTEM_PROMPTS, teach
 from qreason.run import CHECKPOINT, Run, write_jsonl
 from qreason.settings import Training
 
@@ -19,6 +20,9 @@ OURS = {
     *("rewards", "plain_share", "heldout_share", "about", "teacher"),
 }
 """Settings of a training step that are not fields of TRL's config."""
+
+CALIBRATION = 32
+"""Rows of the run's data that a compensating adapter is fitted to."""
 
 MOST_OVERFLOWS = 20
 """Logged overflows in a row that stop a float16 run. Its scaler skips such steps and halves its scale of 65,536."""
@@ -52,6 +56,28 @@ def start_adapter(run: Run, settings: Training) -> None:
     else:
         seed, checkpointing = run.recipe.seed, settings.gradient_checkpointing
         run.resident.new_adapter(run.recipe.model.lora, seed=seed, checkpointing=checkpointing)
+        if run.recipe.model.quantization == "nf4" and run.recipe.model.lora.init == "quantization_error":
+            give_back(run)
+
+
+def give_back(run: Run) -> None:
+    """Begin the fresh adapter with what 4 bits took from the base, as the texts of the run show it."""
+    from qreason.compensation import compensate
+
+    if run.resident.backend == "unsloth":
+        run.say("model.lora.init: quantization_error is for model.backend: plain; Unsloth's adapter begins at zero")
+        return
+    data = run.recipe.data
+    lessons = [
+        teach(example, SYSTEM_PROMPTS[data.prompt])
+        for example in run.examples("sft" if data.sft else "prompts")[:CALIBRATION]
+    ]
+    texts = [
+        run.resident.tokenizer.apply_chat_template([*asking, {"role": "assistant", "content": reply}], tokenize=False)
+        for asking, reply in lessons
+    ]
+    before, after = compensate(run.resident, texts)
+    run.say(f"4 bits change the layers' outputs by {before:.1%}; with the adapter they begin {after:.1%} off")
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
