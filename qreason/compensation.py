@@ -33,23 +33,33 @@ def compensate(resident: Resident, texts: Sequence[str]) -> tuple[float, float]:
     layers = {name.removeprefix(WRAPPED): layer for name, layer in adapted(resident.model)}
     inputs = read_inputs(resident, layers, texts)
     original = float32_original(resident.settings)
-    without, beside = [], []
+    before, after = [], []
     for name, layer in layers.items():
         whole = original.get_submodule(name).weight.data
         error, read = whole - to_float32(layer.base_layer.weight), inputs.pop(name).float()
-        missing = read @ error.T
         first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        _, _, directions = torch.svd_lowrank(missing, q=min(2 * len(first), *missing.shape), niter=8)
-        kept = directions[:, : len(first)]
-        rows = kept.T @ error
-        scale = float(first.detach().norm() / rows.norm())
+        down, up = correction(error, read, len(first))
+        scale = float(first.detach().norm() / down.norm())
         with torch.no_grad():
-            first[: len(rows)] = scale * rows.to(first)
-            second[:, : len(rows)] = (kept / (scale * layer.scaling["default"])).to(second)
-        size = float((read @ whole.T).norm())
-        without.append(float(missing.norm()) / size)
-        beside.append(float((missing - missing @ kept @ kept.T).norm()) / size)
-    return sum(without) / len(without), sum(beside) / len(beside)
+            first[: len(down)] = scale * down.to(first)
+            second[:, : len(down)] = (up / (scale * layer.scaling["default"])).to(second)
+        size = (read @ whole.T).norm()
+        before.append(float((read @ error.T).norm() / size))
+        after.append(float((read @ (error - up @ down).T).norm() / size))
+    return sum(before) / len(before), sum(after) / len(after)
+
+
+def correction(error: torch.Tensor, read: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rank, inputs) and (outputs, rank), whose product comes nearest to `error` in what it does to the inputs `read`.
+
+    The error is projected on the directions of the outputs in which it shows most.
+    """
+    import torch
+
+    shown = read @ error.T
+    _, _, directions = torch.svd_lowrank(shown, q=min(2 * rank, *shown.shape), niter=8)
+    up = directions[:, :rank]
+    return up.T @ error, up
 
 
 def adapted(model: Any) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from conftest import jsonl
 from safetensors.torch import load_file
 
 from qreason.cli import main
-from qreason.compensation import compensate
+from qreason.compensation import compensate, correction
 from qreason.generate import LocalGenerator
 from qreason.hardware import detect
 from qreason.models import Resident, load_base
@@ -101,7 +101,7 @@ def test_an_adapter_begins_with_what_4_bits_took() -> None:
     """On text that it was not fitted to, the base answers more like the unquantized one; no step has been taken."""
     resident = Resident(Model(base="qreason/tiny", quantization="nf4"), detect())
     resident.new_adapter(Lora(r=16))
-    drawn = {name: float(w.norm()) for name, w in resident.model.named_parameters() if "lora_A" in name}
+    drawn = {name: float(w.detach().norm()) for name, w in resident.model.named_parameters() if "lora_A" in name}
     batch = resident.tokenizer(QUESTIONS, return_tensors="pt", padding=True)
     whole = load_base(Model(base="qreason/tiny"), detect())(**batch).logits
 
@@ -111,13 +111,26 @@ def test_an_adapter_begins_with_what_4_bits_took() -> None:
 
     bare = distance()
     texts = [f"{row['issue']} {row['steps']}" for row in read_jsonl(INCIDENTS)[:32]]
-    without, beside = compensate(resident, texts)
+    before, after = compensate(resident, texts)
     assert distance() < 0.8 * bare
-    assert beside < 0.75 * without
+    assert after < 0.75 * before
     for name, weight in resident.model.named_parameters():
         if "lora_A" in name:
             assert float(weight.norm()) == pytest.approx(drawn[name], rel=1e-4)
             assert weight.requires_grad
+
+
+def test_no_correction_of_the_rank_is_better_for_these_inputs() -> None:
+    """Against the closed form of QERA, in float64: R^(-1/2) times the truncated SVD of R^(1/2) E'."""
+    source = torch.Generator().manual_seed(5)
+    error, read = (torch.randn(size, generator=source, dtype=torch.float64) for size in ((24, 32), (400, 32)))
+    read = read @ torch.randn(32, 32, generator=source, dtype=torch.float64)  # inputs that go together
+    down, up = correction(error, read, 4)
+    values, vectors = torch.linalg.eigh(read.T @ read)
+    root, inverse = (vectors @ torch.diag(values**power) @ vectors.T for power in (0.5, -0.5))
+    left, sizes, right = torch.linalg.svd(root @ error.T)
+    best = (inverse @ (left[:, :4] * sizes[:4]) @ right[:4]).T
+    torch.testing.assert_close(up @ down, best, rtol=1e-4, atol=1e-4)
 
 
 def test_unsloths_adapter_begins_at_zero_and_that_is_said() -> None:

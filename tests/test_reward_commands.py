@@ -74,7 +74,7 @@ def test_replies_that_cannot_be_scored_are_named(write_recipe: RecipeWriter, tex
 
 
 def test_calibrate_measures_the_default_judge_and_says_whether_it_is_fit(tmp_path: Path) -> None:
-    lines = (HELPDESK / "judge_pairs.jsonl").read_text().splitlines(keepends=True)[:20]
+    lines = (HELPDESK / "judge_pairs.jsonl").read_text().splitlines(keepends=True)[:10]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
     result = call("judge", "calibrate", "quickstart", "--labels", str(tmp_path / "labels.jsonl"), "--json")
     assert result.exit_code == 0, result.output
@@ -101,7 +101,7 @@ def write_labels(folder: Path, count: int, *, truthful: bool = True) -> Path:
 def test_train_writes_an_adapter_and_measures_it_beside_the_untrained_judge(write_recipe: RecipeWriter) -> None:
     """Taught the opposite, it learns the opposite: that its labels reach it, and that a worse judge is not praised."""
     recipe = write_recipe(("learning_rate: 1e-5", "learning_rate: 3e-3, per_device_train_batch_size: 8"))
-    labels = write_labels(recipe.parent, 96, truthful=False)
+    labels = write_labels(recipe.parent, 64, truthful=False)
     result = call("judge", "train", str(recipe), "--labels", str(labels), "--out", "judge")
     figures = json.loads((recipe.parent / "judge" / "judge.json").read_text())
     assert (recipe.parent / "judge" / "adapter" / "adapter_config.json").exists()
