@@ -45,7 +45,7 @@ def test_a_planted_reward_is_named_within_30_steps(
     recipe["rewards"] = {"correctness": 0.1, "format": 0.1, reward: 0.8}
     steps = [step for step in recipe["steps"] if isinstance(step, dict) and not step.keys() & {"evaluate"}]
     recipe["steps"] = steps
-    # the mean rate of the quickstart's first 30 steps, which a schedule over 30 alone would halve
+    # a rate the quickstart comes to; its warmup alone would take a third of these 30 steps
     recipe["steps"][-1]["grpo"] |= {"max_steps": 30, "learning_rate": 1.5e-3, "lr_scheduler_type": "constant"}
     name = reward.partition(":")[2].replace("_", "-")
     file = planted / f"{name}.yaml"
