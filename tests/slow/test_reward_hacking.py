@@ -45,8 +45,8 @@ def test_a_planted_reward_is_named_within_30_steps(
     recipe["rewards"] = {"correctness": 0.1, "format": 0.1, reward: 0.8}
     steps = [step for step in recipe["steps"] if isinstance(step, dict) and not step.keys() & {"evaluate"}]
     recipe["steps"] = steps
-    # a rate the quickstart comes to; its warmup alone would take a third of these 30 steps
-    recipe["steps"][-1]["grpo"] |= {"max_steps": 30, "learning_rate": 1.5e-3, "lr_scheduler_type": "constant"}
+    # at the quickstart's own rate the policy may not have found the word within 30 steps: nothing to name yet
+    recipe["steps"][-1]["grpo"] |= {"max_steps": 30, "learning_rate": 2e-3, "lr_scheduler_type": "constant"}
     name = reward.partition(":")[2].replace("_", "-")
     file = planted / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe | {"name": name}))
