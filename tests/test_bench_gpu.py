@@ -196,7 +196,7 @@ def unpatched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unpatched")
-@pytest.mark.parametrize("contender", ["qreason plain", "TRL"])
+@pytest.mark.parametrize("contender", ["TRL", pytest.param("qreason plain", marks=pytest.mark.slow)])
 def test_every_phase_is_timed_and_every_reply_is_judged(contender: str, tmp_path: Path) -> None:
     row = bench_contenders.measure(replace(SMALL, contender=contender), "qreason/tiny", tmp_path)
     assert row["outcome"] == "measured"
@@ -220,6 +220,7 @@ def test_a_cap_that_nothing_fits_into_is_a_result(tmp_path: Path) -> None:
     assert "0.1 GiB" in row["why"]
 
 
+@pytest.mark.slow
 def test_training_rows_are_the_longest_there_are(tmp_path: Path) -> None:
     from qreason.loading import load_recipe
     from qreason.memory import read_lengths

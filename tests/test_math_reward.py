@@ -241,7 +241,10 @@ def test_phrase_of_a_reference_has_to_begin_with_its_number() -> None:
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="shared/benchmarks/gsm8k lies beside the checkout of the authors only")
-@pytest.mark.parametrize("written", ["{}", r"\boxed{{{}}}"], ids=["plain", "by math-verify"])
+@pytest.mark.parametrize(
+    "written",
+    [pytest.param("{}", id="plain"), pytest.param(r"\boxed{{{}}}", id="by math-verify", marks=pytest.mark.slow)],
+)
 def test_every_gold_solution_of_gsm8k_earns_one(written: str) -> None:
     examples = [row for name in ("train", "test") for row in data.read(GSM8K / f"{name}.jsonl", use="sft")]
     assert len(examples) == 8792
