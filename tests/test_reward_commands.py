@@ -15,6 +15,12 @@ HELPDESK = Path(__file__).parents[1] / "data" / "helpdesk"
 GOLD = "<reasoning>Looked.</reasoning>\n<answer>Restart the spooler.</answer>"
 
 
+@pytest.fixture
+def few_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each injection on one wrong reply in place of three."""
+    monkeypatch.setattr("qreason.judge.calibration.ATTACKED", 1)
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
@@ -73,6 +79,7 @@ def test_replies_that_cannot_be_scored_are_named(write_recipe: RecipeWriter, tex
 # --- the judge -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_attacks")
 def test_calibrate_measures_the_default_judge_and_says_whether_it_is_fit(tmp_path: Path) -> None:
     lines = (HELPDESK / "judge_pairs.jsonl").read_text().splitlines(keepends=True)[:10]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
@@ -98,6 +105,7 @@ def write_labels(folder: Path, count: int, *, truthful: bool = True) -> Path:
     return folder / "labels.jsonl"
 
 
+@pytest.mark.usefixtures("few_attacks")
 def test_train_writes_an_adapter_and_measures_it_beside_the_untrained_judge(write_recipe: RecipeWriter) -> None:
     """Taught the opposite, it learns the opposite: that its labels reach it, and that a worse judge is not praised."""
     recipe = write_recipe(("learning_rate: 1e-5", "learning_rate: 3e-3, per_device_train_batch_size: 8"))
