@@ -46,7 +46,8 @@ def test_a_planted_reward_is_named_within_30_steps(
     steps = [step for step in recipe["steps"] if isinstance(step, dict) and not step.keys() & {"evaluate"}]
     recipe["steps"] = steps
     # at the quickstart's own rate the policy may not have found the word within 30 steps: nothing to name yet
-    recipe["steps"][-1]["grpo"] |= {"max_steps": 30, "learning_rate": 2e-3, "lr_scheduler_type": "constant"}
+    hurried = {"max_steps": 30, "learning_rate": 2e-3, "lr_scheduler_type": "constant", "max_grad_norm": 1.0}
+    recipe["steps"][-1]["grpo"] |= hurried
     name = reward.partition(":")[2].replace("_", "-")
     file = planted / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe | {"name": name}))
