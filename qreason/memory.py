@@ -97,14 +97,13 @@ def read_lengths(recipe: Recipe) -> Lengths:
     from qreason.models import load_tokenizer
     from qreason.pairs import read_pairs
     from qreason.preference import render_ids
-    from qreason.prompts import SYSTEM_PROMPTS, render, render_judge, teach
+    from qreason.prompts import SYSTEM_PROMPTS, lesson, render, render_judge
 
     tokenizer = load_tokenizer(recipe.model.base)
     system = SYSTEM_PROMPTS[recipe.data.prompt]
     read = {use: data.read(source, recipe.data, use) for use, source in recipe.data.sources.items()}
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]
-    lessons = [teach(example, system) for example in read.get("sft", [])]
-    taught = [[*asking, {"role": "assistant", "content": reply}] for asking, reply in lessons]
+    taught = [lesson(example, system) for example in read.get("sft", [])]
 
     def pairs() -> list[list[int]]:
         given = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else []

@@ -56,6 +56,12 @@ def teach(example: Example, system: str) -> tuple[Messages, str]:
     return (messages[-1:] if example.reasoning is None else messages), demonstrate(example)
 
 
+def lesson(example: Example, system: str) -> Messages:
+    """The whole chat of an SFT row, its reply included."""
+    messages, reply = teach(example, system)
+    return [*messages, {"role": "assistant", "content": reply}]
+
+
 def fence(text: str) -> str:
     """Text that cannot leave the marks around it: without <<<, >>> and the <| of special tokens."""
     return re.sub(r"<{2,}|>{2,}|<\||\|>", " ", text).strip()

@@ -28,7 +28,7 @@ class Lora(Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
     init: Literal["zero", "quantization_error"] = "zero"
-    """What a fresh adapter adds: nothing, or on a 4-bit base the part of what quantization took that fits its rank."""
+    """What the policy's fresh adapter adds: nothing, or what 4 bits took from the base as far as its rank goes."""
 
 
 class Model(Strict):

@@ -75,6 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     hardware = detect()
     resident = Resident(Model(base=args.base), hardware)
+    torch.manual_seed(1)
     resident.new_adapter(Lora(r=16, alpha=32))
     for name, weight in resident.model.named_parameters():
         if "lora_B" in name:

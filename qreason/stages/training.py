@@ -11,7 +11,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.progress import Bar
-from qreason.prompts import SYSTEM_PROMPTS, teach
+from qreason.prompts import SYSTEM_PROMPTS, lesson
 from qreason.run import CHECKPOINT, Run, write_jsonl
 from qreason.settings import Training
 
@@ -68,14 +68,9 @@ def give_back(run: Run) -> None:
         run.say("model.lora.init: quantization_error is for model.backend: plain; Unsloth's adapter begins at zero")
         return
     data = run.recipe.data
-    lessons = [
-        teach(example, SYSTEM_PROMPTS[data.prompt])
-        for example in run.examples("sft" if data.sft else "prompts")[:CALIBRATION]
-    ]
-    texts = [
-        run.resident.tokenizer.apply_chat_template([*asking, {"role": "assistant", "content": reply}], tokenize=False)
-        for asking, reply in lessons
-    ]
+    examples = run.examples("sft" if data.sft else "prompts")[:CALIBRATION]
+    chats = [lesson(example, SYSTEM_PROMPTS[data.prompt]) for example in examples]
+    texts = [run.resident.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
     before, after = compensate(run.resident, texts)
     run.say(f"4 bits change the layers' outputs by {before:.1%}; with the adapter they begin {after:.1%} off")
 
