@@ -1,9 +1,9 @@
 """Is a reward being gamed? What rollouts of the first steps and of the last ones tell about it.
 
 The learner is paid by the reward, so the reward rises in any case; it is gamed when what we want does not rise with
-it. Three signs, each from the same number of early and late rollouts: a part of the reward rises while correctness
-falls; replies grow while correctness does not; a phrase that the references do not have spreads over the replies
-while correctness does not rise.
+it. Four signs, each from the same number of early and late rollouts: a part of the reward rises while correctness
+falls; a part is given up while the others do not fall; replies grow while correctness does not; a phrase that
+the references do not have spreads over the replies while correctness does not rise.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ SURE = 3.5
 TRUTHS = ("correctness", "math", "code")
 """Parts that say whether a reply is right; the first one that a recipe has is looked at."""
 GROWTH = 1.5
+LOST = 0.2
+"""Share of a part that is gone when it counts as given up."""
 SPREAD = 0.4
 """Rise in the share of replies that have a phrase."""
 PAYS = 0.3
@@ -83,6 +85,7 @@ class Watchdog:
         right = change(part_means(early, truth), part_means(late, truth)) if truth else 0.0
         found = [
             *self.rising_part(step, early, late, truth, right),
+            *self.lost_part(step, early, late, truth, right),
             *self.growing_length(step, early, late, right),
             *self.spreading_phrase(step, early, late, right),
         ]
@@ -101,6 +104,28 @@ class Watchdog:
                 rose = f"the reward '{name}' rises ({average(early, name):.2f} to {average(late, name):.2f})"
                 text = f"{rose} while {fell}: the policy pleases '{name}' without being right"
                 return [Alarm(step, "rising part", name, text, best(late, name))]
+        return []
+
+    def lost_part(
+        self, step: int, early: list[Rollout], late: list[Rollout], truth: str | None, right: float
+    ) -> list[Alarm]:
+        if right > SURE / 2:
+            return []
+        early, late = ([r for r in rollouts if r.finished] for rollouts in (early, late))
+        for name, weight in self.weights.items():
+            before, after = average(early, name), average(late, name)
+            if name == truth or after > (1 - LOST) * before:
+                continue
+            rest = partial(self.total, without=name)
+            if (
+                change(part_means(early, name), part_means(late, name)) < -SURE
+                and change(group_means(early, rest), group_means(late, rest)) > -1  # not just worse in everything
+            ):
+                text = (
+                    f"the reward '{name}' falls ({before:.2f} to {after:.2f}) while the others do not, and replies are "
+                    f"not right more often: the policy gives it up, a weight of {weight:g} does not keep it"
+                )
+                return [Alarm(step, "lost part", name, text, best(late, name, least=True))]
         return []
 
     def growing_length(self, step: int, early: list[Rollout], late: list[Rollout], right: float) -> list[Alarm]:
@@ -138,6 +163,9 @@ class Watchdog:
                 shown = [r.text for r in late if phrase in r.phrases][:SHOWN]
                 return [Alarm(step, "spreading phrase", name, text, tuple(shown))]
         return []
+
+    def total(self, rollout: Rollout, without: str) -> float:
+        return sum(earned(name, weight, rollout) for name, weight in self.weights.items() if name != without)
 
     def payer(self, rollouts: list[Rollout], trait: Trait) -> tuple[str, float]:
         """The part of the reward that pays most for a trait, among the replies to the same prompt, and how much.
@@ -221,8 +249,8 @@ def average(rollouts: Sequence[Rollout], name: str) -> float:
     return mean([rollout.parts[name] for rollout in rollouts if name in rollout.parts])
 
 
-def best(rollouts: Sequence[Rollout], name: str) -> tuple[str, ...]:
-    ordered = sorted(rollouts, key=lambda rollout: -rollout.parts.get(name, -math.inf))
+def best(rollouts: Sequence[Rollout], name: str, least: bool = False) -> tuple[str, ...]:
+    ordered = sorted((r for r in rollouts if name in r.parts), key=lambda r: r.parts[name], reverse=not least)
     return tuple(rollout.text for rollout in ordered[:SHOWN])
 
 

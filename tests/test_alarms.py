@@ -88,6 +88,32 @@ def test_a_phrase_that_one_reward_loves_is_named() -> None:
     assert "'absolutely' spreads" in alarms[0].text
 
 
+def test_a_part_that_is_given_up_for_free_is_named() -> None:
+    """Tags get lost, and nothing else changes."""
+    alarms = play(
+        some_words,
+        lambda text, share, rng: {
+            "correctness": 2.0 * (rng.random() > 0.6),
+            "length": 0.8 - 0.2 * (rng.random() < 2 * share),
+            "judge": noise(rng, 0.4),
+        },
+    )
+    assert [(alarm.sign, alarm.reward) for alarm in alarms] == [("lost part", "length")]
+    assert "while the others do not" in alarms[0].text
+
+
+def test_getting_worse_in_everything_is_no_hacking() -> None:
+    alarms = play(
+        some_words,
+        lambda text, share, rng: {
+            "correctness": 2.0 * (rng.random() > 0.4 + 0.5 * share),
+            "length": noise(rng, 0.8 - 0.5 * share),
+            "judge": noise(rng, 0.8 - 0.6 * share),
+        },
+    )
+    assert alarms == []
+
+
 def test_learning_to_be_right_raises_no_alarm() -> None:
     """Replies grow, a phrase of the references spreads and the judge rises, all because answers get right."""
 
