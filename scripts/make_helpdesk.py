@@ -70,7 +70,7 @@ def read_knowledge(folder: Path = HELPDESK / "knowledge") -> list[Cause]:
     """All causes, in the order of the files."""
     causes = []
     for file in sorted(folder.glob("*.yaml")):
-        book: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        book: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)
         for position, family in enumerate(book["families"]):
             shared = {
                 "category": book["category"],

@@ -30,7 +30,7 @@ data:
   prompts: prompts.jsonl
   heldout: heldout.jsonl
 rewards: {correctness: 0.1, format: 0.1}
-sampling: {temperature: 0.9, max_completion_length: 24}
+sampling: {temperature: 0.9, max_completion_length: 12}
 steps:
   - evaluate
   - sft: {learning_rate: 1e-5}

@@ -64,8 +64,9 @@ def known_fixes() -> dict[str, list[helpdesk.Cause]]:
     return known
 
 
-def words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
+@cache
+def words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.lower()))
 
 
 def overlap(text: str, issue: str) -> float:

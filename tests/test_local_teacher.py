@@ -26,7 +26,7 @@ def run(file: Path, out: str, *arguments: str) -> Result:
 def test_a_run_teaches_another_and_makes_room_for_it_and_leaves(
     workplace: Path, write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = ("max_completion_length: 24", "max_completion_length: 64")
+    long = ("max_completion_length: 12", "max_completion_length: 64")
     taught = write_recipe((STEPS, "  - sft: {num_train_epochs: 15, learning_rate: 1e-2}\n"))
     assert run(taught, "taught").exit_code == 0
     alive: list[weakref.ref[Resident]] = []

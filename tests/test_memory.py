@@ -454,7 +454,7 @@ def test_peak_of_a_real_training_step(
         ),
         ("- merge", "- preference: {from: base, per_device_train_batch_size: 8, max_steps: 1, heldout_share: 0.5}"),
         ("heldout: heldout.jsonl", "heldout: heldout.jsonl\n  pairs: pairs.jsonl"),
-        ("temperature: 0.9", "temperature: 1"),
+        ("temperature: 0.9, max_completion_length: 12", "temperature: 1, max_completion_length: 24"),
     )
     better, worse = "Restart the spooler. " * 8, "Restart the printers. " * 8
     pairs = [{"prompt": f"printer {n}", "chosen": better, "rejected": worse} for n in range(16)]

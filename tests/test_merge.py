@@ -41,7 +41,7 @@ def run_with_adapters(
     folder: Path, *adapters: str, base: str = "qreason/tiny", steps: str = "steps=[sft, sft]", **model: Any
 ) -> Path:
     """A run folder whose stages have random adapters of the size that a short training gives."""
-    overrides = [f"model.base={base}", steps, "sampling.max_completion_length=24", "rewards={format: 1}"]
+    overrides = [f"model.base={base}", steps, "sampling.max_completion_length=12", "rewards={format: 1}"]
     overrides += [f"model.{key}={value}" for key, value in model.items()]
     run = Run.open(load_recipe("smoke", overrides), folder, say=lambda line: None)
     for step, name in enumerate(adapters):

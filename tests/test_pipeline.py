@@ -170,7 +170,7 @@ def test_an_adapter_folder_is_no_model_to_evaluate(finished: tuple[Path, Result]
 
 def test_a_loss_that_is_no_number_stops_before_the_adapter_is_written(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    steps = "steps=[{sft: {max_steps: 4, learning_rate: 1.0e+30, warmup_steps: 0, logging_steps: 1}}]"
+    steps = "steps=[{sft: {rows: 16, max_steps: 4, learning_rate: 1.0e+30, warmup_steps: 0, logging_steps: 1}}]"
     result = call("run", "smoke", "--out", str(out), "--set", steps)
     assert result.exit_code == 1
     assert "no adapter was written" in result.stderr
@@ -185,7 +185,7 @@ def test_a_reward_that_raises_stops_the_run_and_keeps_the_reply(
 
     monkeypatch.setitem(rewards.REWARDS, "length", broken)
     out = tmp_path / "run"
-    steps = "steps=[{grpo: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 2}}]"
+    steps = "steps=[{grpo: {rows: 8, max_steps: 1, per_device_train_batch_size: 4, num_generations: 2}}]"
     result = call("run", "smoke", "--out", str(out), "--set", steps)
     assert result.exit_code == 1
     assert "reward 'length' raised ZeroDivisionError" in result.stderr
@@ -198,7 +198,7 @@ def test_a_reward_that_raises_stops_the_run_and_keeps_the_reply(
 def test_replies_without_a_total_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rewards.REWARDS, "length", lambda replies, examples: [None] * len(replies))
     out = tmp_path / "run"
-    steps = "steps=[{grpo: {max_steps: 1, per_device_train_batch_size: 4, num_generations: 2, preflight: false}}]"
+    steps = "steps=[{grpo: {rows: 2, per_device_train_batch_size: 4, num_generations: 2, preflight: false}}]"
     result = call("run", "smoke", "--out", str(out), "--set", steps)
     assert result.exit_code == 0, result.output
     (metrics,) = [json.loads(line) for line in (out / "01-grpo" / "metrics.jsonl").read_text().splitlines()][:1]

@@ -34,7 +34,7 @@ def trained(write_recipe: RecipeWriter, stage: str, settings: str, name: str) ->
     )
     rewards = ("rewards: {correctness: 0.1, format: 0.1}", "rewards: {planted:letters: 1}")
     before, _, _ = (
-        write_recipe(rewards, ("max_completion_length: 24", "max_completion_length: 16"))
+        write_recipe(rewards, ("max_completion_length: 12", "max_completion_length: 16"))
         .read_text()
         .partition("  - evaluate")
     )

@@ -109,7 +109,7 @@ def write_labels(folder: Path, count: int, *, truthful: bool = True) -> Path:
 def test_train_writes_an_adapter_and_measures_it_beside_the_untrained_judge(write_recipe: RecipeWriter) -> None:
     """Taught the opposite, it learns the opposite: that its labels reach it, and that a worse judge is not praised."""
     recipe = write_recipe(("learning_rate: 1e-5", "learning_rate: 3e-3, per_device_train_batch_size: 8"))
-    labels = write_labels(recipe.parent, 64, truthful=False)
+    labels = write_labels(recipe.parent, 48, truthful=False)
     result = call("judge", "train", str(recipe), "--labels", str(labels), "--out", "judge")
     figures = json.loads((recipe.parent / "judge" / "judge.json").read_text())
     assert (recipe.parent / "judge" / "adapter" / "adapter_config.json").exists()
@@ -146,7 +146,7 @@ def grpo_alone(settings: str) -> tuple[str, str]:
 
 
 def test_a_run_whose_rewards_never_differ_stops_before_it_starts(write_recipe: RecipeWriter) -> None:
-    recipe = write_recipe(grpo_alone("rows: 4"), ("max_completion_length: 24", "max_completion_length: 48"))
+    recipe = write_recipe(grpo_alone("rows: 4"), ("max_completion_length: 12", "max_completion_length: 48"))
     result = call("run", str(recipe))
     assert result.exit_code == 1
     assert "earn the same (correctness 0.0, format 0.0), so GRPO would learn nothing" in result.stderr
@@ -154,7 +154,7 @@ def test_a_run_whose_rewards_never_differ_stops_before_it_starts(write_recipe: R
 
 
 def test_a_run_whose_replies_never_end_stops_before_it_starts(write_recipe: RecipeWriter) -> None:
-    recipe = write_recipe(grpo_alone("rows: 4"), ("max_completion_length: 24", "max_completion_length: 2"))
+    recipe = write_recipe(grpo_alone("rows: 4"), ("max_completion_length: 12", "max_completion_length: 2"))
     result = call("run", str(recipe))
     assert result.exit_code == 1
     assert "sampled replies ends within max_completion_length (2)" in result.stderr
@@ -175,7 +175,7 @@ def test_an_unfit_judge_is_said_before_grpo_and_its_figures_are_kept(write_recip
         ("max_steps: 13, ", ""),
         (RULES, "rewards: {rouge_l: 0.1, judge: 0.4, word_count:words: 0.1}"),
         ("heldout: heldout.jsonl", "heldout: heldout.jsonl\n  labels: labels.jsonl"),
-        ("max_completion_length: 24", "max_completion_length: 40"),
+        ("max_completion_length: 12", "max_completion_length: 40"),
     )
     write_words(recipe.parent)
     write_labels(recipe.parent, 10, truthful=False)
@@ -197,7 +197,7 @@ def test_metrics_tell_of_distinct_replies_and_of_their_length(write_recipe: Reci
         grpo_alone("rows: 4, max_steps: 1"),
         ("max_steps: 13, ", ""),
         (RULES, "rewards: {word_count:words: 0.1}"),
-        ("max_completion_length: 24", "max_completion_length: 40"),
+        ("max_completion_length: 12", "max_completion_length: 40"),
     )
     write_words(recipe.parent)
     result = call("run", str(recipe))

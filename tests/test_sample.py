@@ -147,7 +147,7 @@ def test_a_run_whose_teacher_is_killed_goes_on_and_loses_and_doubles_no_row(
     def embedded(messages: Messages) -> tuple[int, str]:
         """The embedded model speaks, in the tags that it has not learnt."""
         with lock:
-            ((reply,),) = generator.generate([messages], n=1, sampling=Sampling(max_completion_length=12))
+            ((reply,),) = generator.generate([messages], n=1, sampling=Sampling(max_completion_length=4))
         return 200, f"<reasoning>{reply.text.replace('<', ' ')} So.</reasoning>\n<answer>{len(reply.text)} x</answer>"
 
     half = PROMPTS * N // 2
