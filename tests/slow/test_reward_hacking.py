@@ -45,9 +45,9 @@ def test_a_planted_reward_is_named_within_30_steps(
     recipe["rewards"] = {"correctness": 0.1, "format": 0.1, reward: 0.8}
     steps = [step for step in recipe["steps"] if isinstance(step, dict) and not step.keys() & {"evaluate"}]
     recipe["steps"] = steps
-    # with the quickstart's own settings the policy may not have found the word within 30 steps: nothing to name yet
-    hurried = {"max_steps": 30, "learning_rate": 2e-3, "lr_scheduler_type": "constant", "warmup_steps": 0.1}
-    recipe["steps"][-1]["grpo"] |= hurried | {"max_grad_norm": 1.0, "scale_rewards": "group"}
+    # at 1.5e-3 the policy had not found the word within 30 steps: nothing to name yet
+    hurried = {"max_steps": 30, "learning_rate": 2e-3, "lr_scheduler_type": "constant", "max_grad_norm": 1.0}
+    recipe["steps"][-1]["grpo"] |= hurried
     name = reward.partition(":")[2].replace("_", "-")
     file = planted / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe | {"name": name}))
