@@ -71,6 +71,16 @@ def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | Non
     return tokens.clamp(max=logits.shape[-1] - 1)
 
 
+def staying(alive: torch.Tensor) -> torch.Tensor:
+    """The rows that go on, (left,), from a mark for each row: the last ones take the places of those that end."""
+    import torch
+
+    left = int(alive.sum())
+    rows = torch.arange(left, device=alive.device)
+    rows[~alive[:left]] = left + alive[left:].nonzero().squeeze(1)
+    return rows
+
+
 def take(left: list[tuple[int, int]], most: int) -> tuple[list[int], int, list[tuple[int, int]]]:
     """The prompts that are answered next, the replies to each, and what is left; at most `most` replies at a time."""
     index, replies = left[0]
@@ -149,10 +159,11 @@ class LocalGenerator:
         if self.resident.backend == "unsloth":
             return self.decode_by_generate(model, ids, n, drawing)
         import torch
-        from transformers import DynamicCache
+
+        from qreason.cache import roomy_cache
 
         inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
-        cache = DynamicCache(config=model.config)
+        cache = roomy_cache(model.config, drawing.sampling.max_completion_length)
         logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         cache.batch_repeat_interleave(n)
         logits = logits.repeat_interleave(n, 0)
@@ -165,13 +176,13 @@ class LocalGenerator:
             tokens = draw(logits, drawing.sampling, drawing.source)
             for index, token in zip(running, tokens.tolist(), strict=True):
                 completions[index].append(token)
-            alive = (~torch.isin(tokens, stops)).nonzero().squeeze(1)
-            if len(alive) == 0 or len(completions[running[int(alive[0])]]) == most:
+            stay = staying(~torch.isin(tokens, stops))
+            if len(stay) == 0 or len(completions[running[0]]) == most:
                 break
-            if len(alive) < len(running):  # finished rows leave the batch
-                running = [running[index] for index in alive.tolist()]
-                cache.batch_select_indices(alive)
-                tokens, mask, position = tokens[alive], mask[alive], position[alive]
+            if len(stay) < len(running):  # finished rows leave the batch
+                running = [running[index] for index in stay.tolist()]
+                cache.batch_select_indices(stay)
+                tokens, mask, position = tokens[stay], mask[stay], position[stay]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             position = position + 1
             logits = model(

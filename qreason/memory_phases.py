@@ -296,7 +296,8 @@ def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, le
     chosen = min(prompts, max(1, sampling.max_num_seqs // n))
     rows, tokens = chosen * min(n, sampling.max_num_seqs), lengths.prompt + sampling.max_completion_length
     cache = cache_bytes(shape, rows, tokens)
-    # keys and values repeated for every head, and one layer's cache beside its longer copy
+    # As transformers' cache and attention need it, which Unsloth decodes with; our own (cache.py, attention.py) less:
+    # keys and values repeated for every head, and one layer's cache beside its longer copy.
     attention = rows * tokens * NUMBER * shape.head_dim * (2 * shape.heads + shape.kv_heads)
     return worst(
         [

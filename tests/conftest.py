@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from qreason.hardware import collect_less
+
+collect_less()
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
