@@ -20,6 +20,8 @@ YES = {"choices": [{"message": {"content": "Yes."}}]}
 class Server(ThreadingHTTPServer):
     """Answers with what `answers` says: (status, body) for each request in turn, the last one for ever."""
 
+    request_queue_size = 64  # with the usual 5, the sixth connection at once waits for a second
+
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[tuple[int, object]] = [(200, YES)]

@@ -37,6 +37,7 @@ class Teacher(ThreadingHTTPServer):
     """Chat completions; `answer` gives (status, text). After `most` answers the server is gone, as if killed."""
 
     daemon_threads = True
+    request_queue_size = 64  # with the usual 5, the sixth connection at once waits for a second
 
     def __init__(self, answer: Callable[[Messages], tuple[int, str]], port: int = 0, most: int | None = None) -> None:
         super().__init__(("127.0.0.1", port), Handler)

@@ -34,10 +34,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Timer
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -107,13 +107,22 @@ def run(job: bytes, seconds: float) -> int:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+            # Not communicate's own timeout: with it Python looks every 50 ms whether the process has ended.
+            watchdog = Timer(seconds, kill, [supervisor])
+            watchdog.daemon = True
+            watchdog.start()
             try:
-                with suppress(subprocess.TimeoutExpired):
-                    supervisor.communicate(job, seconds)
+                supervisor.communicate(job)
             finally:
-                if supervisor.poll() is None:
-                    os.killpg(supervisor.pid, signal.SIGKILL)
-                    supervisor.communicate()
+                watchdog.cancel()
+                kill(supervisor)
     except RecursionError:  # folders in folders, deeper than Python can remove
         subprocess.run(["rm", "-rf", folder], check=False)
     return supervisor.returncode
+
+
+def kill(supervisor: subprocess.Popen[bytes]) -> None:
+    """End a supervisor that still runs, and what is in its process group."""
+    if supervisor.poll() is None:
+        os.killpg(supervisor.pid, signal.SIGKILL)
+        supervisor.wait()

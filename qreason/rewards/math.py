@@ -7,6 +7,7 @@ what a model wrote can hang or eat memory: they speak JSON, a line each way, and
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import re
@@ -38,7 +39,7 @@ MEMORY_BYTES = 2 * 2**30
 """Address space of a worker: an answer that needs more is wrong."""
 CURE = "pip install 'math-verify[antlr4_13_2]>=0.9,<0.10'"
 READY = "null\n"
-PROGRAM = "from qreason.rewards.math import serve; serve()"
+PROGRAM = "import gc; gc.disable(); from qreason.rewards.math import serve; serve()"
 
 NUMBER = r"(?:(?:[1-9][0-9]{0,2}(?:(?:,| |\\,|\{,\})[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 CURRENCY = r"(?:\\?\$|[€£¥])?"
@@ -261,6 +262,8 @@ def serve() -> None:
     except Exception as error:
         print(json.dumps(repr(error)), file=verdicts, flush=True)
         return
+    gc.freeze()  # garbage is not looked for while the libraries are imported, nor among them later
+    gc.enable()
     verdicts.write(READY)
     verdicts.flush()
     for line in sys.stdin:
