@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,11 @@ def module_name(file: Path) -> str:
 MODULES = {module_name(file): file for file in FILES}
 
 
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text("utf-8"))
+
+
 def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, str]]:
     """(module, name imported from it or nothing) of every import statement."""
     for node in nodes:
@@ -98,7 +104,7 @@ def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, str]]:
 
 def own_imports(module: str) -> Iterator[tuple[str, str]]:
     """(module of the package, name imported from it or nothing), wherever the import stands."""
-    for target, name in imports(ast.walk(ast.parse(MODULES[module].read_text("utf-8")))):
+    for target, name in imports(ast.walk(tree(module))):
         if target.partition(".")[0] == "qreason":
             inner = target.removeprefix("qreason").lstrip(".")
             submodule = f"{inner}.{name}".lstrip(".")
@@ -148,13 +154,11 @@ def test_stages_meet_through_the_run_folder(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - DERIVED))
 def test_heavy_libraries_are_imported_inside_functions(module: str) -> None:
-    early = {
-        target.partition(".")[0] for target, _ in imports(at_import_time(ast.parse(MODULES[module].read_text()).body))
-    }
+    early = {target.partition(".")[0] for target, _ in imports(at_import_time(tree(module).body))}
     assert not early & HEAVY
 
 
 def test_classes_on_heavy_bases_are_imported_inside_functions() -> None:
     for module in MODULES:
-        statements = at_import_time(ast.parse(MODULES[module].read_text()).body)
+        statements = at_import_time(tree(module).body)
         assert not {f"qreason.{name}" for name in DERIVED} & {target for target, _ in imports(statements)}, module
