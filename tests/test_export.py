@@ -275,7 +275,7 @@ def test_a_quantized_file_of_other_weights_is_caught(exported: Path, exporter: E
         original.check_quantized("q4_k_m", tmp_path / "other-q4_k_m.gguf")
 
 
-@pytest.mark.parametrize("alpha", [8.0, 64.0])
+@pytest.mark.parametrize("alpha", [8.0, pytest.param(64.0, marks=pytest.mark.slow)])
 def test_an_adapter_file_with_another_scale_is_caught(
     alpha: float, run: Run, exported: Path, exporter: Exporter, tmp_path: Path
 ) -> None:

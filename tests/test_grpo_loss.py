@@ -224,10 +224,10 @@ def train(
 
 
 FAST = [
-    ({"beta": 0.0, "loss_type": "grpo", "scale_rewards": "group"}, 1),
     ({"beta": 0.1, "loss_type": "dapo", "scale_rewards": "group", "epsilon_high": 0.28}, 2),
 ]
 FURTHER = [
+    ({"beta": 0.0, "loss_type": "grpo", "scale_rewards": "group"}, 1),
     ({"beta": 0.04, "loss_type": "dr_grpo", "scale_rewards": "none", "epsilon": 0.1}, 1),
     ({"beta": 0.04, "loss_type": "grpo", "scale_rewards": "none"}, 2),
     ({"beta": 0.0, "loss_type": "bnpo", "scale_rewards": "group", "epsilon_high": 0.4}, 1),
