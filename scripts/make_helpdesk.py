@@ -27,6 +27,8 @@ from typing import Any
 import yaml
 from twists import RIGHT, WRONG
 
+from qreason.loading import YAML
+
 HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
 SEED = 1
 WRITTEN_UP = 3  # families of a category that have incidents in sft.jsonl
@@ -70,7 +72,7 @@ def read_knowledge(folder: Path = HELPDESK / "knowledge") -> list[Cause]:
     """All causes, in the order of the files."""
     causes = []
     for file in sorted(folder.glob("*.yaml")):
-        book: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)
+        book: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), YAML)
         for position, family in enumerate(book["families"]):
             shared = {
                 "category": book["category"],

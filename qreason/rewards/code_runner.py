@@ -2,7 +2,7 @@
 
 A supervisor reads a job (marshal) from stdin, forks a child that confines itself and runs the code and then the tests,
 kills whatever is left, and exits with PASSED or FAILED. Any other status: the reply could not be judged.
-It starts for every reply, so it imports little: json, platform and typing would take a tenth of its time.
+It starts for every reply, so it imports little: json, platform and typing would take a sixth of its time.
 """
 
 from __future__ import annotations
