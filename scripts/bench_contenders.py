@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench_tables import Row, Setting
 
-from qreason.hardware import GIB, prepare_process
-from qreason.run import read_jsonl, write_jsonl
+from qreason.machine.files import read_jsonl, write_jsonl
+from qreason.machine.hardware import GIB, prepare_process
 
 if TYPE_CHECKING:
-    from qreason.hardware import Hardware
-    from qreason.memory_phases import Card
-    from qreason.recipe import Recipe
+    from qreason.machine.hardware import Hardware
+    from qreason.planning.phases import Card
+    from qreason.recipe.schema import Recipe
     from qreason.types import Example, Reward
 
 HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
@@ -125,16 +125,16 @@ def metered(trainer: Any, meter: Meter, completions: int) -> Any:
 def measure(setting: Setting, base: str, folder: Path) -> Row:
     """Train in this process and report; patches trl and the judge's reward for good, so the process should end."""
     prepare_process()
-    from qreason import backends
     from qreason.errors import InputError, OutOfMemoryError
+    from qreason.model import backends
 
     backends.start("unsloth" if "unsloth" in setting.contender.lower() else "plain")
     import torch
     import trl
 
-    from qreason.hardware import detect
-    from qreason.memory import find_card
-    from qreason.memory_phases import Card
+    from qreason.machine.hardware import detect
+    from qreason.planning.memory import find_card
+    from qreason.planning.phases import Card
 
     hardware, card = detect(), find_card()
     meter = Meter(hardware.device == "cuda")
@@ -183,8 +183,8 @@ def machine(hardware: Any) -> Row:
 
 def write_recipe(setting: Setting, base: str, folder: Path) -> Recipe:
     """The helpdesk recipe with this step alone, on its longest rows: as many as are trained on, so each is met."""
-    from qreason.loading import load_recipe
-    from qreason.models import load_tokenizer
+    from qreason.model.load import load_tokenizer
+    from qreason.recipe.load import load_recipe
 
     step: Row = {
         "max_steps": STEPS[setting.stage] + 1,
@@ -220,10 +220,10 @@ def answers() -> Iterator[str]:
 
 def train_qreason(recipe: Recipe, card: Card, capped: bool, folder: Path, row: Row) -> None:
     """As `qreason run` does: fitted to the memory where there is a cap, planned, trained."""
-    from qreason.fitting import fit, plan
-    from qreason.memory import read_lengths
-    from qreason.memory_phases import read_shape
-    from qreason.run import Run
+    from qreason.planning.fit import fit, plan
+    from qreason.planning.memory import read_lengths
+    from qreason.planning.phases import read_shape
+    from qreason.run.session import Run
     from qreason.stages import run_stage
 
     run = Run.open(
@@ -251,9 +251,9 @@ def train_stock(setting: Setting, recipe: Recipe, hardware: Hardware, folder: Pa
     import trl
     from datasets import Dataset
 
-    from qreason.data import read
-    from qreason.models import load_tokenizer, quiet
-    from qreason.prompts import HELPDESK, render
+    from qreason.data.examples import read
+    from qreason.data.prompts import HELPDESK, render
+    from qreason.model.load import load_tokenizer, quiet
     from qreason.stages.sft import conversation
 
     quiet()
@@ -292,7 +292,7 @@ def trl_parts(recipe: Recipe, hardware: Hardware, options: Row) -> Row:
     """Stock TRL loads the base by itself, quantized, and makes the adapter."""
     from peft import LoraConfig
 
-    from qreason.models import four_bit, locate
+    from qreason.model.load import four_bit, locate
 
     lora = recipe.model.lora
     options["model_init_kwargs"] = {"dtype": hardware.dtype}
@@ -308,7 +308,7 @@ def unsloth_parts(setting: Setting, recipe: Recipe, hardware: Hardware) -> Row:
     import torch
     from unsloth import FastLanguageModel
 
-    from qreason.models import locate
+    from qreason.model.load import locate
 
     model, _ = FastLanguageModel.from_pretrained(
         model_name=locate(recipe.model.base),
@@ -332,8 +332,8 @@ def stock_rewards(
     """The recipe's rules as reward functions, and a judge as one would add it: a second copy that writes a score."""
     from bench_judge import write_scores
 
-    from qreason.models import Resident
-    from qreason.rewards import build
+    from qreason.model.resident import Resident
+    from qreason.rewards.registry import build
     from qreason.types import Reply
 
     judge = Resident(recipe.model, hardware, backend="unsloth" if setting.contender == "Unsloth" else "plain")

@@ -28,8 +28,8 @@ from typing import Any
 
 from bench_tables import CONTENDERS, TIGHT, Row, Setting, document
 
-from qreason.progress import progress_bar
-from qreason.run import read_jsonl, write_jsonl
+from qreason.machine.files import read_jsonl, write_jsonl
+from qreason.machine.progress import progress_bar
 
 SCRIPTS = Path(__file__).parent
 CAPS = (4.0, 6.0, 8.0, 12.0, 16.0)

@@ -23,20 +23,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from qreason import data
-from qreason.generate import pad_left, render_ids
-from qreason.hardware import detect
-from qreason.models import Resident
-from qreason.prompts import SYSTEM_PROMPTS, teach
-from qreason.sections import Lora, Model
-from qreason.shared_prompts import read_prompts_once
+from qreason.data.examples import read_examples
+from qreason.data.prompts import SYSTEM_PROMPTS, teach
+from qreason.inference.generate import pad_left, render_ids
+from qreason.machine.hardware import detect
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Lora, Model
+from qreason.training.shared_prompts import read_prompts_once
 
 INCIDENTS = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"
 
 
 def micro_batch(resident: Resident, rows: int, group: int) -> dict[str, Any]:
     """What TRL hands to the model: prompts padded on the left, replies on the right, each prompt `group` times."""
-    examples = data.read(str(INCIDENTS), use="sft")[: rows // group]
+    examples = read_examples(str(INCIDENTS), use="sft")[: rows // group]
     lessons = [teach(example, SYSTEM_PROMPTS["helpdesk"]) for example in examples] * group
     random.Random(1).shuffle(lessons)
     prompts = pad_left(

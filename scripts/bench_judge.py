@@ -23,12 +23,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from make_helpdesk import read_knowledge, sentence, typo
 
-from qreason.hardware import detect
-from qreason.judge import Judge
+from qreason.data.prompts import render_judge
 from qreason.judge.local import LocalModel
-from qreason.models import Resident
-from qreason.prompts import render_judge
-from qreason.sections import Lora, Model
+from qreason.judge.verdict import Judge
+from qreason.machine.hardware import detect
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Lora, Model
 from qreason.types import Messages
 
 NEW_TOKENS = 16

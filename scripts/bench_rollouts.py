@@ -17,19 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qreason import data
-from qreason.generate import LocalGenerator, render_ids
-from qreason.hardware import detect, prepare_process
-from qreason.models import Resident
-from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.sections import Draw, Model
+from qreason.data.examples import read_examples
+from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.inference.generate import LocalGenerator, render_ids
+from qreason.machine.hardware import detect, prepare_process
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Draw, Model
 
 PROMPTS = Path(__file__).parents[1] / "data" / "helpdesk" / "prompts.jsonl"
 
 
 def with_cache(make: Any, decode: Callable[..., list[list[int]]]) -> Callable[..., list[list[int]]]:
     """The decoding loop, its caches made by `make`."""
-    from qreason import cache
+    from qreason.inference import cache
 
     def way(*args: Any) -> list[list[int]]:
         cache.roomy_cache = make
@@ -42,7 +42,7 @@ def main() -> None:
     prepare_process()
     from transformers import DynamicCache
 
-    from qreason.cache import roomy_cache
+    from qreason.inference.cache import roomy_cache
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="qreason/tiny")
@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     resident = Resident(Model(base=args.base), detect())
     generator = LocalGenerator(resident, fast=not args.precise)
-    examples = data.read(str(PROMPTS))[: args.prompts]
+    examples = read_examples(str(PROMPTS))[: args.prompts]
     ids = render_ids(resident.tokenizer, [render(example, SYSTEM_PROMPTS["helpdesk"]) for example in examples])
     sampling = Draw(temperature=1.0, min_p=0.1, max_completion_length=args.tokens).sampling(seed=1)
     ways = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from qreason.hardware import GIB
+from qreason.machine.hardware import GIB
 
 CONTENDERS = ("qreason plain", "qreason unsloth", "TRL", "Unsloth")
 PEERS = {"TRL": "qreason plain", "Unsloth": "qreason unsloth"}

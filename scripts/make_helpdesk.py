@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from twists import RIGHT, WRONG
 
-from qreason.loading import YAML
+from qreason.recipe.load import YAML
 
 HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
 SEED = 1

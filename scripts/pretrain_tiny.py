@@ -29,8 +29,8 @@ from tiny_corpus import ANSWERING, COMPARING, CONSOLIDATING, COPYING, EVERYTHING
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from qreason.data.prompts import render_judge
 from qreason.judge.calibration import auc
-from qreason.prompts import render_judge
 
 TINY = Path(__file__).parent.parent / "qreason" / "assets" / "tiny"
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -23,7 +23,7 @@ from make_helpdesk import (
     write_issue,
 )
 
-from qreason.prompts import render_judge
+from qreason.data.prompts import render_judge
 
 Maker = Callable[["Corpus"], str]
 Mixture = dict[Maker, float]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qreason.hardware import collect_less
+from qreason.machine.hardware import collect_less
 
 collect_less()
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each
@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes would import torch's compiler: seconds a process
 
 if TYPE_CHECKING:
-    from qreason.models import Resident
+    from qreason.model.resident import Resident
     from qreason.types import Example, Reply
 
 SMALL = """\
@@ -101,9 +101,9 @@ def own_resident() -> Resident:
 
 
 def load_resident() -> Resident:
-    from qreason.hardware import detect
-    from qreason.models import Resident
-    from qreason.sections import Model
+    from qreason.machine.hardware import detect
+    from qreason.model.resident import Resident
+    from qreason.recipe.sections import Model
 
     return Resident(Model(base="qreason/tiny"), detect())
 
@@ -119,7 +119,7 @@ def give_weights(resident: Resident, std: float) -> None:
 
 def gold_replies() -> tuple[list[Reply], list[Example]]:
     """What SFT teaches for each row of the helpdesk data, and the rows."""
-    from qreason.prompts import demonstrate
+    from qreason.data.prompts import demonstrate
     from qreason.types import Example, Reply
 
     file = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"

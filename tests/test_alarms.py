@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from qreason.alarms import WINDOW, Alarm, Watchdog
+from qreason.training.alarms import WINDOW, Alarm, Watchdog
 from qreason.types import Example, Reply, Score
 
 WEIGHTS = {"correctness": 0.1, "length": 0.2, "judge": 0.4}

@@ -12,15 +12,16 @@ from typing import Literal
 import pytest
 from click.testing import CliRunner
 
-from qreason import backends
 from qreason.cli import main
+from qreason.data.prompts import VERDICTS, render_judge
 from qreason.errors import MissingExtra, ModelError
-from qreason.generate import LocalGenerator
-from qreason.hardware import detect
+from qreason.inference.generate import LocalGenerator
 from qreason.judge.local import LocalModel
-from qreason.models import EMBEDDED, Resident, load_base
-from qreason.prompts import VERDICTS, render_judge
-from qreason.sections import Model
+from qreason.machine.hardware import detect
+from qreason.model import backends
+from qreason.model.load import EMBEDDED, load_base
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Model
 from qreason.types import Sampling
 
 Wanted = Literal["auto", "plain", "unsloth"]
@@ -116,6 +117,8 @@ def test_a_base_that_is_stored_quantized_is_refused(tmp_path: Path, method: str)
 
 
 def test_nf4_without_bitsandbytes_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qreason.doctor.four_bit_trouble", lambda device: "bitsandbytes did not load its library")
+    monkeypatch.setattr(
+        "qreason.model.compat.bitsandbytes.four_bit_trouble", lambda device: "bitsandbytes did not load its library"
+    )
     with pytest.raises(ModelError, match="did not load its library; `qreason doctor` shows the cure"):
         load_base(Model(base="qreason/tiny", quantization="nf4"), detect())

@@ -17,7 +17,7 @@ import bench_contenders
 import bench_gpu
 from bench_tables import CONTENDERS, ENOUGH, TIGHT, Setting, bars, collect, document
 
-from qreason.hardware import GIB
+from qreason.machine.hardware import GIB
 
 GRPO = Setting("qreason plain", "1.5b", "grpo", 4)
 SMALL = Setting("qreason plain", "qreason/tiny", "grpo", 2, tokens=8, quantization="none")
@@ -222,8 +222,8 @@ def test_a_cap_that_nothing_fits_into_is_a_result(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_rows_are_the_longest_there_are(tmp_path: Path) -> None:
-    from qreason.loading import load_recipe
-    from qreason.memory import read_lengths
+    from qreason.planning.memory import read_lengths
+    from qreason.recipe.load import load_recipe
 
     chosen = read_lengths(bench_contenders.write_recipe(SMALL, "qreason/tiny", tmp_path))
     whole = load_recipe(

@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import jsonl
 
-from qreason import data
 from qreason.cli import main
+from qreason.data.examples import read_examples
+from qreason.data.prompts import SYSTEM_PROMPTS
 from qreason.errors import DataError
-from qreason.loading import load_recipe
-from qreason.prompts import SYSTEM_PROMPTS
+from qreason.recipe.load import load_recipe
+from qreason.recipe.sections import Data
 from qreason.rewards.text import correct
-from qreason.sections import Data
 
 GSM8K = Path(__file__).parents[2] / "shared" / "benchmarks" / "gsm8k" / "test.jsonl"
 GPQA = {
@@ -44,7 +44,7 @@ def test_field_maps_read_rows_of_the_data_set(name: str, tmp_path: Path) -> None
     row, reference = SHAPES[name]
     recipe = load_recipe(f"bench/{name}")
     (tmp_path / "rows.jsonl").write_text(jsonl([row]))
-    (example,) = data.read(tmp_path / "rows.jsonl", recipe.data)
+    (example,) = read_examples(tmp_path / "rows.jsonl", recipe.data)
     assert example.reference == (reference if name != "gpqa" else example.reference)
     assert recipe.data.prompt in SYSTEM_PROMPTS
     assert [step.stage for step in recipe.steps] == ["evaluate"]
@@ -54,26 +54,26 @@ def test_choices_stand_under_the_question_and_the_right_one_is_found_again(tmp_p
     file = tmp_path / "rows.jsonl"
     file.write_text(jsonl([GPQA | {"Question": f"Question {i}?"} for i in range(40)]))
     given = load_recipe("bench/gpqa").data
-    examples = data.read(file, given)
+    examples = read_examples(file, given)
     for example in examples:
         assert f"\n{example.reference}) lead" in example.prompt
         assert correct(f"({example.reference})", example.references)
         assert not any(correct(letter, example.references) for letter in set("ABCD") - {example.reference})
     assert {example.reference for example in examples} == set("ABCD")  # not always in the same place
-    assert data.read(file, given) == examples
+    assert read_examples(file, given) == examples
 
 
 def test_only_rows_of_the_asked_subjects_are_read(tmp_path: Path) -> None:
     file, row = tmp_path / "rows.jsonl", SHAPES["mmlu_stem"][0]
     file.write_text(jsonl([row, row | {"subject": "philosophy"}]))
     recipe = load_recipe("bench/mmlu_stem")
-    assert [example.category for example in data.read(file, recipe.data)] == ["anatomy"]
+    assert [example.category for example in read_examples(file, recipe.data)] == ["anatomy"]
     file.write_text(jsonl([row | {"subject": "philosophy"}]))
     with pytest.raises(DataError, match=r"no rows with subject as in data\.where"):
-        data.read(file, recipe.data)
+        read_examples(file, recipe.data)
     file.write_text(jsonl([{"question": "x", "choices": ["a", "b"], "answer": 0}]))
     with pytest.raises(DataError, match=r"rows\.jsonl:1: no column 'subject'"):
-        data.read(file, recipe.data)
+        read_examples(file, recipe.data)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_only_rows_of_the_asked_subjects_are_read(tmp_path: Path) -> None:
 def test_a_row_without_its_choices_is_named(tmp_path: Path, row: dict[str, Any], told: str) -> None:
     (tmp_path / "rows.jsonl").write_text(jsonl([row]))
     with pytest.raises(DataError) as caught:
-        data.read(tmp_path / "rows.jsonl", Data(choices="choices"))
+        read_examples(tmp_path / "rows.jsonl", Data(choices="choices"))
     assert told in str(caught.value)
 
 

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qreason.cli import main
-from qreason.loading import load_recipe, recipe_name, shipped_recipes
-from qreason.run import Run
+from qreason.recipe.load import load_recipe, recipe_name, shipped_recipes
+from qreason.run.session import Run
 
 RecipeWriter = Callable[..., Path]
 ROW = '{"id": "a", "issue": "x", "resolution": "y", "steps": "z"}'

@@ -22,7 +22,7 @@ from qreason.types import Example, Reply
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the reward works on Linux")
 
-reward = import_module("qreason.rewards.code")  # the package has a function of this name
+reward = import_module("qreason.rewards.programs")  # the package has a function of this name
 RIGHT = "def root(x):\n    return x**0.5"
 WRONG = "def root(x):\n    return 7"
 TESTS = "import math\n\nassert math.isclose(root(2), 1.41421356, rel_tol=1e-6)\nassert abs(root(9) - 3) < 1e-9"

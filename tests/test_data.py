@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qreason import data
+from qreason.data.examples import check_lengths, read_examples
 from qreason.errors import DataError
+from qreason.recipe.sections import Data
 from qreason.rewards.text import read_number
-from qreason.sections import Data
 from qreason.types import Example
 
 GSM8K = Path(__file__).parents[2] / "shared" / "benchmarks" / "gsm8k" / "test.jsonl"
@@ -30,7 +30,7 @@ def without(key: str) -> dict[str, str]:
 
 def refused(file: Path, settings: Data | None = None, use: str = "heldout") -> str:
     with pytest.raises(DataError) as caught:
-        data.read(file, settings, use)
+        read_examples(file, settings, use)
     return str(caught.value)
 
 
@@ -39,7 +39,7 @@ def refused(file: Path, settings: Data | None = None, use: str = "heldout") -> s
 
 def test_row_becomes_an_example_that_knows_its_line(tmp_path: Path) -> None:
     file = write(tmp_path, ROW | {"category": "printing", "split": "seen", "accepted": ["Bounce it."]})
-    assert data.read(file, use="sft") == [
+    assert read_examples(file, use="sft") == [
         Example(
             id="a",
             prompt="printer is offline",
@@ -55,52 +55,52 @@ def test_row_becomes_an_example_that_knows_its_line(tmp_path: Path) -> None:
 
 def test_reference_comes_first_among_the_accepted_wordings(tmp_path: Path) -> None:
     accepted = ["Bounce it.", "Restart the spooler."]
-    (example,) = data.read(write(tmp_path, ROW | {"accepted": accepted}))
+    (example,) = read_examples(write(tmp_path, ROW | {"accepted": accepted}))
     assert example.references == ("Restart the spooler.", "Bounce it.")
 
 
 def test_byte_order_mark_and_empty_lines_are_skipped(tmp_path: Path) -> None:
     file = write(tmp_path, "\ufeff" + json.dumps(ROW), "", "   ", ROW | {"id": "b"})
-    assert [example.source for example in data.read(file)] == [f"{file}:1", f"{file}:4"]
+    assert [example.source for example in read_examples(file)] == [f"{file}:1", f"{file}:4"]
 
 
 def test_windows_line_ends_read(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(json.dumps(ROW).encode() + b"\r\n" + json.dumps(ROW | {"id": "b"}).encode() + b"\r\n")
-    assert [example.id for example in data.read(file)] == ["a", "b"]
+    assert [example.id for example in read_examples(file)] == ["a", "b"]
 
 
 def test_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
     file = write(tmp_path, json.dumps(ROW | {"issue": "one\u2028two"}, ensure_ascii=False))
-    assert data.read(file)[0].prompt == "one\u2028two"
+    assert read_examples(file)[0].prompt == "one\u2028two"
 
 
 def test_row_without_id_is_named_after_its_line(tmp_path: Path) -> None:
-    assert data.read(write(tmp_path, without("id")))[0].id == "rows-1"
+    assert read_examples(write(tmp_path, without("id")))[0].id == "rows-1"
 
 
 def test_numbers_read_as_text(tmp_path: Path) -> None:
-    (example,) = data.read(write(tmp_path, {"id": 7, "question": "6 x 7?", "answer": 42}))
+    (example,) = read_examples(write(tmp_path, {"id": 7, "question": "6 x 7?", "answer": 42}))
     assert (example.id, example.reference) == ("7", "42")
 
 
 def test_gsm8k_marker_parts_working_from_answer(tmp_path: Path) -> None:
     answer = "2 + 3 = <<2+3=5>>5\nThen #### is no end.\n#### 1,005"
-    (example,) = data.read(write(tmp_path, {"question": "How many?", "answer": answer}), use="sft")
+    (example,) = read_examples(write(tmp_path, {"question": "How many?", "answer": answer}), use="sft")
     assert example.reference == "1,005"
     assert example.reasoning == "2 + 3 = <<2+3=5>>5\nThen #### is no end."
 
 
 def test_named_columns_win_over_the_usual_ones(tmp_path: Path) -> None:
     file = write(tmp_path, ROW | {"ticket": "screen is dark", "cure": ["Plug it in."]})
-    (example,) = data.read(file, Data(fields={"prompt": "ticket", "accepted": "cure"}))
+    (example,) = read_examples(file, Data(fields={"prompt": "ticket", "accepted": "cure"}))
     assert example.prompt == "screen is dark"
     assert example.accepted == ("Plug it in.",)
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="shared/benchmarks/gsm8k lies beside the checkout of the authors only")
 def test_gsm8k_reads_whole_and_every_answer_is_a_number() -> None:
-    examples = data.read(GSM8K, use="sft")
+    examples = read_examples(GSM8K, use="sft")
     assert len(examples) == 1319
     assert all(read_number(example.reference) is not None for example in examples)
     assert not any("####" in f"{example.reasoning}{example.reference}" for example in examples)
@@ -109,7 +109,7 @@ def test_gsm8k_reads_whole_and_every_answer_is_a_number() -> None:
 def test_csv_reads_and_names_the_line(tmp_path: Path, tables: None) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("id,question,answer\n1,Six times seven?,42\n2,Six times eight?,48\n", "utf-8")
-    first, second = data.read(file)
+    first, second = read_examples(file)
     assert (first.id, first.prompt, first.reference) == ("1", "Six times seven?", "42")
     assert second.source == f"{file}:3"
 
@@ -125,7 +125,7 @@ def test_parquet_reads_like_jsonl(tmp_path: Path, tables: None) -> None:
 
     file = tmp_path / "rows.parquet"
     Dataset.from_list([ROW | {"accepted": ["Bounce it."]}]).to_parquet(file)
-    (table,), (lines,) = data.read(file), data.read(write(tmp_path, ROW | {"accepted": ["Bounce it."]}))
+    (table,), (lines,) = read_examples(file), read_examples(write(tmp_path, ROW | {"accepted": ["Bounce it."]}))
     assert (table.id, table.prompt, table.references) == (lines.id, lines.prompt, lines.references)
 
 
@@ -179,7 +179,7 @@ def test_duplicate_id_names_both_lines(tmp_path: Path) -> None:
 def test_sft_needs_reasoning_and_other_uses_do_not(tmp_path: Path) -> None:
     file = write(tmp_path, without("steps"))
     assert refused(file, use="sft").startswith(f"{file}:1: no reasoning")
-    assert data.read(file, use="prompts")
+    assert read_examples(file, use="prompts")
 
 
 def test_column_named_in_fields_must_be_there(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_row_longer_than_the_context_is_named_by_file_and_line(tmp_path: Path) -> None:
-    examples = data.read(write(tmp_path, ROW, ROW | {"id": "b"}))
-    data.check_lengths([8, 8], examples, 8, "the base's context of 8")
+    examples = read_examples(write(tmp_path, ROW, ROW | {"id": "b"}))
+    check_lengths([8, 8], examples, 8, "the base's context of 8")
     with pytest.raises(DataError, match=r"rows\.jsonl:2: 9 tokens, but the base's context of 8 leaves 8; shorten"):
-        data.check_lengths([8, 9], examples, 8, "the base's context of 8")
+        check_lengths([8, 9], examples, 8, "the base's context of 8")

@@ -69,7 +69,7 @@ def other_tokens(folder: Path, *, same_tokens: bool) -> None:
     """A small model with other tokens than the embedded one, or the same ones in a larger distribution."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from qreason.models import EMBEDDED
+    from qreason.model.load import EMBEDDED
 
     config = AutoConfig.from_pretrained(EMBEDDED["qreason/tiny"])
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED["qreason/tiny"])

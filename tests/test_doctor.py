@@ -20,9 +20,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from rich.console import Console
 
-from qreason import doctor
-from qreason.doctor import TESTED, Card, Finding, examine, findings_table, healthy
-from qreason.hardware import free_bytes
+from qreason.cli import doctor
+from qreason.cli.doctor import TESTED, Card, Finding, examine, findings_table, healthy
+from qreason.machine.hardware import free_bytes
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
@@ -103,7 +103,7 @@ def rendered(findings: list[Finding]) -> str:
 def test_this_machine_can_train() -> None:
     import torch
 
-    from qreason.hardware import detect
+    from qreason.machine.hardware import detect
 
     findings = by_name(examine())
     assert healthy(list(findings.values()))
@@ -176,7 +176,7 @@ def test_backend_is_unsloth_where_it_is_installed_and_the_card_runs_it(
     start: str,
 ) -> None:
     fake_gpu(capability)
-    monkeypatch.setattr("qreason.backends.find_spec", lambda name: unsloth)
+    monkeypatch.setattr("qreason.model.backends.find_spec", lambda name: unsloth)
     assert by_name(examine())["backend"].value.startswith(start)
 
 

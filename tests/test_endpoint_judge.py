@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from qreason import endpoint as endpoint_module
 from qreason.errors import ModelError
-from qreason.judge import Judge, open_judge
+from qreason.judge.verdict import Judge, open_judge
 from qreason.rewards.judged import JudgeSettings
+from qreason.sampling import endpoint as endpoint_module
 
 YES = {"choices": [{"message": {"content": "Yes."}}]}
 

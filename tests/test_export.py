@@ -19,11 +19,11 @@ from qreason.cli import main
 from qreason.errors import ExportError, ModelError
 from qreason.export import compare, engine, lora, reference, verify, writer
 from qreason.export.exporter import Exporter
-from qreason.loading import load_recipe
-from qreason.models import EMBEDDED
-from qreason.run import Run
-from qreason.sections import Lora
-from qreason.settings import Export
+from qreason.model.load import EMBEDDED
+from qreason.recipe.load import load_recipe
+from qreason.recipe.sections import Lora
+from qreason.recipe.settings import Export
+from qreason.run.session import Run
 from qreason.stages import run_stage
 
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 from conftest import RecipeWriter
 
 from qreason.cli import main
-from qreason.fitting import fit, plan
-from qreason.hardware import GIB
-from qreason.memory_phases import Card, Lengths, read_shape
-from qreason.recipe import Recipe
+from qreason.machine.hardware import GIB
+from qreason.planning.fit import fit, plan
+from qreason.planning.phases import Card, Lengths, read_shape
+from qreason.recipe.schema import Recipe
 
 
 def run(file: Path, *arguments: str) -> Result:
@@ -25,7 +25,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> object:
     """Puts a GPU of so many GiB into the machine, as far as the plan is concerned."""
 
     def put(gib: float) -> None:
-        monkeypatch.setattr("qreason.memory.find_card", lambda: Card("a small card", int(gib * GIB), (7, 5)))
+        monkeypatch.setattr("qreason.planning.memory.find_card", lambda: Card("a small card", int(gib * GIB), (7, 5)))
 
     return put
 
@@ -65,7 +65,7 @@ def test_a_run_that_cannot_fit_is_refused_before_the_base_is_loaded(training: Pa
 
 
 def test_a_full_disk_is_noticed_before_training(training: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qreason.memory.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("qreason.planning.memory.free_bytes", lambda folder: 1000)
     refused = run(training)
     assert refused.exit_code == 2
     assert "are free there; free some, or take a folder on another disk with --out" in refused.output

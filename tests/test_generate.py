@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qreason.errors import DataError
-from qreason.generate import LocalGenerator, draw, pad_left, render_ids
-from qreason.models import Resident
+from qreason.inference.generate import LocalGenerator, draw, pad_left, render_ids
+from qreason.model.resident import Resident
 from qreason.types import Sampling
 
 GREEDY = Sampling(temperature=0, max_completion_length=24)

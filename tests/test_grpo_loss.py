@@ -24,11 +24,11 @@ import torch
 import trl
 from conftest import RecipeWriter, give_weights
 
-from qreason.generate import LocalGenerator, render_ids
-from qreason.loading import load_recipe
-from qreason.models import Resident
-from qreason.run import Run
-from qreason.sections import Lora
+from qreason.inference.generate import LocalGenerator, render_ids
+from qreason.model.resident import Resident
+from qreason.recipe.load import load_recipe
+from qreason.recipe.sections import Lora
+from qreason.run.session import Run
 from qreason.stages.grpo import grpo
 from qreason.types import Example, Messages, Reply, Sampling
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from qreason import data
-from qreason.preflight import gold
-from qreason.prompts import render_judge
-from qreason.rewards import FULL_MARKS, REWARDS
+from qreason.data.examples import read_examples
+from qreason.data.prompts import render_judge
+from qreason.rewards.registry import FULL_MARKS, REWARDS
+from qreason.training.preflight import gold
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -142,7 +142,7 @@ def test_no_reference_of_the_training_pairs_is_measured_on() -> None:
 
 @pytest.mark.parametrize("name", FILES[:3])
 def test_every_gold_answer_earns_full_marks_from_every_rule_reward(name: str) -> None:
-    examples = data.read(HELPDESK / name, use=name.removesuffix(".jsonl"))
+    examples = read_examples(HELPDESK / name, use=name.removesuffix(".jsonl"))
     replies = [gold(example) for example in examples]
     for reward in FULL_MARKS.keys() - {"math"}:  # these references are prose
         assert set(REWARDS[reward](replies, examples)) == {FULL_MARKS[reward]}, reward

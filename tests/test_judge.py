@@ -8,12 +8,12 @@ import torch
 from conftest import give_weights
 
 from qreason.errors import DataError, ModelError
-from qreason.judge import GroupwiseJudge, Judge, open_judge
 from qreason.judge.calibration import auc, calibrate, fitness, read_labels
 from qreason.judge.local import LocalModel
-from qreason.models import Resident
+from qreason.judge.verdict import GroupwiseJudge, Judge, open_judge
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Lora
 from qreason.rewards.judged import JudgeSettings
-from qreason.sections import Lora
 
 PAIRS = Path(__file__).parent.parent / "data" / "helpdesk" / "judge_pairs.jsonl"
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import gold_replies
 from pydantic import ValidationError
 
-from qreason import rewards
+from qreason.rewards import registry
 from qreason.rewards.language import SCRIPTS_OF, detector
 from qreason.types import Example, Reply
 
@@ -60,7 +60,7 @@ PARAGRAPHS = {
 
 
 def share(text: str, language: str = "en") -> float | None:
-    (value,) = rewards.REWARDS["language_consistency"]([Reply(text)], [Example("x", "issue", "")], language=language)
+    (value,) = registry.REWARDS["language_consistency"]([Reply(text)], [Example("x", "issue", "")], language=language)
     return value
 
 
@@ -77,7 +77,7 @@ def reply(reasoning: str, answer: str) -> str:
 
 def test_gold_replies_are_in_english() -> None:
     replies, examples = gold_replies()
-    marks = [value or 0.0 for value in rewards.REWARDS["language_consistency"](replies, examples)]
+    marks = [value or 0.0 for value in registry.REWARDS["language_consistency"](replies, examples)]
     assert len(marks) == 1500
     assert sum(marks) / len(marks) >= 0.98
     assert marks.count(1.0) / len(marks) >= 0.97
@@ -178,7 +178,7 @@ def test_unknown_language_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown language 'english'; known are .*\bde, .*\ben, .*\bzh"):
         share("Restart it.", "english")
     with pytest.raises(ValidationError, match="unknown language 'english'"):
-        rewards.settings_model("language_consistency").model_validate({"language": "english"})
+        registry.settings_model("language_consistency").model_validate({"language": "english"})
 
 
 def test_every_language_with_its_own_script_is_known_to_the_detector() -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qreason.cli import main
-from qreason.models import Resident
+from qreason.model.resident import Resident
 
 RecipeWriter = Callable[..., Path]
 STEPS = "  - evaluate\n  - sft: {learning_rate: 1e-5}\n  - evaluate\n  - grpo: {num_generations: 4}\n  - merge\n"

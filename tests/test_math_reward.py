@@ -15,12 +15,12 @@ import pytest
 
 pytest.importorskip("math_verify")
 
-from qreason import data
+from qreason.data.examples import read_examples
 from qreason.errors import InputError
-from qreason.rewards.math import as_math, math, plain_number
+from qreason.rewards.mathematics import as_math, math, plain_number
 from qreason.types import Example, Reply
 
-REWARD: ModuleType = sys.modules["qreason.rewards.math"]  # the package's own attribute `math` is the function
+REWARD: ModuleType = sys.modules["qreason.rewards.mathematics"]  # the package's own attribute `math` is the function
 GSM8K = Path(__file__).parents[2] / "shared" / "benchmarks" / "gsm8k"
 HANGS = "9^{9^{9^{9}}}"
 
@@ -246,7 +246,7 @@ def test_phrase_of_a_reference_has_to_begin_with_its_number() -> None:
     [pytest.param("{}", id="plain"), pytest.param(r"\boxed{{{}}}", id="by math-verify", marks=pytest.mark.slow)],
 )
 def test_every_gold_solution_of_gsm8k_earns_one(written: str) -> None:
-    examples = [row for name in ("train", "test") for row in data.read(GSM8K / f"{name}.jsonl", use="sft")]
+    examples = [row for name in ("train", "test") for row in read_examples(GSM8K / f"{name}.jsonl", use="sft")]
     assert len(examples) == 8792
     replies = [
         Reply(f"<reasoning>{row.reasoning}</reasoning>\n<answer>{written.format(row.reference)}</answer>")
@@ -372,7 +372,7 @@ START = r"""
 import os, signal, sys, time
 from qreason.rewards.math import math
 from qreason.types import Example, Reply
-module = sys.modules["qreason.rewards.math"]
+module = sys.modules["qreason.rewards.mathematics"]
 def marked(answer, timeout=5.0):
     return math([Reply(f"<answer>{answer}</answer>")], [Example("x", "p", r"\frac{1}{2}")], timeout=timeout)
 def worker():

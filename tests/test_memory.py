@@ -25,12 +25,13 @@ from trl.trainer import sft_trainer
 from trl.trainer import utils as trl_utils
 
 from qreason.errors import InputError, ModelError
-from qreason.fitting import fit, plan
-from qreason.generate import draw
-from qreason.hardware import GIB, Hardware
-from qreason.loading import load_recipe
-from qreason.memory import CARDS, Plan, find_card, read_card, read_lengths
-from qreason.memory_phases import (
+from qreason.inference.generate import draw
+from qreason.machine.hardware import GIB, Hardware
+from qreason.model.load import load_base
+from qreason.planning.chart import plan_table
+from qreason.planning.fit import fit, plan
+from qreason.planning.memory import CARDS, Plan, find_card, read_card, read_lengths
+from qreason.planning.phases import (
     PLAIN_LOGIT,
     SFT_LOGIT,
     STATES,
@@ -50,12 +51,11 @@ from qreason.memory_phases import (
     saved_by_layer,
     weight_bytes,
 )
-from qreason.models import load_base
-from qreason.recipe import Recipe, Step
-from qreason.report.plan import plan_table
-from qreason.run import Run
-from qreason.sections import Draw, Lora, Model
-from qreason.settings import Grpo
+from qreason.recipe.load import load_recipe
+from qreason.recipe.schema import Recipe, Step
+from qreason.recipe.sections import Draw, Lora, Model
+from qreason.recipe.settings import Grpo
+from qreason.run.session import Run
 from qreason.stages import run_stage
 
 ROOT = Path(__file__).parents[1]
@@ -465,9 +465,9 @@ def test_peak_of_a_real_training_step(
         rows[0]["issue"] = "printer"  # so that rows are padded
         Path(f"{use}.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
     recipe = load_recipe(file)
-    monkeypatch.setattr("qreason.hardware.detect", lambda: BFLOAT16)
-    monkeypatch.setattr("qreason.memory_phases.FUSED_LOGIT", PLAIN_LOGIT)
-    monkeypatch.setattr("qreason.shared_prompts.worthwhile", lambda args: False)
+    monkeypatch.setattr("qreason.machine.hardware.detect", lambda: BFLOAT16)
+    monkeypatch.setattr("qreason.planning.phases.FUSED_LOGIT", PLAIN_LOGIT)
+    monkeypatch.setattr("qreason.training.shared_prompts.worthwhile", lambda args: False)
     planned = plan(recipe, tiny, CARDS["t4"], read_lengths(recipe)).steps
     run = Run.open(recipe, Path("run"), say=lambda line: None)
     run.step = [step.stage for step in recipe.steps].index(stage)

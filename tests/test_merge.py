@@ -16,17 +16,17 @@ from peft import PeftModel
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from qreason import merging
-from qreason.backends import Choice
 from qreason.cli import main
 from qreason.errors import TrainingError
-from qreason.hardware import detect
-from qreason.loading import load_recipe
-from qreason.merging import divergence, log_probabilities
-from qreason.models import EMBEDDED, load_base
-from qreason.run import Run
-from qreason.sections import Model
-from qreason.settings import Merge
+from qreason.machine.hardware import detect
+from qreason.model import merging
+from qreason.model.backends import Choice
+from qreason.model.load import EMBEDDED, load_base
+from qreason.model.merging import divergence, log_probabilities
+from qreason.recipe.load import load_recipe
+from qreason.recipe.sections import Model
+from qreason.recipe.settings import Merge
+from qreason.run.session import Run
 from qreason.stages import merge as stage
 from qreason.types import Reply
 
@@ -156,7 +156,7 @@ def test_a_model_that_ran_in_16_bit_arithmetic_is_met_as_nearly_as_that_rounds(
     two_adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any, most: float
 ) -> None:
     sixteen = dataclasses.replace(detect(), dtype=dtype)
-    monkeypatch.setattr("qreason.hardware.detect", lambda: sixteen)
+    monkeypatch.setattr("qreason.machine.hardware.detect", lambda: sixteen)
     stage.merge_again(Run.reopen(two_adapters), Merge(rows=1), tmp_path / "out")
     (figures,) = json.loads((tmp_path / "out" / "merge.json").read_text())["bases"].values()
     assert figures["rounding"] <= 1e-4

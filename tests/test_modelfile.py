@@ -8,10 +8,10 @@ import pytest
 import trl
 from transformers import AutoTokenizer
 
+from qreason.data.prompts import HELPDESK
 from qreason.errors import InputError
 from qreason.export.modelfile import check, parse, render, render_template
-from qreason.models import EMBEDDED
-from qreason.prompts import HELPDESK
+from qreason.model.load import EMBEDDED
 from qreason.types import Messages
 
 CONVERSATIONS: list[Messages] = [

@@ -13,9 +13,10 @@ from conftest import give_weights
 from transformers import BertConfig, BertForMaskedLM
 
 from qreason.errors import ModelError
-from qreason.hardware import detect
-from qreason.models import EMBEDDED, Resident, fingerprint, load_base, load_tokenizer
-from qreason.sections import Lora, Model
+from qreason.machine.hardware import detect
+from qreason.model.load import EMBEDDED, fingerprint, load_base, load_tokenizer
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Lora, Model
 
 TINY = EMBEDDED["qreason/tiny"]
 

@@ -12,14 +12,16 @@ from conftest import jsonl
 from safetensors.torch import load_file
 
 from qreason.cli import main
-from qreason.compensation import compensate, correction
-from qreason.generate import LocalGenerator
-from qreason.hardware import detect
-from qreason.models import Resident, load_base
-from qreason.prompts import HELPDESK, render
-from qreason.run import Run, read_jsonl
-from qreason.sections import Lora, Model
-from qreason.stages.training import give_back
+from qreason.data.prompts import HELPDESK, render
+from qreason.inference.generate import LocalGenerator
+from qreason.machine.files import read_jsonl
+from qreason.machine.hardware import detect
+from qreason.model.compensation import compensate, correction
+from qreason.model.load import load_base
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Lora, Model
+from qreason.run.session import Run
+from qreason.training.trainer import give_back
 
 INCIDENTS = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"
 RECIPE = """\

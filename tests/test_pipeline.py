@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qreason import rewards
 from qreason.cli import main
-from qreason.models import EMBEDDED
+from qreason.model.load import EMBEDDED
+from qreason.rewards import registry
 from qreason.types import Example, Reply
 
 TINY = str(EMBEDDED["qreason/tiny"])
@@ -183,7 +183,7 @@ def test_a_reward_that_raises_stops_the_run_and_keeps_the_reply(
     def broken(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
         raise ZeroDivisionError("in the reward")
 
-    monkeypatch.setitem(rewards.REWARDS, "length", broken)
+    monkeypatch.setitem(registry.REWARDS, "length", broken)
     out = tmp_path / "run"
     steps = "steps=[{grpo: {rows: 8, max_steps: 1, per_device_train_batch_size: 4, num_generations: 2}}]"
     result = call("run", "smoke", "--out", str(out), "--set", steps)
@@ -196,7 +196,7 @@ def test_a_reward_that_raises_stops_the_run_and_keeps_the_reply(
 
 
 def test_replies_without_a_total_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rewards.REWARDS, "length", lambda replies, examples: [None] * len(replies))
+    monkeypatch.setitem(registry.REWARDS, "length", lambda replies, examples: [None] * len(replies))
     out = tmp_path / "run"
     steps = "steps=[{grpo: {rows: 2, per_device_train_batch_size: 4, num_generations: 2, preflight: false}}]"
     result = call("run", "smoke", "--out", str(out), "--set", steps)

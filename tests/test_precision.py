@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import RecipeWriter
 
-from qreason import hardware
 from qreason.errors import TrainingError
-from qreason.hardware import Hardware
-from qreason.loading import load_recipe
-from qreason.run import Run
+from qreason.machine import hardware
+from qreason.machine.hardware import Hardware
+from qreason.recipe.load import load_recipe
+from qreason.run.session import Run
 from qreason.stages import run_stage
-from qreason.stages.training import MOST_OVERFLOWS, Watch
+from qreason.training.trainer import MOST_OVERFLOWS, Watch
 
 
 def fake_card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> Hardware:

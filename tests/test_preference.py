@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from qreason import rewards
 from qreason.cli import main
+from qreason.data.pairs import hold_out, rank_draws, read_pairs
 from qreason.errors import DataError, ModelError
-from qreason.loading import load_recipe
-from qreason.models import Resident
-from qreason.pairs import hold_out, rank_draws, read_pairs
-from qreason.preference import PreferenceModel, with_head
+from qreason.model.classifier import PreferenceModel, with_head
+from qreason.model.resident import Resident
+from qreason.recipe.load import load_recipe
+from qreason.recipe.sections import Data
+from qreason.rewards import registry
 from qreason.rewards.preferred import PreferenceSettings, preferred
-from qreason.run import Run
-from qreason.sections import Data
+from qreason.run.session import Run
 from qreason.types import Example, Pair, Reply
 
 RecipeWriter = Callable[..., Path]
@@ -131,8 +131,8 @@ def test_a_reward_model_shares_the_weights_of_the_base_and_leaves_the_policy_alo
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from qreason.hardware import detect
-    from qreason.sections import Lora, Model
+    from qreason.machine.hardware import detect
+    from qreason.recipe.sections import Lora, Model
 
     resident = Resident(Model(base="qreason/tiny", quantization=quantization), detect())  # type: ignore[arg-type]
     bare = {tensor.data_ptr() for tensor in resident.model.parameters()}
@@ -203,11 +203,11 @@ def test_a_reward_for_some_rows_does_not_touch_the_total_of_the_others() -> None
     def unjudged(replies: Any, examples: Any) -> list[float | None]:
         return [None if reply.text == "odd" else 0.5 for reply in replies]
 
-    limited = {"format": rewards.Restricted(rewards.REWARDS["format"], plain=False)}
-    limited["liked"] = rewards.Restricted(unjudged, plain=True)
+    limited = {"format": registry.Restricted(registry.REWARDS["format"], plain=False)}
+    limited["liked"] = registry.Restricted(unjudged, plain=True)
     reasoned, plain = Example("a", "p", "r"), Example("b", "p", "r", plain=True)
     replies = [Reply("<answer>r</answer>"), Reply("<answer>r</answer>"), Reply("odd"), Reply("odd")]
-    scores = rewards.combine(limited, {"format": 1, "liked": 1}, replies, [reasoned, plain, plain, reasoned])
+    scores = registry.combine(limited, {"format": 1, "liked": 1}, replies, [reasoned, plain, plain, reasoned])
     assert [score.total for score in scores] == [0.4, 0.5, None, 0.0]
 
 

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 
 from qreason.cli import main
 from qreason.errors import RecipeError
-from qreason.export import hub as talking
-from qreason.loading import load_recipe
-from qreason.run import Run, write_json
-from qreason.sections import Lora
+from qreason.hub import access as talking
+from qreason.machine.files import write_json
+from qreason.recipe.load import load_recipe
+from qreason.recipe.sections import Lora
+from qreason.run.session import Run
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 MEASURE = {"mean": 0.5, "low": 0.421, "high": 0.579}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qreason import rewards
 from qreason.errors import RecipeError
-from qreason.loading import load_recipe
-from qreason.settings import Grpo, Sft
+from qreason.recipe.load import load_recipe
+from qreason.recipe.settings import Grpo, Sft
+from qreason.rewards import registry
 from qreason.types import Example, Reply
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -274,7 +274,7 @@ def test_a_reward_of_ones_own_lies_beside_the_recipe(write_recipe: RecipeWriter,
         "    return [float(len(reply.text.split()) <= most) for reply in replies]\n"
     )
     recipe = load_recipe(write_recipe(("format: 0.1", "my_rewards:short: {weight: 0.3, most: 2}")))
-    built = rewards.build({name: reward.settings for name, reward in recipe.rewards.items()}, lambda settings: None, 9)
+    built = registry.build({name: reward.settings for name, reward in recipe.rewards.items()}, lambda settings: None, 9)
     example = Example("x", "p", "r")
     assert built["my_rewards:short"]([Reply("one two"), Reply("one two three")], [example, example]) == [1.0, 0.0]
     with pytest.raises(RecipeError, match="unknown setting 'least'; there are weight, most"):

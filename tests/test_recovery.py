@@ -12,15 +12,15 @@ import torch
 from conftest import RecipeWriter
 from safetensors.torch import load_file
 
+from qreason.data.prompts import VERDICTS, render_judge
 from qreason.errors import OutOfMemoryError
-from qreason.generate import LocalGenerator, take
+from qreason.inference.generate import LocalGenerator, take
 from qreason.judge.local import LocalModel
-from qreason.loading import load_recipe
-from qreason.models import Resident
-from qreason.prompts import VERDICTS, render_judge
-from qreason.recovery import split_rows
-from qreason.run import Run
+from qreason.model.resident import Resident
+from qreason.recipe.load import load_recipe
+from qreason.run.session import Run
 from qreason.stages import run_stage
+from qreason.training.recovery import split_rows
 from qreason.types import Sampling
 
 Trouble = Callable[[Any], None]
@@ -92,8 +92,8 @@ GRPO = (
 def test_a_step_that_ran_out_of_memory_leaves_the_same_adapter(
     write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, stage: str, settings: str
 ) -> None:
-    monkeypatch.setattr("qreason.hardware.fast_bfloat16", lambda: False)  # rounding to 1e-5 needs float32
-    monkeypatch.setattr("qreason.shared_prompts.worthwhile", lambda args: False)  # as on a GPU
+    monkeypatch.setattr("qreason.machine.hardware.fast_bfloat16", lambda: False)  # rounding to 1e-5 needs float32
+    monkeypatch.setattr("qreason.training.shared_prompts.worthwhile", lambda args: False)  # as on a GPU
     undisturbed, silence = trained(write_recipe, stage, settings, "undisturbed")
     moment = random.Random(stage + settings).randint(1, 4)
     attempts = out_of_memory(monkeypatch, lambda attempt, rows: attempt == moment)

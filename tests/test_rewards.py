@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from qreason import rewards
+from qreason.rewards import registry
 from qreason.rewards.preferred import PreferenceSettings
 from qreason.rewards.tags import follows_format, read_answer
 from qreason.rewards.text import normalize, read_number
@@ -16,7 +16,7 @@ GOLD = "<reasoning>Read the log.</reasoning>\n<answer>Restart the spooler.</answ
 
 def mark(name: str, text: str, reference: str = "Restart the spooler.", *accepted: str) -> float | None:
     """What one reply earns from one rule reward."""
-    (value,) = rewards.REWARDS[name]([Reply(text)], [Example("x", "issue", reference, accepted)])
+    (value,) = registry.REWARDS[name]([Reply(text)], [Example("x", "issue", reference, accepted)])
     return value
 
 
@@ -188,9 +188,9 @@ def test_reply_without_answer_earns_nothing(name: str) -> None:
     assert mark(name, "Restart the spooler.") == 0.0
 
 
-@pytest.mark.parametrize("name", sorted(rewards.FULL_MARKS.keys() - {"math"}))
+@pytest.mark.parametrize("name", sorted(registry.FULL_MARKS.keys() - {"math"}))
 def test_gold_reply_earns_full_marks(name: str) -> None:
-    assert mark(name, GOLD) == rewards.FULL_MARKS[name]
+    assert mark(name, GOLD) == registry.FULL_MARKS[name]
 
 
 # --- the judge, and all together -----------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_judge_is_not_asked_about_a_reply_without_answer() -> None:
         return words_shared(pairs)
 
     example = Example("x", "issue", "Restart the spooler.")
-    marks = rewards.build({"judge": {}}, lambda settings: judge, 96)["judge"](
+    marks = registry.build({"judge": {}}, lambda settings: judge, 96)["judge"](
         [Reply("no tags"), Reply(GOLD)], [example, example]
     )
     assert marks == [0.0, 0.25]
@@ -221,15 +221,15 @@ def test_judge_is_not_asked_about_a_reply_without_answer() -> None:
 
 def test_main_recipe_combines_with_its_exact_weights() -> None:
     weights = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2, "judge": 0.4}
-    built = rewards.build({name: {} for name in weights}, lambda settings: words_shared, 96)
-    (score,) = rewards.combine(built, weights, [Reply(GOLD)], [Example("x", "issue", "Restart the spooler.")])
+    built = registry.build({name: {} for name in weights}, lambda settings: words_shared, 96)
+    (score,) = registry.combine(built, weights, [Reply(GOLD)], [Example("x", "issue", "Restart the spooler.")])
     assert score.parts == {"correctness": 2.0, "format": 0.8, "rouge_l": 1.0, "length": 1.0, "judge": 0.25}
     assert score.total == pytest.approx(0.1 * 2.0 + 0.1 * 0.8 + 0.2 * 1.0 + 0.2 * 1.0 + 0.4 * 0.25)
 
 
 def test_scores_stay_in_the_order_of_the_replies() -> None:
     replies, example = [Reply("none"), Reply(GOLD), Reply("none")], Example("x", "issue", "Restart the spooler.")
-    scores = rewards.combine(rewards.build({"format": {}}, no_model, 96), {"format": 1.0}, replies, [example] * 3)
+    scores = registry.combine(registry.build({"format": {}}, no_model, 96), {"format": 1.0}, replies, [example] * 3)
     assert [score.total for score in scores] == [0.0, 0.8, 0.0]
 
 
@@ -237,8 +237,8 @@ def test_unjudged_part_leaves_no_total_and_keeps_the_other_parts() -> None:
     def unjudged(replies: object, examples: object) -> list[float | None]:
         return [None]
 
-    built = rewards.build({"format": {}}, no_model, 96) | {"judge": unjudged}
-    (score,) = rewards.combine(built, {"format": 0.1, "judge": 0.0}, [Reply(GOLD)], [Example("x", "i", "r")])
+    built = registry.build({"format": {}}, no_model, 96) | {"judge": unjudged}
+    (score,) = registry.combine(built, {"format": 0.1, "judge": 0.0}, [Reply(GOLD)], [Example("x", "i", "r")])
     assert score.total is None
     assert score.parts == {"format": 0.8, "judge": None}
 
@@ -246,7 +246,7 @@ def test_unjudged_part_leaves_no_total_and_keeps_the_other_parts() -> None:
 def test_a_limit_follows_the_sampling_unless_it_is_given() -> None:
     long = Reply("word " * 90)
     for settings, expected in (({}, -1.0), ({"max_completion_length": 1000}, 0.0)):
-        built = rewards.build({"soft_overlong": settings}, no_model, 90)
+        built = registry.build({"soft_overlong": settings}, no_model, 90)
         assert built["soft_overlong"]([long], [Example("x", "p", "r")]) == [expected]
 
 
@@ -257,6 +257,6 @@ def test_a_preference_model_is_opened_with_its_settings() -> None:
         opened.append(settings)
         return lambda pairs: [0.75 for _ in pairs]
 
-    built = rewards.build({"preference": {"model": "org/likes"}}, open_model, 96)
+    built = registry.build({"preference": {"model": "org/likes"}}, open_model, 96)
     assert built["preference"]([Reply("hi")], [Example("x", "p", "r")]) == [0.75]
     assert opened == [PreferenceSettings(model="org/likes")]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from qreason.errors import DataError, RunFolderError
-from qreason.loading import load_recipe
-from qreason.run import Run, read_jsonl, stage_folders, write_json, write_jsonl
+from qreason.machine.files import read_jsonl, write_json, write_jsonl
+from qreason.recipe.load import load_recipe
+from qreason.run.session import Run, stage_folders
 
 RecipeWriter = Callable[..., Path]
 

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
-from qreason import data
-from qreason import endpoint as endpoint_module
 from qreason.cli import main
-from qreason.draws import Sieve
+from qreason.data.examples import read_examples
 from qreason.errors import RecipeError
-from qreason.generate import LocalGenerator
-from qreason.loading import load_recipe
-from qreason.settings import Sample
+from qreason.inference.generate import LocalGenerator
+from qreason.recipe.load import load_recipe
+from qreason.recipe.settings import Sample
+from qreason.sampling import endpoint as endpoint_module
+from qreason.sampling.draws import Sieve
 from qreason.stages.sft import conversation
 from qreason.types import Messages, Sampling
 
 if TYPE_CHECKING:
-    from qreason.models import Resident
+    from qreason.model.resident import Resident
 
 RecipeWriter = Callable[..., Path]
 STEPS = "  - evaluate\n  - sft: {learning_rate: 1e-5}\n  - evaluate\n  - grpo: {num_generations: 4}\n  - merge\n"
@@ -187,7 +187,7 @@ def test_a_run_whose_teacher_is_killed_goes_on_and_loses_and_doubles_no_row(
     kept = rows_of("sampled.jsonl")
     assert [row["id"] for row in kept] == [f"{row['id']}-{row['number']}" for row in draws if not row["rejected"]]
     assert {row["rejected"] for row in draws} <= {None, "duplicate"}
-    assert len(data.read("out/01-sample/sampled.jsonl", use="sft")) == len(kept)
+    assert len(read_examples("out/01-sample/sampled.jsonl", use="sft")) == len(kept)
 
 
 def test_the_request_says_how_to_draw_and_names_the_model(
@@ -403,7 +403,7 @@ def test_sft_trains_from_the_base_on_what_was_sampled_and_on_rows_without_reason
     assert nodes[1]["data"][-1] == "m"
     drawn = CliRunner().invoke(main, ["lineage", "out"]).stdout
     assert "01-sample  prompts.jsonl, plain.jsonl, m  kept 36 of 36" in drawn
-    examples = data.read("out/01-sample/sampled.jsonl", use="sampled")
+    examples = read_examples("out/01-sample/sampled.jsonl", use="sampled")
     assert sum(example.reasoning is None for example in examples) == 12
     talks = {example.reasoning is None: conversation(example, "SYSTEM") for example in examples}
     assert [message["role"] for message in talks[True]["prompt"]] == ["user"]

@@ -13,18 +13,18 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import RecipeWriter
 
-from qreason.beam import beam_search, step_tokens
 from qreason.cli import main
+from qreason.data.prompts import render
 from qreason.errors import RecipeError
-from qreason.generate import LocalGenerator
-from qreason.loading import load_recipe
-from qreason.models import Resident
-from qreason.prompts import render
-from qreason.ranking import best, likelihoods
-from qreason.scaling import scale
-from qreason.settings import Beam, Evaluate
+from qreason.inference.beam import beam_search, step_tokens
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.ranking import best, likelihoods
+from qreason.inference.scaling import scale
+from qreason.inference.voting import ballot, pass_at, vote, votes_for
+from qreason.model.resident import Resident
+from qreason.recipe.load import load_recipe
+from qreason.recipe.settings import Beam, Evaluate
 from qreason.types import Example, Reply, Sampling
-from qreason.voting import ballot, pass_at, vote, votes_for
 
 PROMPTS = [
     [{"role": "user", "content": "Repeat this: backup job"}],

@@ -6,7 +6,7 @@ import pytest
 from conftest import gold_replies
 from pydantic import ValidationError
 
-from qreason import rewards
+from qreason.rewards import registry
 from qreason.types import Example, Reply
 
 REFERENCE = "Restart the spooler."
@@ -17,7 +17,7 @@ WRONG = GOLD.replace("Restart", "Ignore")
 def mark(name: str, text: str, tokens: int = 0, **settings: float) -> float:
     """What one reply earns; its length is its tokens, if there are any."""
     reply, example = Reply(text, token_ids=(7,) * tokens), Example("x", "issue", REFERENCE)
-    (value,) = rewards.REWARDS[name]([reply], [example], **settings)
+    (value,) = registry.REWARDS[name]([reply], [example], **settings)
     assert value is not None
     return value
 
@@ -67,7 +67,7 @@ def test_values_of_the_paper_can_be_set() -> None:
 
 def test_accepted_wording_is_a_right_answer_of_cosine_length() -> None:
     example = Example("x", "issue", "Bounce it.", (REFERENCE,))
-    (earned,) = rewards.REWARDS["cosine_length"]([Reply(GOLD)], [example])
+    (earned,) = registry.REWARDS["cosine_length"]([Reply(GOLD)], [example])
     assert earned is not None
     assert earned > 1.9
 
@@ -199,10 +199,10 @@ def test_anything_else_is_not_strictly_in_format(text: str) -> None:
 def test_gold_replies_are_in_shape() -> None:
     replies, examples = gold_replies()
     for name, best in {"step_count": 1.0, "tag_count": 1.0, "format_strict": 1.0, "soft_overlong": 0.0}.items():
-        assert set(rewards.REWARDS[name](replies, examples)) == {best}, name
-    repeated = [value or 0.0 for value in rewards.REWARDS["repetition"](replies, examples)]
+        assert set(registry.REWARDS[name](replies, examples)) == {best}, name
+    repeated = [value or 0.0 for value in registry.REWARDS["repetition"](replies, examples)]
     assert sum(repeated) / len(repeated) > -0.02
-    assert min(value or 0.0 for value in rewards.REWARDS["cosine_length"](replies, examples)) > 1.5
+    assert min(value or 0.0 for value in registry.REWARDS["cosine_length"](replies, examples)) > 1.5
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_gold_replies_are_in_shape() -> None:
 )
 def test_counts_below_one_are_refused_in_a_recipe(name: str, setting: str) -> None:
     with pytest.raises(ValidationError, match=setting):
-        rewards.settings_model(name).model_validate({setting: 0})
+        registry.settings_model(name).model_validate({setting: 0})
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,6 @@ def test_counts_below_one_are_refused_in_a_recipe(name: str, setting: str) -> No
 def test_marks_stay_in_the_order_of_the_replies(name: str) -> None:
     texts = [GOLD, "word word word word word " * 80, WRONG, ""]
     example = Example("x", "issue", REFERENCE)
-    together = rewards.REWARDS[name]([Reply(text) for text in texts], [example] * len(texts))
+    together = registry.REWARDS[name]([Reply(text) for text in texts], [example] * len(texts))
     assert together == [mark(name, text) for text in texts]
     assert len(set(together)) > 1

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import give_weights
 
-from qreason.models import Resident
-from qreason.sections import Lora
-from qreason.shared_prompts import read_prompts_once, sharing_prompts
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Lora
+from qreason.training.shared_prompts import read_prompts_once, sharing_prompts
 
 PROMPT, REPLY = 12, 7
 

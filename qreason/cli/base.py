@@ -14,8 +14,8 @@ from qreason import __version__
 from qreason.errors import InputError, QReasonError, RunFolderError
 
 if TYPE_CHECKING:
-    from qreason.run import Run
-    from qreason.sections import Strict
+    from qreason.recipe.sections import Strict
+    from qreason.run.session import Run
 
 
 Settings = TypeVar("Settings", bound="Strict")
@@ -28,8 +28,8 @@ def say(line: str) -> None:
 
 def open_finished(folder: Path) -> Run:
     """The run of a folder, to take from; RunFolderError where there is none."""
-    from qreason.hardware import prepare_process
-    from qreason.run import Run
+    from qreason.machine.hardware import prepare_process
+    from qreason.run.session import Run
 
     if not (folder / "manifest.json").is_file():
         raise RunFolderError(f"{folder}: not a run folder (no manifest.json); give the folder of a run")

@@ -8,7 +8,7 @@ import click
 
 from qreason.cli.base import main, one_line_errors, open_finished, say
 from qreason.errors import InputError, RunFolderError, nearest
-from qreason.settings import GGUF_TYPES, Export, Merge
+from qreason.recipe.settings import GGUF_TYPES, Export, Merge
 
 
 @main.command()

@@ -12,14 +12,14 @@ from qreason.cli.base import main, one_line_errors, say, set_option
 from qreason.errors import TrainingError
 
 if TYPE_CHECKING:
-    from qreason.run import Run
+    from qreason.run.session import Run
 
 
 def open_quietly(recipe: str, overrides: tuple[str, ...], folder: Path = Path()) -> Run:
     """A run that reads nothing but the recipe and writes no run folder."""
-    from qreason.hardware import prepare_process
-    from qreason.loading import load_recipe
-    from qreason.run import Run
+    from qreason.machine.hardware import prepare_process
+    from qreason.recipe.load import load_recipe
+    from qreason.run.session import Run
 
     loaded = load_recipe(recipe, overrides)
     prepare_process()
@@ -37,7 +37,7 @@ def open_quietly(recipe: str, overrides: tuple[str, ...], folder: Path = Path())
 def score(recipe: str, replies: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Score a file of replies with RECIPE's rewards."""
     run = open_quietly(recipe, overrides)
-    from qreason.stages.score import score_replies
+    from qreason.cli.score import score_replies
 
     rows = score_replies(run, replies)
     if as_json:
@@ -68,7 +68,7 @@ def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_j
     """Measure RECIPE's judge: agreement with labels, biases, injections, speed."""
     run = open_quietly(recipe, overrides)
     from qreason.judge.calibration import fitness
-    from qreason.stages.judge import calibrate_judge, judge_settings
+    from qreason.training.judge import calibrate_judge, judge_settings
 
     figures = calibrate_judge(run, labels)
     fit, told = fitness(figures, judge_settings(run.recipe)[1])
@@ -89,7 +89,7 @@ def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_j
 def train(recipe: str, labels: Path, out: Path | None, epochs: float, overrides: tuple[str, ...]) -> None:
     """Train a judge adapter on RECIPE's base, and compare it with the untrained judge."""
     run = open_quietly(recipe, overrides)
-    from qreason.stages.judge import train_judge
+    from qreason.training.judge import train_judge
 
     run.folder = out or Path("runs") / f"{run.recipe.name}-judge"
     figures = train_judge(run, labels, epochs)

@@ -12,14 +12,14 @@ from qreason.cli.base import main, one_line_errors, open_finished, say, set_opti
 from qreason.errors import InputError
 
 if TYPE_CHECKING:
-    from qreason.recipe import Recipe
+    from qreason.recipe.schema import Recipe
 
 
 @main.command()
 @one_line_errors
 def recipes() -> None:
     """List the recipes that come with qreason."""
-    from qreason.loading import recipe_name, shipped_recipes
+    from qreason.recipe.load import recipe_name, shipped_recipes
 
     files = {recipe_name(file): file for file in shipped_recipes()}
     width = max(map(len, files))
@@ -36,7 +36,7 @@ def init(name: str, to: Path) -> None:
     """Copy the recipe NAME and its data here, ready to be changed."""
     import yaml
 
-    from qreason.loading import find_recipe, load_recipe, recipe_name, shipped_recipes
+    from qreason.recipe.load import find_recipe, load_recipe, recipe_name, shipped_recipes
 
     source = find_recipe(name)
     keys = load_recipe(source).data.files
@@ -57,11 +57,11 @@ def init(name: str, to: Path) -> None:
 
 def load_all(recipe: Recipe) -> dict[str, int]:
     """Read the local JSONL files of a recipe: data key -> rows."""
-    from qreason import data
-    from qreason.pairs import read_pairs
+    from qreason.data.examples import read_examples
+    from qreason.data.pairs import read_pairs
 
     counts = {
-        use: len(data.read(source, recipe.data, use))
+        use: len(read_examples(source, recipe.data, use))
         for use, source in recipe.data.sources.items()
         if source.endswith(".jsonl")
     }
@@ -76,7 +76,7 @@ def load_all(recipe: Recipe) -> dict[str, int]:
 @one_line_errors
 def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check RECIPE and its JSONL files, without loading any model."""
-    from qreason.loading import load_recipe
+    from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     counts = load_all(loaded)
@@ -92,7 +92,7 @@ def lineage(folder: Path) -> None:
     """Draw what a run's checkpoints and data come from."""
     from rich.console import Console
 
-    from qreason.lineage import lineage, lineage_tree
+    from qreason.run.lineage import lineage, lineage_tree
 
     Console().print(lineage_tree(lineage(open_finished(folder))))
 
@@ -101,12 +101,12 @@ def lineage(folder: Path) -> None:
 @one_line_errors
 def doctor() -> None:
     """Can this machine train? What is here, what will be used, what to do."""
-    from qreason.hardware import prepare_process
+    from qreason.machine.hardware import prepare_process
 
     prepare_process()
     from rich.console import Console
 
-    from qreason.doctor import examine, findings_table, healthy
+    from qreason.cli.doctor import examine, findings_table, healthy
 
     findings = examine()
     Console().print(findings_table(findings))
@@ -121,17 +121,17 @@ def doctor() -> None:
 @one_line_errors
 def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
     """Plan the GPU memory of RECIPE, phase by phase, before anything is loaded."""
-    from qreason.hardware import prepare_process
-    from qreason.loading import load_recipe
+    from qreason.machine.hardware import prepare_process
+    from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     prepare_process()
     from rich.console import Console
 
-    from qreason.fitting import plan
-    from qreason.memory import find_card, read_card, read_lengths
-    from qreason.memory_phases import read_shape
-    from qreason.report.plan import plan_table
+    from qreason.planning.chart import plan_table
+    from qreason.planning.fit import plan
+    from qreason.planning.memory import find_card, read_card, read_lengths
+    from qreason.planning.phases import read_shape
 
     card = read_card(gpu) if gpu else find_card()
     if card is None:
@@ -151,13 +151,13 @@ def data() -> None:
 @one_line_errors
 def preview(recipe: str, overrides: tuple[str, ...], rows: int) -> None:
     """Show rendered prompts, token lengths, and what the loss covers."""
-    from qreason.hardware import prepare_process
+    from qreason.machine.hardware import prepare_process
 
     prepare_process()
     from rich.console import Console
 
-    from qreason.loading import load_recipe
-    from qreason.preview import preview_source
+    from qreason.cli.preview import preview_source
+    from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     console = Console()

@@ -71,7 +71,7 @@ def read_weights(text: str) -> list[float]:
 
 
 def merge_folder(folder: Path, wanted: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    from qreason.settings import Merge
+    from qreason.recipe.settings import Merge
 
     merge_settings = read_settings(Merge, wanted)
     opened = open_finished(folder)
@@ -95,8 +95,8 @@ def merge_folder(folder: Path, wanted: dict[str, Any], out: Path | None, as_json
 def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, dry_run: bool) -> None:
     """Push a run's adapter, merged model or GGUF files to the Hub, with a card of its own numbers."""
     opened = open_finished(run)
-    from qreason.export.hub import check_name
-    from qreason.export.push import Pusher, collect
+    from qreason.hub.access import check_name
+    from qreason.hub.push import Pusher, collect
 
     files = collect(opened, check_name(to), include or ("adapter",))
     for file in files:
@@ -124,11 +124,11 @@ def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, 
 @one_line_errors
 def pull(repo: str, out: Path | None, base: str | None, revision: str | None) -> None:
     """Fetch an adapter from the Hub into a run folder, to merge, measure or export it."""
-    from qreason.hardware import prepare_process
+    from qreason.machine.hardware import prepare_process
 
     prepare_process()
-    from qreason.loading import absolute
-    from qreason.run import Run
+    from qreason.recipe.load import absolute
+    from qreason.run.session import Run
     from qreason.stages.pull import recipe_of
 
     recipe = recipe_of(repo, revision, absolute(base) if base else None, say)

@@ -14,7 +14,7 @@ from qreason.cli.base import main, one_line_errors, read_settings, say, set_opti
 from qreason.errors import RunFolderError
 
 if TYPE_CHECKING:
-    from qreason.run import Run
+    from qreason.run.session import Run
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,9 +69,9 @@ def run_recipe(
     as_json: bool,
     only: str | None,
 ) -> None:
-    from qreason.hardware import prepare_process
-    from qreason.loading import load_recipe
-    from qreason.run import Run
+    from qreason.machine.hardware import prepare_process
+    from qreason.recipe.load import load_recipe
+    from qreason.run.session import Run
 
     recipe = load_recipe(name, overrides, seed)
     folder = out or Path("runs") / recipe.name
@@ -92,9 +92,9 @@ def run_recipe(
 def make_it_fit(run: Run) -> None:
     """Look at disk and GPU before anything is loaded, and cut batches down to what the GPU's memory holds."""
     _ = run.backend  # chosen before transformers is imported
-    from qreason.fitting import fit
-    from qreason.memory import PLANNED, check_disk, find_card, peak_line, read_lengths
-    from qreason.memory_phases import read_shape
+    from qreason.planning.fit import fit
+    from qreason.planning.memory import PLANNED, check_disk, find_card, peak_line, read_lengths
+    from qreason.planning.phases import read_shape
 
     shape = read_shape(run.recipe.model.base)
     check_disk(run.recipe, shape, run.folder)
@@ -124,7 +124,7 @@ def run_one(run: Run, stage: str) -> None:
 
 
 def run_step(run: Run, step: int) -> None:
-    from qreason.lineage import write_lineage
+    from qreason.run.lineage import write_lineage
     from qreason.stages import run_stage
 
     run.step = step
@@ -171,10 +171,10 @@ def show_report(run: Run, as_json: bool) -> None:
 @one_line_errors
 def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: bool, **settings: Any) -> None:
     """Measure a run folder, a model folder or a Hub model on a task file."""
-    from qreason.hardware import prepare_process
+    from qreason.machine.hardware import prepare_process
 
     prepare_process()
-    from qreason.settings import Evaluate
+    from qreason.recipe.settings import Evaluate
     from qreason.stages.evaluate import evaluate_task
 
     width = {"beam": {"width": beam, "by": settings["best_by"]}} if beam else {}

@@ -34,11 +34,11 @@ def chat(target: str, votes: int | None, best_of: int | None, by: str) -> None:
     """Ask a run folder, a model folder or a Hub model; a line a question."""
     if votes and best_of:
         raise InputError("--votes and --best-of: choose one")
-    from qreason.hardware import prepare_process
+    from qreason.machine.hardware import prepare_process
 
     prepare_process()
-    from qreason.checkpoint import open_checkpoint
-    from qreason.talk import Talk
+    from qreason.run.checkpoint import open_checkpoint
+    from qreason.serve.chat import Talk
 
     talk = Talk(open_checkpoint(target), votes=votes, best_of=best_of, by=by)
     for question in questions():

@@ -6,17 +6,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from qreason.data.prompts import SYSTEM_PROMPTS
 from qreason.errors import ExportError, ModelError, RunFolderError, first_line
 from qreason.export import engine, lora, ollama, writer
 from qreason.export.original import Original
 from qreason.export.reference import Heldout
 from qreason.export.verify import DRAFT, Check
-from qreason.merging import check_adapter
-from qreason.models import fingerprint, load_tokenizer, locate
-from qreason.progress import progress_bar
-from qreason.prompts import SYSTEM_PROMPTS
-from qreason.run import Run
-from qreason.settings import Export
+from qreason.machine.progress import progress_bar
+from qreason.model.load import fingerprint, load_tokenizer, locate
+from qreason.model.merging import check_adapter
+from qreason.recipe.settings import Export
+from qreason.run.session import Run
 
 
 class Exporter:

@@ -11,7 +11,7 @@ from qreason.errors import ExportError
 from qreason.export import modelfile
 from qreason.export.reference import Heldout
 from qreason.export.verify import Check
-from qreason.recipe import Recipe
+from qreason.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qreason.export import engine, quality, reference, verify, writer
-from qreason.hardware import detect
-from qreason.progress import progress_bar
-from qreason.run import read_jsonl
+from qreason.machine.files import read_jsonl
+from qreason.machine.hardware import detect
+from qreason.machine.progress import progress_bar
 
 if TYPE_CHECKING:
     from qreason.export.exporter import Exporter

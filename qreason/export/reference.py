@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qreason.data.prompts import render
 from qreason.export.engine import Exchange
-from qreason.generate import LocalGenerator, render_ids
-from qreason.hardware import detect
-from qreason.models import Resident
-from qreason.prompts import render
+from qreason.inference.generate import LocalGenerator, render_ids
+from qreason.machine.hardware import detect
+from qreason.model.resident import Resident
+from qreason.recipe.sections import Model
 from qreason.rewards.tags import read_answer
 from qreason.rewards.text import correct
-from qreason.sections import Model
 from qreason.types import Example, Messages, Reply, Sampling
 
 

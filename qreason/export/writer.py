@@ -165,7 +165,7 @@ def architecture_metadata(config: Any, name: str, kind: str) -> dict[str, Any]:
 
 
 def tokenizer_metadata(source: Path, config: Any) -> dict[str, Any]:
-    from qreason.models import load_tokenizer
+    from qreason.model.load import load_tokenizer
 
     return read_vocabulary(load_tokenizer(str(source)), config.vocab_size, str(source)).metadata
 

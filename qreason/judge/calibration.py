@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.data import read_jsonl
+from qreason.data.formats import read_jsonl
 from qreason.errors import DataError
 from qreason.judge.injections import attempts
 from qreason.rewards.judged import Judge

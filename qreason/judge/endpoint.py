@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from qreason import endpoint
-from qreason.endpoint import NoAnswerError
 from qreason.rewards.judged import JudgeSettings
+from qreason.sampling import endpoint
+from qreason.sampling.endpoint import NoAnswerError
 from qreason.types import Messages
 
 NEW_TOKENS = 16

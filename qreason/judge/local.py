@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import ModelError
-from qreason.generate import pad_left, render_ids
-from qreason.models import Resident
-from qreason.recovery import Rows
+from qreason.inference.generate import pad_left, render_ids
+from qreason.machine.rows import Rows
+from qreason.model.resident import Resident
 from qreason.types import Messages
 
 if TYPE_CHECKING:

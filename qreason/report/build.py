@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qreason.machine.files import read_jsonl, write_json, write_jsonl
 from qreason.report.statistics import gain, mean, share, sign_test
-from qreason.run import Run, read_jsonl, write_json, write_jsonl
+from qreason.run.session import Run
 
 Rows = list[dict[str, Any]]
 

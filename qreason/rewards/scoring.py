@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import QReasonError, TrainingError
-from qreason.rewards import combine
-from qreason.run import write_json
+from qreason.machine.files import write_json
+from qreason.rewards.registry import combine
 from qreason.types import Example, Reply, Reward, Score
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from qreason.recipe import Step
-from qreason.run import Artifact, Run, Stage
+from qreason.recipe.schema import Step
+from qreason.run.session import Artifact, Run, Stage
 
 STAGES = {
     "sft": "qreason.stages.sft",

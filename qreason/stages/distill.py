@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from qreason.checkpoint import open_teacher
+from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import ModelError
-from qreason.models import Resident
-from qreason.progress import progress_bar
-from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Step
-from qreason.run import Artifact, Run
-from qreason.settings import Distill
+from qreason.machine.progress import progress_bar
+from qreason.model.resident import Resident
+from qreason.recipe.schema import Step
+from qreason.recipe.settings import Distill
+from qreason.run.checkpoint import open_teacher
+from qreason.run.session import Artifact, Run
 
 
 def distill(step: Step, run: Run) -> Artifact:
@@ -31,8 +31,8 @@ def distill(step: Step, run: Run) -> Artifact:
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
-    from qreason.recovery import recovering
-    from qreason.stages.training import Watch, start_adapter, train, trl_arguments
+    from qreason.training.recovery import recovering
+    from qreason.training.trainer import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run, settings)
     folder = run.clear_stage_folder()

@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason import data
-from qreason.beam import beam_search
-from qreason.checkpoint import Checkpoint, check_target, newest_of, open_checkpoint
-from qreason.generate import LocalGenerator
-from qreason.progress import progress_bar
-from qreason.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
-from qreason.ranking import check_ranking, open_ranking
-from qreason.recipe import Step
+from qreason.data.examples import read_examples
+from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
+from qreason.inference.beam import beam_search
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.ranking import check_ranking, open_ranking
+from qreason.inference.scaling import scale
+from qreason.machine.files import write_json, write_jsonl
+from qreason.machine.progress import progress_bar
+from qreason.recipe.schema import Step
+from qreason.recipe.settings import Evaluate
 from qreason.report.build import measure, write_report
-from qreason.rewards import REWARDS
+from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import reply_row
 from qreason.rewards.tags import follows_format
-from qreason.run import Artifact, Run, write_json, write_jsonl
-from qreason.scaling import scale
-from qreason.settings import Evaluate
+from qreason.run.checkpoint import Checkpoint, check_target, newest_of, open_checkpoint
+from qreason.run.session import Artifact, Run
 from qreason.types import Example, Reply
 
 
@@ -109,7 +110,7 @@ def evaluate_task(target: str, task: Path, settings: Evaluate) -> dict[str, Any]
     """Measure a run folder's newest adapter, a model folder or a Hub model on a task file; nothing is written."""
     check_target(target)
     folder = Path(target)
-    examples = data.read(task, Run.reopen(folder).recipe.data if (folder / "manifest.json").is_file() else None)
+    examples = read_examples(task, Run.reopen(folder).recipe.data if (folder / "manifest.json").is_file() else None)
     checkpoint = open_checkpoint(target)
     check_ranking(settings.best_by, checkpoint.scorer)
     if settings.beam:

@@ -9,9 +9,10 @@ from pathlib import Path
 from qreason.errors import RunFolderError
 from qreason.export.engine import need_engine
 from qreason.export.exporter import Exporter
-from qreason.recipe import Step
-from qreason.run import Artifact, Run, write_json
-from qreason.settings import Export
+from qreason.machine.files import write_json
+from qreason.recipe.schema import Step
+from qreason.recipe.settings import Export
+from qreason.run.session import Artifact, Run
 
 
 def export(step: Step, run: Run) -> Artifact:

@@ -12,18 +12,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qreason.alarms import Alarm, Watchdog
+from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import TrainingError
-from qreason.generate import LocalGenerator
+from qreason.inference.generate import LocalGenerator
 from qreason.judge.calibration import correlation
-from qreason.preflight import check_gold, check_judge, check_rollouts
-from qreason.progress import progress_bar
-from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Step
+from qreason.machine.files import write_jsonl
+from qreason.machine.progress import progress_bar
+from qreason.recipe.schema import Step
+from qreason.recipe.sections import weights
+from qreason.recipe.settings import Grpo
 from qreason.rewards.scoring import Scorer, reply_row
-from qreason.run import Artifact, Run, write_jsonl
-from qreason.sections import weights
-from qreason.settings import Grpo
+from qreason.run.session import Artifact, Run
+from qreason.training.alarms import Alarm, Watchdog
+from qreason.training.preflight import check_gold, check_judge, check_rollouts
 from qreason.types import Example, Generator, Messages, Reply, Score
 
 
@@ -39,9 +40,9 @@ def grpo(step: Step, run: Run) -> Artifact:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from qreason.recovery import recovering
-    from qreason.shared_prompts import sharing_prompts
-    from qreason.stages.training import Watch, start_adapter, train, trl_arguments
+    from qreason.training.recovery import recovering
+    from qreason.training.shared_prompts import sharing_prompts
+    from qreason.training.trainer import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run, settings)
     wanted = run.recipe.rewards_of(step)

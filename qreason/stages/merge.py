@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason import merging
+from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import ModelError, RunFolderError, TrainingError
-from qreason.generate import LocalGenerator
-from qreason.models import Resident
-from qreason.progress import Bar, progress_bar
-from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Step
+from qreason.inference.generate import LocalGenerator
+from qreason.machine.files import write_json
+from qreason.machine.progress import Bar, progress_bar
+from qreason.model import merging
+from qreason.model.resident import Resident
+from qreason.recipe.schema import Step
+from qreason.recipe.sections import Model
+from qreason.recipe.settings import Merge
 from qreason.rewards.text import correctness
-from qreason.run import Artifact, Run, write_json
-from qreason.sections import Model
-from qreason.settings import Merge
+from qreason.run.session import Artifact, Run
 from qreason.types import Example, Reply
 
 COMPARED_REPLIES = 8

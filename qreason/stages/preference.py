@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qreason.data.pairs import hold_out, rank_draws, those_about
 from qreason.errors import DataError, ModelError, OutOfMemoryError
-from qreason.models import lora_config
-from qreason.pairs import hold_out, rank_draws, those_about
-from qreason.preference import LEVEL, PreferenceModel, render_ids, with_head
-from qreason.progress import progress_bar
-from qreason.recipe import Step
+from qreason.machine.files import read_jsonl, write_json
+from qreason.machine.progress import progress_bar
+from qreason.model.classifier import LEVEL, PreferenceModel, render_ids, with_head
+from qreason.model.load import lora_config
+from qreason.recipe.schema import Step
+from qreason.recipe.settings import Preference
 from qreason.report.statistics import mean, share
-from qreason.run import REWARD_MODEL, Artifact, Run, read_jsonl, write_json
-from qreason.settings import Preference
+from qreason.run.session import REWARD_MODEL, Artifact, Run
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
@@ -39,7 +40,7 @@ def preference(step: Step, run: Run) -> Artifact:
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from qreason.stages.training import Watch, run_trainer, save_adapter, trl_arguments
+    from qreason.training.trainer import Watch, run_trainer, save_adapter, trl_arguments
 
     set_seed(run.recipe.seed)
     model = with_adapter(run, settings)

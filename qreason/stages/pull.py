@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from qreason.errors import InputError, ModelError
-from qreason.export.hub import check_name, fetch_adapter
-from qreason.recipe import Recipe, Step
-from qreason.run import Artifact, Run
-from qreason.settings import Pull
+from qreason.hub.access import check_name, fetch_adapter
+from qreason.recipe.schema import Recipe, Step
+from qreason.recipe.settings import Pull
+from qreason.run.session import Artifact, Run
 
 
 def pull(step: Step, run: Run) -> Artifact:

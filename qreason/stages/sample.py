@@ -8,18 +8,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.checkpoint import open_teacher
-from qreason.draws import Drawn, Journal, Row, Sieve, lesson, replace_jsonl
+from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import TrainingError
-from qreason.generate import LocalGenerator
-from qreason.progress import progress_bar
-from qreason.prompts import SYSTEM_PROMPTS, render
-from qreason.recipe import Step
-from qreason.recovery import free_memory
+from qreason.inference.generate import LocalGenerator
+from qreason.machine.files import replace_jsonl, write_json, write_jsonl
+from qreason.machine.progress import progress_bar
+from qreason.machine.rows import free_memory
+from qreason.recipe.schema import Step
+from qreason.recipe.settings import Sample
 from qreason.rewards.scoring import Scorer
-from qreason.run import SAMPLED, Artifact, Run, write_json, write_jsonl
-from qreason.settings import Sample
-from qreason.teacher import ask_teacher
+from qreason.run.checkpoint import open_teacher
+from qreason.run.session import Artifact, Run
+from qreason.sampling.draws import SAMPLED, Drawn, Journal, Row, Sieve, lesson
+from qreason.sampling.teacher import ask_teacher
 from qreason.types import Example
 
 DRAWS = 128

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from qreason.data import check_lengths
-from qreason.progress import progress_bar
-from qreason.prompts import SYSTEM_PROMPTS, teach
-from qreason.recipe import Step
-from qreason.run import Artifact, Run
-from qreason.settings import Sft
+from qreason.data.examples import check_lengths
+from qreason.data.prompts import SYSTEM_PROMPTS, teach
+from qreason.machine.progress import progress_bar
+from qreason.recipe.schema import Step
+from qreason.recipe.settings import Sft
+from qreason.run.session import Artifact, Run
 from qreason.types import Example
 
 
@@ -26,8 +26,8 @@ def sft(step: Step, run: Run) -> Artifact:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from qreason.recovery import recovering
-    from qreason.stages.training import Watch, start_adapter, train, trl_arguments
+    from qreason.training.recovery import recovering
+    from qreason.training.trainer import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run, settings)
     folder = run.clear_stage_folder()

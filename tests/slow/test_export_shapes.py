@@ -17,11 +17,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from random_qwen import write_random_qwen
 
+from qreason.data.prompts import HELPDESK
 from qreason.errors import ModelError
 from qreason.export import compare, engine, quality, reference, verify, writer
 from qreason.export.reference import Heldout
-from qreason.models import EMBEDDED, load_tokenizer
-from qreason.prompts import HELPDESK
+from qreason.model.load import EMBEDDED, load_tokenizer
 from qreason.types import Example
 
 pytestmark = pytest.mark.slow

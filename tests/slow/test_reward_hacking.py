@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from qreason.cli import main
-from qreason.loading import find_recipe
+from qreason.recipe.load import find_recipe
 
 PLANTED = '''
 def longer(replies, examples):

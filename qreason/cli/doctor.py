@@ -1,0 +1,336 @@
+"""Can this machine train, with what, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import subprocess
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from qreason.errors import kind_and_line
+from qreason.machine.hardware import GIB, Hardware, detect, free_bytes
+from qreason.model.backends import choose
+from qreason.model.compat.bitsandbytes import four_bit_trouble
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
+TESTED = {
+    "torch": "2.13.0",
+    "transformers": "5.17.0",
+    "trl": "1.14.2",
+    "peft": "0.21.2",
+    "datasets": "4.8.5",
+    "bitsandbytes": "0.50.2",
+    "accelerate": "1.15.0",
+    "unsloth": "2026.10.9",
+}
+"""The version set of the tests and of constraints/*.txt."""
+OPTIONAL = {"unsloth"}
+CUDA_BUILDS = {580: "cu130", 525: "cu126"}
+"""Builds of the tested torch by the oldest NVIDIA driver they run on (NVIDIA, CUDA minor version compatibility)."""
+AUTOCAST = {"none": "no autocast", "bfloat16": "bfloat16 autocast", "float16": "float16 autocast and GradScaler"}
+LEAST_DISK = 1 * GIB
+LEAST_CACHE = 4 * GIB
+"""Qwen2.5-1.5B in 16 bits takes 3 GiB."""
+LEAST_GPU_MEMORY = 1 * GIB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`ok` is None for what is only information; `cure` is a command or an action, at times with a line of each."""
+
+    what: str
+    value: str
+    ok: bool | None
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU as its driver sees it, whatever torch sees."""
+
+    name: str
+    driver: str
+
+
+def examine() -> list[Finding]:
+    """Look at this machine. Imports torch, TRL and bitsandbytes; opens no connection and writes nothing."""
+    card = nvidia_smi()
+    build = torch_build(card)
+    findings = [Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", True)]
+    findings += [library(name, build) for name in TESTED]
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        findings += computing(card)
+    return [*findings, *disks(), hub_login(), machine()]
+
+
+def healthy(findings: Sequence[Finding]) -> bool:
+    """Whether training can work here."""
+    return not any(finding.ok is False for finding in findings)
+
+
+# --- versions ------------------------------------------------------------------------------
+
+
+def library(name: str, build: str) -> Finding:
+    """Is it there, within qreason's bounds, in the version that is tested?"""
+    from packaging.version import Version
+
+    cure = install_torch(build) if name == "torch" else f"pip install {name}=={TESTED[name]}"
+    found = installed(name)
+    if found is None:
+        if name in OPTIONAL:
+            return Finding(name, "not installed, optional", None)
+        return Finding(name, "not installed", False, cure)
+    allowed = bounds(name)
+    if not allowed.contains(found, prereleases=True):
+        return Finding(name, f"{found}, but qreason needs {allowed}", False, cure)
+    if Version(found).public == TESTED[name]:
+        return Finding(name, f"{found}, as tested", True)
+    return Finding(name, f"{found}; tested with {TESTED[name]}", None, cure)
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def bounds(name: str) -> SpecifierSet:
+    """What qreason's own requirements say about a library; empty where they say nothing."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        own = [Requirement(line) for line in requires("qreason") or []]
+    except PackageNotFoundError:
+        own = []
+    return next((requirement.specifier for requirement in own if requirement.name == name), SpecifierSet())
+
+
+def torch_build(card: Card | None) -> str:
+    """Which of PyTorch's indexes has the tested torch for this machine: cpu, cu126 or cu130."""
+    if card is None:
+        return "cpu"
+    return next((build for oldest, build in CUDA_BUILDS.items() if driver_major(card) >= oldest), "cpu")
+
+
+def install_torch(build: str) -> str:
+    """The local version is named, or pip would keep another build of the same version."""
+    if platform.system() == "Darwin":
+        return f"pip install torch=={TESTED['torch']}"
+    return f"pip install torch=={TESTED['torch']}+{build} -i https://download.pytorch.org/whl/{build}"
+
+
+# --- what computes -------------------------------------------------------------------------
+
+
+def nvidia_smi() -> Card | None:
+    """The first NVIDIA GPU, if the driver's own tool sees one."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        seen = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    name, _, driver = seen.partition("\n")[0].partition(", ")
+    return Card(name, driver) if driver else None
+
+
+def driver_major(card: Card) -> int:
+    digits = re.match(r"\d+", card.driver)
+    return int(digits[0]) if digits else 0
+
+
+def computing(card: Card | None) -> list[Finding]:
+    """torch's build, the GPU, the trainers, 4-bit weights, and what a run will use: of what is installed."""
+    if installed("torch") is None:
+        return []
+    try:
+        import torch
+
+        hardware = detect()
+    except Exception as error:
+        return [Finding("torch starts", kind_and_line(error), False, install_torch(torch_build(card)))]
+    findings = gpu(torch, card) if hardware.device == "cuda" else [no_gpu(torch, card)]
+    sound = healthy(findings)
+    findings += [trainers()] if installed("trl") else []
+    findings += [four_bit(hardware.device)] if installed("bitsandbytes") and sound else []
+    return findings + plan(hardware, torch.cuda.get_device_capability() if hardware.device == "cuda" else None)
+
+
+def no_gpu(torch: Any, card: Card | None) -> Finding:
+    """Why torch computes on the CPU; no failure but where a GPU is there and its CUDA does not start."""
+    build = torch.version.cuda
+    name = f"for CUDA {build}" if build else "for CPUs"
+    if card is None:
+        return Finding("torch build", f"{name}; no NVIDIA GPU here", None if build else True)
+    if not build:
+        return Finding("torch build", f"{name}, and there is a {card.name}", None, install_torch(torch_build(card)))
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return Finding("torch build", f"{name}; CUDA_VISIBLE_DEVICES hides it", None, "unset CUDA_VISIBLE_DEVICES")
+    value = f"{name}, but cannot use the {card.name}"
+    needed = next((oldest for oldest, known in CUDA_BUILDS.items() if known[2:4] == build.partition(".")[0]), 0)
+    if driver_major(card) < needed:
+        cure = f"Update the NVIDIA driver from {card.driver} to {needed} or newer."
+        if (older := torch_build(card)) != "cpu":
+            cure += f" Or take torch for this driver:\n{install_torch(older)}"
+        return Finding("torch build", value, False, cure)
+    cure = "Restart the machine if its driver was updated; start a container with --gpus all. The reason:"
+    return Finding("torch build", value, False, f"{cure}\npython -c 'import torch; torch.cuda.init()'")
+
+
+def gpu(torch: Any, card: Card | None) -> list[Finding]:
+    """torch's build, the GPU that is used, whether the build has code for it, and its memory."""
+    build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else f"for ROCm {torch.version.hip}"
+    findings = [Finding("torch build", f"{build}, driver {card.driver}" if card else build, True)]
+    capability = torch.cuda.get_device_capability()
+    name = f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}"
+    if torch.version.cuda and not has_code(torch.cuda.get_arch_list(), capability):
+        cure = install_torch("cu126" if capability < (7, 5) else "cu130")
+        return [*findings, Finding("GPU", f"{name}: this torch has no code for it", False, cure)]
+    findings.append(Finding("GPU", name, True))
+    if (count := torch.cuda.device_count()) > 1:
+        findings.append(Finding("GPUs", f"{count}, of which one is used", None, "export CUDA_VISIBLE_DEVICES=0"))
+    cure = "nvidia-smi   # lists what holds its memory; end what you do not need"
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError as error:
+        return [*findings, Finding("GPU memory", kind_and_line(error), False, cure)]
+    enough = free >= LEAST_GPU_MEMORY
+    amount = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    return [*findings, Finding("GPU memory", amount, enough, "" if enough else cure)]
+
+
+def has_code(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether a build runs on a card: binary code of the same major version, or PTX (compute_…), no newer than it."""
+    known = [match.groups() for name in architectures if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)", name))]
+    builds = [(kind, (int(major), int(minor))) for kind, major, minor in known]
+    return not builds or any(
+        own <= capability and (kind == "compute" or own[0] == capability[0]) for kind, own in builds
+    )
+
+
+def trainers() -> Finding:
+    """Whether the installed versions go together."""
+    try:
+        from trl import GRPOTrainer, SFTTrainer  # noqa: F401
+    except Exception as error:
+        cure = "pip install " + " ".join(f"{name}=={TESTED[name]}" for name in ("trl", "transformers", "peft"))
+        return Finding("trainers", f"TRL cannot be imported: {kind_and_line(error)}", False, cure)
+    return Finding("trainers", "TRL and what it needs can be imported", True)
+
+
+def four_bit(device: str) -> Finding:
+    """Whether 4-bit weights work on a device."""
+    trouble = four_bit_trouble(device)
+    if trouble is None:
+        return Finding("4-bit weights", f"bitsandbytes works on the {device}", True)
+    reinstall = f"pip install --force-reinstall --no-deps bitsandbytes=={TESTED['bitsandbytes']}"
+    return Finding("4-bit weights", trouble, False, f"{reinstall}\npython -m bitsandbytes   # tells more")
+
+
+# --- what a run will use -------------------------------------------------------------------
+
+
+def plan(hardware: Hardware, capability: tuple[int, int] | None) -> list[Finding]:
+    """Number formats, attention and backend of a run on this machine, and why."""
+    steps = AUTOCAST[hardware.autocast]
+    if capability is None:
+        why = "no GPU"
+        steps += "" if hardware.autocast == "none" else ": this processor has instructions for it"
+    else:
+        side = "8.0 or newer" if capability >= (8, 0) else "below 8.0"
+        why = f"compute capability {capability[0]}.{capability[1]} is {side}"
+    return [
+        Finding("device", f"{hardware.device}: {hardware.name}".rstrip(": "), None),
+        Finding("weights", f"{hardware.dtype}: {why}", None),
+        Finding("adapters", "float32: 16 bits lose small updates", None),
+        Finding("nf4 computes in", f"{hardware.dtype}, as the weights", None),
+        Finding("training steps", steps, None),
+        Finding("attention", f"{hardware.attention}: part of PyTorch, runs on every device", None),
+        backend(capability),
+    ]
+
+
+def backend(capability: tuple[int, int] | None) -> Finding:
+    choice = choose("auto", capability)
+    return Finding("backend", f"{choice.name}: {choice.why}", None, choice.cure)
+
+
+# --- disk, Hub, processor ------------------------------------------------------------------
+
+
+def disks() -> list[Finding]:
+    """Room for runs here, and for downloaded models in the Hub's cache."""
+    free = free_bytes(Path.cwd())
+    cure = "" if free >= LEAST_DISK else "Free 1 GiB here, or cd to a folder on another disk."
+    findings = [Finding("disk here", f"{free / GIB:.1f} GiB free", not cure, cure)]
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return findings
+    free = free_bytes(Path(HF_HUB_CACHE))
+    cure = "" if free >= LEAST_CACHE else "export HF_HOME=/a/folder/with/room   # a 1.5B model takes 3 GiB"
+    return [*findings, Finding("Hub cache", f"{free / GIB:.1f} GiB free", None if cure else True, cure)]
+
+
+def hub_login() -> Finding:
+    """Whether there is a token. Not get_token(): that may renew one over the network."""
+    cure = "hf auth login   # needed only for gated models and for pushing"
+    try:
+        from huggingface_hub.constants import HF_TOKEN_PATH
+    except ImportError:
+        return Finding("Hub login", "huggingface_hub is missing", None)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name, "").strip():
+            return Finding("Hub login", f"a token in {name}", None)
+    try:
+        saved = bool(Path(HF_TOKEN_PATH).read_text(encoding="utf-8").strip())
+    except (OSError, ValueError):
+        saved = False
+    return Finding("Hub login", "a saved token", None) if saved else Finding("Hub login", "no token", None, cure)
+
+
+def machine() -> Finding:
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    memory = f", {size / GIB:.1f} GiB of memory" if size else ""
+    return Finding("processor", f"{os.cpu_count() or 1} cores{memory}", None)
+
+
+# --- the table -----------------------------------------------------------------------------
+
+
+def findings_table(findings: Sequence[Finding]) -> Group:
+    """All findings, then what to do about those that have a cure, failures first; 80 columns wide."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+    for _ in range(2):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    marks = {True: Text("ok", "green"), False: Text("FAIL", "red"), None: Text("–", "dim")}
+    for finding in findings:
+        mark = Text("note", "yellow") if finding.ok is None and finding.cure else marks[finding.ok]
+        table.add_row(mark, finding.what, Text(finding.value))
+    lines: list[Table | Text] = [table]
+    for finding in sorted(findings, key=lambda finding: finding.ok is not False):
+        if finding.cure:
+            style = "red" if finding.ok is False else "yellow"
+            lines.append(Text.assemble(("\n" + finding.what, style), "\n  " + finding.cure.replace("\n", "\n  ")))
+    failures = sum(finding.ok is False for finding in findings)
+    closing = f"Training cannot work here yet: {failures} to cure." if failures else "This machine can train."
+    return Group(*lines, Text(f"\n{closing}", "red" if failures else "green"))

@@ -1,0 +1,128 @@
+"""JSONL, CSV and Parquet files and Hub data sets -> Example, with file and line in every error.
+
+The usual column names are found by themselves (COLUMNS, first match wins); `data.fields` names others.
+A reference with `####` in it is read as GSM8K writes it: the working before, the final answer after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qreason.data.choices import ask_choices
+from qreason.data.formats import read_jsonl, read_table
+from qreason.errors import DataError
+from qreason.recipe.sections import Data
+from qreason.types import Example
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "id": ("id",),
+    "prompt": ("issue", "prompt", "question"),
+    "reference": ("resolution", "reference", "answer"),
+    "reasoning": ("steps", "reasoning"),
+    "accepted": ("accepted",),
+    "category": ("category",),
+    "split": ("split",),
+    "tests": ("tests", "test"),
+}
+"""What an example needs -> the columns it may come from."""
+
+MARKER = "####"
+
+
+def read_examples(source: str | Path, data: Data | None = None, use: str = "heldout") -> list[Example]:
+    """All examples of a source; `use` is `sft` (needs reasoning), `sampled`, `prompts`, `heldout` or `plain`.
+
+    Raises DataError with `file:line` for the first row that cannot be used.
+    """
+    data = data or Data()
+    name = str(source)
+    rows = read_jsonl(Path(name)) if name.endswith(".jsonl") else read_table(name, data, use)
+    examples: list[Example] = []
+    places: dict[str, str] = {}
+    for place, row in rows:
+        if not belongs(row, data, place):
+            continue
+        if data.choices:
+            prompt, reference = (find_column(row, key, data.fields) for key in ("prompt", "reference"))
+            row = ask_choices(row, data.choices, prompt, reference, place)
+        example = to_example(row, data.fields, place, needs_reasoning=use == "sft")
+        if use == "plain" or (use == "sampled" and example.reasoning is None):
+            example = replace(example, plain=True)
+        if example.id in places:
+            raise DataError(f"{place}: id '{example.id}' was used at {places[example.id]}; ids must be unique")
+        places[example.id] = place
+        examples.append(example)
+    if not examples:
+        cure = f"no rows with {' and '.join(data.where)} as in data.where" if data.where else "no rows"
+        raise DataError(f"{name}: {cure}; a data file needs at least one")
+    return examples
+
+
+def belongs(row: Mapping[str, Any], data: Data, place: str) -> bool:
+    """Whether data.where lets a row through; DataError for a column that is not there."""
+    for column in data.where:
+        if column not in row:
+            raise DataError(f"{place}: no column '{column}', which data.where asks for")
+    return all(str(row[column]) in values for column, values in data.where.items())
+
+
+def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], place: str, needs_reasoning: bool) -> Example:
+    """One row -> Example; DataError names the column that is missing or of the wrong kind."""
+    texts: dict[str, str | None] = {}
+    for key in ("prompt", "reference", "reasoning", "id", "category", "split", "tests"):
+        column = find_column(row, key, fields)
+        value = row[column] if column else None
+        required = key in ("prompt", "reference")
+        if required and column is None:
+            wanted = fields.get(key) or " or ".join(f"'{name}'" for name in COLUMNS[key])
+            raise DataError(f"{place}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = str(value)
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{place}: '{column}' is {type(value).__name__}, not text")
+        if required and not (value or "").strip():
+            raise DataError(f"{place}: '{column}' is empty; fill it or remove the row")
+        texts[key] = value
+    reference, reasoning = texts["reference"] or "", texts["reasoning"]
+    if MARKER in reference:
+        working, _, reference = (part.strip() for part in reference.rpartition(MARKER))
+        reasoning = reasoning or working
+    if needs_reasoning and not (reasoning or "").strip():
+        raise DataError(f"{place}: no reasoning: SFT needs a column 'steps' or 'reasoning' (or data.fields.reasoning)")
+    file, _, line = place.rpartition(":")
+    return Example(
+        id=texts["id"] or f"{Path(file).stem}-{line}",
+        prompt=texts["prompt"] or "",
+        reference=reference,
+        accepted=read_accepted(row, fields, place),
+        reasoning=reasoning,
+        category=texts["category"],
+        split=texts["split"],
+        tests=texts["tests"],
+        source=place,
+    )
+
+
+def find_column(row: Mapping[str, Any], key: str, fields: Mapping[Any, str]) -> str | None:
+    names = (fields[key],) if key in fields else COLUMNS[key]
+    return next((name for name in names if name in row), None)
+
+
+def read_accepted(row: Mapping[str, Any], fields: Mapping[Any, str], place: str) -> tuple[str, ...]:
+    column = find_column(row, "accepted", fields)
+    value = row[column] if column else None
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise DataError(f"{place}: '{column}' must be a list of texts")
+    return tuple(value)
+
+
+def check_lengths(lengths: Sequence[int], examples: Sequence[Example], room: int, why: str) -> None:
+    """DataError for the first example whose tokens do not fit into `room` tokens."""
+    for tokens, example in zip(lengths, examples, strict=True):
+        if tokens > room:
+            raise DataError(f"{example.source}: {tokens} tokens, but {why} leaves {room}; shorten or remove the row")

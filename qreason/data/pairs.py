@@ -1,0 +1,89 @@
+"""Ranked pairs of replies: from a file, or best against worst of what a sample step drew."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.data.formats import read_jsonl, read_table
+from qreason.errors import DataError
+from qreason.recipe.sections import Data
+from qreason.types import Pair
+
+COLUMNS = ("prompt", "chosen", "rejected")
+
+
+def read_pairs(source: str, data: Data) -> list[Pair]:
+    """The pairs of a JSONL, CSV or Parquet file or a Hub data set with `prompt`, `chosen` and `rejected`.
+
+    Raises DataError with `file:line` for the first row that is no pair, or whose sides are equal.
+    """
+    rows = read_jsonl(Path(source)) if source.endswith(".jsonl") else read_table(source, data, "pairs")
+    pairs = [to_pair(row, place) for place, row in rows]
+    if not pairs:
+        raise DataError(f"{source}: no rows; a pair a line, with prompt, chosen and rejected")
+    return pairs
+
+
+def to_pair(row: dict[str, Any], place: str) -> Pair:
+    for column in COLUMNS:
+        if column not in row:
+            raise DataError(f"{place}: no column '{column}'; a pair has {', '.join(COLUMNS)}")
+        if not isinstance(row[column], str):
+            raise DataError(f"{place}: '{column}' is {type(row[column]).__name__}, not text")
+        if not row[column].strip():
+            raise DataError(f"{place}: '{column}' is empty; fill it or remove the row")
+    if " ".join(row["chosen"].split()) == " ".join(row["rejected"].split()):
+        raise DataError(f"{place}: chosen and rejected are the same reply, so neither is preferred; remove the row")
+    about = row.get("about")
+    return Pair(row["prompt"], row["chosen"], row["rejected"], None if about is None else str(about), place)
+
+
+def rank_draws(file: Path, rows: Sequence[dict[str, Any]]) -> list[Pair]:
+    """Of each prompt's draws the one with the highest total against the one with the lowest, where they differ."""
+    groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for line, row in enumerate(rows, 1):
+        if row["total"] is not None and row["reply"].strip():
+            groups.setdefault(row["id"], []).append((line, row))
+    pairs = []
+    for group in groups.values():
+        line, best = max(group, key=lambda one: one[1]["total"])
+        worst = min(group, key=lambda one: one[1]["total"])[1]
+        if best["total"] > worst["total"] and best["reply"].split() != worst["reply"].split():
+            pairs.append(Pair(best["prompt"], best["reply"], worst["reply"], source=f"{file}:{line}"))
+    if not pairs:
+        raise DataError(
+            f"{file}: no prompt has replies that earned different totals, so none is better than another; draw more a "
+            "prompt (sample.n), at a higher temperature"
+        )
+    return pairs
+
+
+def those_about(pairs: Sequence[Pair], about: str | None) -> list[Pair]:
+    """The pairs whose `about` says so, all without one. Raises DataError where there are none."""
+    chosen = [pair for pair in pairs if about in (None, pair.about)]
+    if not chosen:
+        known = sorted({str(pair.about) for pair in pairs if pair.about is not None})
+        raise DataError(
+            f"{pairs[0].source.rpartition(':')[0]}: no pair is about '{about}'; there are {', '.join(known) or 'none'}"
+        )
+    return chosen
+
+
+def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(pairs to learn from, held-out pairs): all pairs to a prompt lie on the same side.
+
+    Raises DataError where one of the sides would be empty.
+    """
+    prompts = sorted({pair.prompt for pair in pairs})
+    random.Random(seed).shuffle(prompts)
+    kept = set(prompts[: max(1, round(share * len(prompts)))])
+    learnt = [pair for pair in pairs if pair.prompt not in kept]
+    if not learnt:
+        raise DataError(
+            f"{pairs[0].source.rpartition(':')[0]}: {len(prompts)} prompts, and a part of them is held out to measure "
+            "on; give pairs to more prompts"
+        )
+    return learnt, [pair for pair in pairs if pair.prompt in kept]

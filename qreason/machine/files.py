@@ -1,0 +1,47 @@
+"""Files of ours: JSON and JSON Lines, whole or not at all; hashes; names that are free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def free_name(folder: Path) -> Path:
+    """A name beside a folder that is not taken: NAME.1, NAME.2, …"""
+    return next(path for i in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write the whole file or nothing: an interruption leaves the earlier one."""
+    draft = file.with_suffix(file.suffix + ".draft")
+    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(file)
+
+
+def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool = False) -> None:
+    with file.open("a" if append else "w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    # not splitlines(): a reply may hold U+2028 or U+0085, which JSON leaves as they are
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def replace_jsonl(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the whole file or nothing: a cut leaves the draws that are there."""
+    draft = file.with_suffix(".draft")
+    write_jsonl(draft, rows)
+    draft.replace(file)
+
+
+def hash_files(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

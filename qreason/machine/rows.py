@@ -1,0 +1,47 @@
+"""Work on many rows that is done in halves when a GPU's memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+from qreason.errors import OutOfMemoryError
+
+T = TypeVar("T")
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Rows:
+    """How many rows are computed side by side; halved for good when memory runs out, which is said once."""
+
+    def __init__(self, most: int, what: str, say: Callable[[str], None]) -> None:
+        self.most, self.what, self.say = most, what, say
+        self.halved = False
+
+    def attempt(self, work: Callable[[], T], rows: int) -> T | None:
+        """The result of work on so many rows; None where memory ran out, for fewer to be tried.
+
+        Raises OutOfMemoryError where it was one row.
+        """
+        import torch
+
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if rows <= 1:
+                raise OutOfMemoryError(f"the GPU has not enough memory for one row of {self.what}") from None
+        self.most = rows // 2
+        if not self.halved:
+            self.say(f"out of GPU memory with {rows} rows of {self.what}: going on with fewer at a time")
+        self.halved = True
+        free_memory()
+        return None

@@ -1,0 +1,158 @@
+"""A preference model: a sequence classifier with one output, higher for the reply that people prefer.
+
+One that was trained on the run's base stands on the base that is in memory: containers and head of its own, the
+layers that hold weights shared, its LoRA around them. So the policy's adapter and this one never meet.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.errors import ModelError
+from qreason.model.load import cannot_load, locate, quiet
+from qreason.model.resident import Resident
+
+ROWS = 32
+"""Replies that are read side by side."""
+LEVEL = "level.json"
+"""Beside the weights of a reward model: where its output is neither good nor bad."""
+NO_CLASSIFIER = "a preference model is a sequence classifier with one label, as a preference step makes it"
+
+
+class PreferenceModel:
+    """(prompt, reply) pairs -> 0..1 each, the sigmoid of the model's output above its level."""
+
+    def __init__(self, name: str, resident: Resident) -> None:
+        """A classifier, or an adapter of one: a folder or a Hub id.
+
+        Raises ModelError for any other model. `resident` is the base an adapter may stand on.
+        """
+        from transformers import AutoTokenizer
+
+        quiet()
+        path = locate(name)
+        adapter = read_adapter(path)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.level = read_level(path)
+            self.model = load_adapter(name, path, adapter, resident) if adapter else load_whole(name, path, resident)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{name}: {cannot_load(error)}") from error
+        self.model.eval()
+        self.tokenizer.padding_side = "right"
+        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
+        import torch
+
+        return (torch.tensor(self.outputs(pairs), dtype=torch.float64) - self.level).sigmoid().tolist()
+
+    def outputs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The model's output for each (prompt, reply): log-odds, of which only differences have a meaning."""
+        import torch
+
+        outputs: list[float] = []
+        for start in range(0, len(pairs), ROWS):
+            ids = [render_ids(self.tokenizer, *pair) for pair in pairs[start : start + ROWS]]
+            inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+            with torch.no_grad():
+                outputs += self.model(**inputs, use_cache=False).logits.float().squeeze(-1).tolist()
+        return outputs
+
+
+def read_level(path: str) -> float:
+    """What a preference step has measured; 0 for a model from elsewhere."""
+    file = Path(path) / LEVEL
+    return float(json.loads(file.read_text(encoding="utf-8"))["level"]) if file.is_file() else 0.0
+
+
+def render_ids(tokenizer: Any, prompt: str, reply: str) -> list[int]:
+    """What a preference model reads, in training and after: the prompt and the reply as a chat."""
+    text = f"{prompt}\n\n{reply}"
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def read_adapter(path: str) -> dict[str, Any] | None:
+    """The adapter_config.json of a folder; None where it is none."""
+    file = Path(path) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
+
+
+def load_adapter(name: str, path: str, adapter: dict[str, Any], resident: Resident) -> Any:
+    """An adapter with its head: on the resident base if it is its own, else on a base that is loaded for it."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    if adapter.get("task_type") != "SEQ_CLS":
+        raise ModelError(f"{name}: an adapter for {adapter.get('task_type')}, not SEQ_CLS; {NO_CLASSIFIER}")
+    own = adapter["base_model_name_or_path"]
+    if own == resident.settings.base and resident.backend == "plain":
+        return PeftModel.from_pretrained(with_head(resident), path)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        locate(own), num_labels=1, dtype=getattr(torch, resident.hardware.dtype)
+    )
+    return PeftModel.from_pretrained(base, path).to(resident.device)
+
+
+def load_whole(name: str, path: str, resident: Resident) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(path)
+    kind = (config.architectures or ["nothing"])[0]
+    # transformers would put a random head on any other model
+    if not kind.endswith("ForSequenceClassification"):
+        raise ModelError(f"{name}: a {kind}; {NO_CLASSIFIER}")
+    if config.num_labels != 1:
+        raise ModelError(f"{name}: {config.num_labels} labels; {NO_CLASSIFIER}")
+    dtype = getattr(torch, resident.hardware.dtype)
+    return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype).to(resident.device)
+
+
+def with_head(resident: Resident) -> Any:
+    """A sequence classifier with one output on the resident base: the layers that hold weights are the base's own."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    causal = resident.model.get_base_model() if resident.wrapped else resident.model
+    config = copy.deepcopy(causal.config)
+    config.num_labels = 1
+    config.get_text_config().pad_token_id = resident.tokenizer.pad_token_id
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the layers are quantized already
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=resident.hardware.attention)
+    backbone, shared = getattr(model, model.base_model_prefix), getattr(causal, causal.base_model_prefix)
+    for name in [name for name, module in backbone.named_modules() if name and not list(module.children())]:
+        layer = shared.get_submodule(name)
+        backbone.set_submodule(name, getattr(layer, "base_layer", layer))
+    head = torch.nn.Linear(model.score.in_features, 1, bias=False, device=resident.device)
+    torch.nn.init.zeros_(head.weight)  # a random direction drowns what tells two replies apart: LOG.md
+    # float32, whatever the base computes in: pairs differ by little
+    head.register_forward_pre_hook(as_float)
+    model.score = head
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(f"{resident.settings.base}: a {type(causal).__name__} cannot carry a scalar head here")
+    for key in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
+        if hasattr(causal, key):
+            setattr(model, key, getattr(causal, key))
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def as_float(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].float(),)

@@ -1,0 +1,97 @@
+"""An adapter that begins by giving back what 4 bits take away, as far as its rank goes.
+
+Of the error that quantization leaves in a layer, the adapter takes the part that changes the layer's outputs most on
+text of the run: with inputs X and the error E of the weight, the first directions of X E' are kept. That is the best
+correction of this rank for these inputs (QERA, arXiv 2410.06040; without inputs it would be LoftQ, arXiv 2310.08659).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qreason.model.merging import float32_original, to_float32
+from qreason.model.resident import Resident
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENS = 2048
+"""Tokens whose inputs to every layer are kept, in the number format of the model, in the machine's memory."""
+ROWS = 16
+WRAPPED = "base_model.model."
+
+
+def compensate(resident: Resident, texts: Sequence[str]) -> tuple[float, float]:
+    """Give the fresh adapter on a 4-bit base its start, from how the base reads `texts`.
+
+    Returns the error of the layers' outputs relative to their size, in the mean over layers: without and with it.
+    The adapter's first matrix keeps the norm it was drawn with, so a learning rate means what it meant.
+    """
+    import torch
+
+    layers = {name.removeprefix(WRAPPED): layer for name, layer in adapted(resident.model)}
+    inputs = read_inputs(resident, layers, texts)
+    original = float32_original(resident.settings)
+    before, after = [], []
+    for name, layer in layers.items():
+        whole = original.get_submodule(name).weight.data
+        error, read = whole - to_float32(layer.base_layer.weight), inputs.pop(name).float()
+        first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        down, up = correction(error, read, len(first))
+        scale = float(first.detach().norm() / down.norm())
+        with torch.no_grad():
+            first[: len(down)] = scale * down.to(first)
+            second[:, : len(down)] = (up / (scale * layer.scaling["default"])).to(second)
+        size = (read @ whole.T).norm()
+        before.append(float((read @ error.T).norm() / size))
+        after.append(float((read @ (error - up @ down).T).norm() / size))
+    return sum(before) / len(before), sum(after) / len(after)
+
+
+def correction(error: torch.Tensor, read: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rank, inputs) and (outputs, rank), whose product comes nearest to `error` in what it does to the inputs `read`.
+
+    The error is projected on the directions of the outputs in which it shows most.
+    """
+    import torch
+
+    shown = read @ error.T
+    _, _, directions = torch.svd_lowrank(shown, q=min(2 * rank, *shown.shape), niter=8)
+    up = directions[:, :rank]
+    return up.T @ error, up
+
+
+def adapted(model: Any) -> Iterator[tuple[str, Any]]:
+    """The 4-bit layers that have an adapter."""
+    for name, layer in model.named_modules():
+        if "default" in getattr(layer, "lora_A", ()) and hasattr(layer.base_layer.weight, "quant_state"):
+            yield name, layer
+
+
+def read_inputs(resident: Resident, layers: dict[str, Any], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Layer -> what it reads, (tokens, width) on the CPU, padding left out."""
+    import torch
+
+    read: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    mask = torch.empty(0)
+
+    def keep(name: str) -> Any:
+        return lambda layer, inputs: read[name].append(inputs[0][mask].cpu())
+
+    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        with resident.inference() as model:
+            count = 0
+            for start in range(0, len(texts), ROWS):
+                batch = resident.tokenizer(
+                    list(texts[start : start + ROWS]), return_tensors="pt", padding=True, add_special_tokens=False
+                ).to(resident.device)
+                mask = batch["attention_mask"].bool()
+                model(**batch, logits_to_keep=1)
+                if (count := count + int(mask.sum())) >= TOKENS:
+                    break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(parts) for name, parts in read.items()}

@@ -1,0 +1,148 @@
+"""Loading a base and its tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from qreason.errors import ModelError, first_line
+from qreason.machine.files import hash_files
+from qreason.machine.hardware import Hardware
+from qreason.model.backends import Name, load_with_unsloth
+from qreason.recipe.sections import Lora, Model
+
+EMBEDDED = {"qreason/tiny": Path(__file__).parents[1] / "assets" / "tiny"}
+"""Bases that come with the package: name -> folder."""
+
+
+TURN_END = "<|im_end|>"
+"""What ends a turn of Qwen's chats."""
+
+
+def locate(base: str) -> str:
+    """Where the weights of a base are: the folder of an embedded one, else what was given."""
+    return str(EMBEDDED.get(base, base))
+
+
+def load_tokenizer(base: str) -> Any:
+    """The base's tokenizer, padding on the left.
+
+    Raises ModelError without a chat template, or where padding would hide the end of a reply from the loss.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(base))
+    except Exception as error:
+        raise ModelError(f"{base}: {cannot_load(error)}") from error
+    if tokenizer.pad_token_id == tokenizer.eos_token_id and TURN_END in (tokenizer.chat_template or ""):
+        tokenizer.eos_token = TURN_END  # a base variant: its own mark ends a document, not a turn
+    if not tokenizer.chat_template:
+        raise ModelError(f"{base}: the tokenizer has no chat template; take the instruct variant of the model")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ModelError(
+            f"{base}: the padding token is the end-of-reply token ({tokenizer.eos_token}), so training would unlearn "
+            "stopping; set another pad_token in the base's tokenizer_config.json, or take the instruct variant"
+        )
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
+    """The frozen causal model of a recipe in the machine's number format, 4-bit where the recipe says nf4."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = locate(model.base)
+    options: dict[str, Any] = {"dtype": getattr(torch, hardware.dtype), "attn_implementation": hardware.attention}
+    if hardware.device == "cuda":
+        options["device_map"] = {"": 0}
+    if model.quantization == "nf4":
+        from qreason.model.compat.bitsandbytes import four_bit_trouble
+
+        if trouble := four_bit_trouble(hardware.device):
+            raise ModelError(f"model.quantization is nf4, but {trouble}; `qreason doctor` shows the cure")
+        options["quantization_config"] = four_bit(hardware)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        kind = (config.architectures or ["nothing"])[0]
+        if not kind.endswith(("ForCausalLM", "LMHeadModel")):
+            raise ModelError(f"{model.base}: a {kind}, not a causal language model; give a text generation model")
+        if (packed := getattr(config, "quantization_config", None)) is not None:
+            raise ModelError(f"{model.base}: {already_quantized(packed)}")
+        if backend == "unsloth":
+            context = config.get_text_config().max_position_embeddings
+            base = load_with_unsloth(path, model, hardware, context)
+        else:
+            base = AutoModelForCausalLM.from_pretrained(path, **options)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{model.base}: {cannot_load(error)}") from error
+    base.requires_grad_(False)
+    return base.eval()
+
+
+def four_bit(hardware: Hardware) -> Any:
+    """NF4 with double quantization (QLoRA, Dettmers et al. 2023)."""
+    import bitsandbytes
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # On CPUs with AVX512-BF16, inference would repack the 4-bit weights in place and break training and merging.
+    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, hardware.dtype),
+    )
+
+
+def lora_config(lora: Lora) -> Any:
+    """The adapter of a recipe as PEFT's LoraConfig."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+
+
+def already_quantized(packed: Any) -> str:
+    """Why a base that is stored quantized (GPTQ, AWQ, bitsandbytes) is refused."""
+    settings = packed if isinstance(packed, dict) else packed.to_dict()
+    method = settings.get("quant_method", "some method")
+    return (
+        f"its weights are stored quantized ({getattr(method, 'value', method)}), and can neither be quantized again "
+        "nor merged exactly; give the original 16-bit model with model.quantization: nf4"
+    )
+
+
+def cannot_load(error: Exception) -> str:
+    reason = first_line(error)[:200]
+    return f"cannot be loaded as a model ({reason}); give qreason/tiny, a Hub id or a folder with the weights"
+
+
+def quiet() -> None:
+    """Only errors from the libraries: what matters is in the progress bar and in metrics.jsonl."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for library in ("trl", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def fingerprint(base: str, config: Any) -> str:
+    """What identifies the weights of a base: a hash of the files of a folder, or the commit of a Hub model."""
+    folder = Path(locate(base))
+    if not folder.is_dir():
+        return f"commit:{getattr(config, '_commit_hash', None) or 'unknown'}"
+    return f"sha256:{hash_files(sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin')))}"

@@ -1,0 +1,196 @@
+"""Tokenizer, base and adapters: one base resident in memory, at most one policy adapter on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qreason.errors import ModelError, first_line
+from qreason.machine.hardware import Hardware
+from qreason.model.attention import grouped_queries
+from qreason.model.backends import Name, adapt_with_unsloth, patch_with_unsloth
+from qreason.model.load import load_base, load_tokenizer, lora_config, quiet
+from qreason.recipe.sections import Lora, Model
+
+if TYPE_CHECKING:
+    import torch
+
+JUDGE = "judge"
+"""What a judge adapter is called beside the policy's, which is PEFT's `default`."""
+
+
+class Resident:
+    """A base in memory, and the policy adapter that is on it now (None: the bare base)."""
+
+    def __init__(
+        self,
+        settings: Model,
+        hardware: Hardware,
+        say: Callable[[str], None] = lambda line: None,
+        backend: Name = "plain",
+    ) -> None:
+        quiet()
+        self.settings = settings
+        self.hardware = hardware
+        self.say = say
+        self.backend = backend
+        self.tokenizer = load_tokenizer(settings.base)
+        self.model = load_base(settings, hardware, backend)
+        self.adapter: Path | None = None
+        self.wrapped = False
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens, prompt and reply together."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def remove_adapter(self) -> None:
+        if self.wrapped:
+            self.model = self.model.unload()
+            self.wrapped, self.adapter = False, None
+
+    def load_adapter(self, folder: Path | None, *, trainable: bool = False, checkpointing: bool = False) -> None:
+        """Put a saved adapter on the base in place of the one that is there; None leaves the bare base.
+
+        `checkpointing` is for Unsloth, which has its own.
+        """
+        from peft import PeftModel
+
+        if folder is not None and folder == self.adapter and not trainable:
+            return
+        self.remove_adapter()
+        if folder is None:
+            return
+        try:
+            self.model = PeftModel.from_pretrained(self.model, str(folder), is_trainable=trainable)
+        except Exception as error:
+            raise self.no_adapter(folder, error) from error
+        if self.backend == "unsloth":
+            self.model = patch_with_unsloth(self.model, checkpointing)
+        self.wrapped, self.adapter = True, folder
+
+    def no_adapter(self, folder: Path, error: Exception) -> ModelError:
+        return ModelError(f"{folder}: no adapter for {self.settings.base} ({first_line(error)})")
+
+    def new_adapter(self, lora: Lora, *, seed: int = 0, checkpointing: bool = False) -> None:
+        """Put a fresh, trainable adapter on the base; it changes nothing until it is trained.
+
+        `seed` and `checkpointing` are for Unsloth, which has its own.
+        """
+        from peft import get_peft_model
+
+        self.remove_adapter()
+        if self.backend == "unsloth":
+            self.model = adapt_with_unsloth(self.model, lora, seed, checkpointing)
+            self.wrapped = True
+            return
+        self.model = get_peft_model(self.model, lora_config(lora))
+        self.wrapped = True
+
+    @contextmanager
+    def inference(self, *, adapter: bool | Path = True, fast: bool = False) -> Iterator[Any]:
+        """The model ready to answer, without gradients; afterwards it is as it was.
+
+        With the policy adapter on, with it off (False: the bare base), or with a judge adapter in its place (a folder).
+        `fast` computes in the number format of training steps where that is another one.
+        """
+        import torch
+
+        worn = self.judging(adapter) if isinstance(adapter, Path) else self.folded() if adapter else self.bare()
+        with torch.no_grad(), worn:
+            was_training = self.model.training
+            self.model.eval()
+            try:
+                # Not the outer PeftModel: a trainer may have wrapped its forward in autocast. Unsloth patches generate
+                # of the outer one.
+                inner = self.wrapped and self.backend == "plain"
+                answering = self.model.get_base_model() if inner else self.model
+                rounded = self.rounded(answering) if fast else nullcontext()
+                attention = grouped_queries(answering) if self.backend == "plain" else nullcontext()
+                with rounded, attention:
+                    yield answering
+            finally:
+                self.model.train(was_training)
+
+    @contextmanager
+    def judging(self, folder: Path) -> Iterator[None]:
+        """A judge adapter on in place of the policy's, whose weights and training are left alone."""
+        if not self.wrapped:
+            self.load_adapter(folder)
+            try:
+                yield
+            finally:
+                self.remove_adapter()
+            return
+        if JUDGE not in self.model.peft_config:
+            was_training = self.model.training
+            try:
+                self.model.load_adapter(str(folder), JUDGE)
+            except Exception as error:
+                raise self.no_adapter(folder, error) from error
+            self.model.train(was_training)  # PEFT switches to evaluation
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.set_adapter(JUDGE, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.model.set_adapter("default", inference_mode=True)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def bare(self) -> AbstractContextManager[Any]:
+        """The adapter switched off."""
+        disabled: AbstractContextManager[Any] = self.model.disable_adapter() if self.wrapped else nullcontext()
+        return disabled
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """On a CPU, each adapter added into its layer's weight while replies are made: a third less work a token.
+
+        The base's own tensors are put aside and put back, so that nothing is rounded and nothing drifts; a layer that
+        shares its tensor with another one gets one of its own for that time.
+        """
+        import torch
+
+        if not self.wrapped or self.hardware.device != "cpu" or self.settings.quantization != "none":
+            yield
+            return
+        layers = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
+        own = [layer.base_layer.weight for layer in layers]
+        for layer, weight in zip(layers, own, strict=True):
+            folded = weight.data + layer.get_delta_weight("default").to(weight.dtype)
+            layer.base_layer.weight = torch.nn.Parameter(folded, requires_grad=False)
+        try:
+            with self.bare():
+                yield
+        finally:
+            for layer, weight in zip(layers, own, strict=True):
+                layer.base_layer.weight = weight
+
+    @contextmanager
+    def rounded(self, model: Any) -> Iterator[None]:
+        """On a CPU that trains in bfloat16, all weights in bfloat16; afterwards their own tensors are back."""
+        import torch
+
+        if (
+            self.hardware.device != "cpu"
+            or self.hardware.autocast != "bfloat16"
+            or self.settings.quantization != "none"
+        ):
+            yield
+            return
+        own = [(parameter, parameter.data) for parameter in model.parameters()]
+        for parameter, weight in own:
+            parameter.data = weight.to(torch.bfloat16)
+        try:
+            yield
+        finally:
+            for parameter, weight in own:
+                parameter.data = weight

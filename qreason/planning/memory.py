@@ -1,0 +1,293 @@
+"""The memory of a run before it starts: the cards, the phases of each step, which of them peaks, whether it fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from qreason.errors import InputError, nearest
+from qreason.judge.local import ROWS as QUESTIONS
+from qreason.machine.hardware import GIB, free_bytes
+from qreason.model.classifier import read_adapter
+from qreason.model.merging import BYTES
+from qreason.planning.phases import (
+    Asked,
+    Card,
+    Lengths,
+    Phase,
+    Shape,
+    adapter_sizes,
+    backward,
+    complete,
+    dequantized,
+    grpo_batch,
+    grpo_logits,
+    grpo_prompts,
+    judging,
+    optimizer_bytes,
+    read_shape,
+    rollout,
+    sft_logits,
+    weight_bytes,
+    worst,
+)
+from qreason.recipe.schema import Recipe, Step, stage_folders
+from qreason.recipe.sections import Model, Weighted, preference_models
+from qreason.recipe.settings import Evaluate, Grpo, Preference, Sample, Sft, Training
+from qreason.rewards.judged import JudgeSettings
+from qreason.types import Messages
+
+ALLOCATABLE: dict[tuple[int, int], dict[str, float]] = {
+    (7, 0): {"v100": 15.7, "v100-32gb": 31.7},
+    (7, 5): {"gtx1650": 3.8, "rtx2060": 5.8, "rtx2070": 7.8, "rtx2080": 7.8, "rtx2080ti": 10.7, "t4": 14.7},
+    (8, 0): {"a100": 39.4, "a100-80gb": 79.1},
+    (8, 6): {
+        "rtx3050-4gb": 3.8, "rtx3050-6gb": 5.8, "rtx3050": 7.8, "rtx3060-8gb": 7.8, "rtx3060": 11.7, "rtx3070": 7.8,
+        "rtx3080": 9.7, "rtx3080-12gb": 11.7, "rtx3090": 23.6, "a10": 22.0,
+    },
+    (8, 9): {
+        "rtx4060": 7.7, "rtx4060ti": 7.7, "rtx4060ti-16gb": 15.6, "rtx4070": 11.7, "rtx4080": 15.6, "rtx4090": 23.6,
+        "l4": 22.0,
+    },
+    (9, 0): {"h100": 79.1},
+    (12, 0): {
+        "rtx5060": 7.7, "rtx5060ti": 7.7, "rtx5060ti-16gb": 15.5, "rtx5070": 11.6, "rtx5080": 15.5, "rtx5090": 31.3,
+    },
+}  # fmt: skip
+"""Compute capability -> GiB that processes can allocate on an idle card; a desktop on it takes up to 1 GiB of that."""
+CARDS = {
+    name: Card(name, int(gib * GIB), capability)
+    for capability, cards in ALLOCATABLE.items()
+    for name, gib in cards.items()
+}
+PLANNED = ("sft", "grpo", "sample", "preference", "evaluate")
+"""Stages that need more of a GPU than the base itself."""
+UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
+
+
+def read_card(text: str) -> Card:
+    """A card of CARDS (`t4`, `RTX 3060`), or one of so much memory (`6GiB`, `6GB`, `6144MiB`)."""
+    plain = re.sub(r"nvidia|geforce|tesla|[\s_-]", "", text.lower())
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)(gib|gb|mib|mb)", plain)
+    if size and float(size[1]):
+        return Card(text.strip(), int(float(size[1]) * UNITS[size[2]]))
+    known = {name.replace("-", ""): name for name in CARDS}
+    if plain not in known:
+        close = nearest(plain, known)
+        raise InputError(f"{text}: no such card{close}; give a size such as 6GiB, or one of {', '.join(CARDS)}")
+    return CARDS[known[plain]]
+
+
+def find_card() -> Card | None:
+    """The GPU of this machine with what is free on it now; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    here = Card(torch.cuda.get_device_name(), 0, torch.cuda.get_device_capability())
+    return replace(here, free_bytes=torch.cuda.mem_get_info()[0] + here.context_bytes)  # asking made the context
+
+
+def read_lengths(recipe: Recipe) -> Lengths:
+    """The longest texts of a recipe's data in tokens of its base; 0 for what it has no data of."""
+    from qreason.data.examples import read_examples
+    from qreason.data.pairs import read_pairs
+    from qreason.data.prompts import SYSTEM_PROMPTS, lesson, render, render_judge
+    from qreason.model.classifier import render_ids
+    from qreason.model.load import load_tokenizer
+
+    tokenizer = load_tokenizer(recipe.model.base)
+    system = SYSTEM_PROMPTS[recipe.data.prompt]
+    read = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
+    asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]
+    taught = [lesson(example, system) for example in read.get("sft", [])]
+
+    def pairs() -> list[list[int]]:
+        given = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else []
+        return [render_ids(tokenizer, pair.prompt, reply) for pair in given for reply in (pair.chosen, pair.rejected)]
+
+    def longest(texts: list[str]) -> int:
+        return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0
+
+    def chats(chats: list[Messages], *, reply: bool) -> int:
+        return longest([tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=reply) for c in chats])
+
+    return Lengths(
+        prompt=chats([render(example, system) for example in asked], reply=True),
+        example=chats(taught, reply=False),
+        question=chats([render_judge(example.reference, "") for example in asked], reply=True),
+        reference=longest([example.reference for example in asked]),
+        pair=max(map(len, pairs()), default=0),
+    )
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The phases of one step, each component -> bytes; `name` is its stage, numbered from the second on."""
+
+    position: int
+    name: str
+    phases: dict[str, Phase]
+
+    @property
+    def peak(self) -> tuple[str, int]:
+        """The phase that needs most, and its bytes."""
+        return max(((name, sum(phase.values())) for name, phase in self.phases.items()), key=lambda found: found[1])
+
+
+@dataclass(frozen=True)
+class Change:
+    """A recipe that needs less; `settings` says how it differs, as --set writes it."""
+
+    settings: tuple[str, ...]
+    gained_bytes: int
+    same_mathematics: bool
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: str
+    card: Card
+    steps: tuple[StepPlan, ...]
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> tuple[StepPlan, str, int]:
+        """The step and the phase that need most, and their bytes."""
+        step = max(self.steps, key=lambda step: step.peak[1])
+        return (step, *step.peak)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak[2] <= self.card.free_bytes
+
+
+shape_of = cache(read_shape)
+
+
+def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) -> list[Asked]:
+    """The models on the card that a step's rewards ask."""
+    found = []
+    for reward in (reward for name, reward in rewards.items() if reward.kind(name) == "judge"):
+        judge = JudgeSettings.model_validate(reward.settings)
+        if judge.base:
+            own, model = shape_of(judge.base), Model(base=judge.base, quantization=judge.quantization)
+            stored = weight_bytes(own, judge.quantization)
+            found.append(Asked(own, model, stored, offload=judge.offload, kind=judge.mode))
+        elif not judge.endpoint:
+            stored = 4 * sum(adapter_sizes(shape, recipe.model.lora)) if judge.adapter else 0
+            found.append(Asked(shape, recipe.model, stored, adapter=bool(judge.adapter), kind=judge.mode))
+    for name in {model for _, model in preference_models(rewards)}:
+        if name in stage_folders(recipe.steps):  # an adapter on the policy's base
+            stored = 4 * sum(adapter_sizes(shape, recipe.model.lora))
+            found.append(Asked(shape, recipe.model, stored, adapter=True, kind="preference"))
+            continue
+        if adapter := read_adapter(name):
+            name = adapter["base_model_name_or_path"]
+        own = shape_of(name)
+        found.append(Asked(own, Model(base=name), weight_bytes(own, "none"), kind="preference"))
+    return found
+
+
+def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> dict[str, Phase]:
+    """The phases of a step whose stage is PLANNED."""
+    settings, model, completion = step.settings, recipe.model, recipe.sampling.max_completion_length
+    asked, sizes = asked_models(recipe.rewards_of(step), recipe, shape), adapter_sizes(shape, model.lora)
+    stored = {"weights": weight_bytes(shape, model.quantization)}
+    phases = {"load": complete(card, stored, {"dequantized": dequantized(shape, model)})}
+    stored |= {"adapters": 4 * sum(sizes), "judge": sum(one.stored for one in asked if not one.offload)}
+
+    def answering(prompts: int, *numbers: int) -> None:
+        moments = [rollout(shape, model, recipe.sampling, prompts, n, lengths) for n in numbers]
+        phases["rollout"] = complete(card, stored, worst(moments))
+
+    def judged(replies: int, n: int) -> None:
+        if asked:
+            moments = [judging(one, replies, n, lengths, completion) for one in asked]
+            phases["judge"] = complete(card, stored, worst(moments))
+
+    if isinstance(settings, Sample):
+        if settings.teacher is None:
+            answering(max(1, recipe.sampling.max_num_seqs // settings.n), settings.n)
+        judged(max(QUESTIONS, settings.n), settings.n)
+        return phases
+    if isinstance(settings, Evaluate):
+        rows = settings.rows or recipe.sampling.max_num_seqs
+        answering(rows, 1, settings.samples)
+        judged(rows, 1)
+        return phases
+    assert isinstance(settings, (Sft, Grpo, Preference))
+    stored["optimizer"] = optimizer_bytes(settings.optim, sizes)
+    micro = settings.per_device_train_batch_size
+    if isinstance(settings, Sft):
+        limit = int(settings.trl.get("max_length") or shape.context)
+        longest = lengths.prompt + completion if settings.data == "sampled" else lengths.example
+        tokens = limit if settings.packing else min(limit, longest)
+        rows, logits = micro, sft_logits(shape, settings, micro, tokens)
+    elif isinstance(settings, Preference):
+        tokens = lengths.prompt + completion if settings.data == "sampled" else min(shape.context, lengths.pair)
+        rows, logits = 2 * micro, 0  # both sides of a pair; one number each
+    else:
+        if settings.beta:
+            stored["adapters"] *= 2  # TRL keeps a copy as the reference
+        if grpo_batch(settings) < micro * settings.gradient_accumulation_steps:
+            stored["gradients"] = 4 * sum(sizes)  # replies are made between micro-batches
+        prompts, n = grpo_prompts(settings), settings.num_generations
+        answering(prompts, n)
+        judged(max(prompts * n, QUESTIONS if settings.preflight and recipe.data.labels else 0), n)
+        tokens = lengths.prompt + completion
+        rows, logits = micro, grpo_logits(shape, micro, completion)
+    # recovery.py sets the gradients of earlier micro-batches aside during a backward pass
+    stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
+    phases["backward"] = complete(card, stored, backward(shape, model, settings, rows, tokens, logits))
+    return phases
+
+
+def measure(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> Plan:
+    """The plan without changes: every training step, and one evaluation, since all are alike."""
+    stages = [step.stage for step in recipe.steps]
+    steps = []
+    for position, step in enumerate(recipe.steps):
+        earlier = stages[:position].count(step.stage)
+        if step.stage in PLANNED and not (step.evaluate and earlier):
+            name = f"{step.stage} {earlier + 1}" if earlier else step.stage
+            steps.append(StepPlan(position, name, plan_step(step, recipe, shape, card, lengths)))
+    if not steps:
+        raise InputError(f"{recipe.name}: nothing to plan; give it one of these steps: {', '.join(PLANNED)}")
+    return Plan(recipe.name, card, tuple(steps))
+
+
+def peak_line(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> str:
+    """What a recipe needs most memory for."""
+    step, phase, needed = measure(recipe, shape, card, lengths).peak
+    return (
+        f"{gib(needed)} of {gib(card.free_bytes)} on {card.name} at the peak, the {phase} phase of the {step.name} step"
+    )
+
+
+def check_disk(recipe: Recipe, shape: Shape, folder: Path) -> None:
+    """InputError where the adapters and merged models of a run would not fit on the disk of its folder."""
+    adapter = 4 * sum(adapter_sizes(shape, recipe.model.lora))
+    written = [
+        BYTES[step.merge.dtype] * shape.parameters if step.merge else adapter
+        for step in recipe.steps
+        if step.merge or isinstance(step.settings, Training)
+    ]
+    free = free_bytes(folder)
+    if sum(written) > free:
+        raise InputError(
+            f"{folder}: its adapters and merged models need {gib(sum(written))}, and {gib(free)} are free there; free "
+            "some, or take a folder on another disk with --out"
+        )
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"

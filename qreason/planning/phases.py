@@ -1,0 +1,341 @@
+"""Bytes on a card, phase by phase: exact for what is stored, modelled for what is computed.
+
+Stored are weights, adapters, gradients, optimizer states and KV caches. Activations, logits and dequantized weights
+follow what TRL, transformers, PEFT and bitsandbytes allocate for a dense decoder (RMSNorm, SDPA, gated MLP) whose
+numbers have 16 bits, all rows at their longest. A phase is a dict component -> bytes at its worst moment.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import ceil
+
+from qreason.errors import ModelError
+from qreason.judge.local import ROWS as QUESTIONS
+from qreason.machine.hardware import GIB
+from qreason.model.classifier import ROWS as PREFERENCES
+from qreason.model.load import cannot_load, locate
+from qreason.recipe.sections import Draw, Lora, Model
+from qreason.recipe.settings import Grpo, Sft, Training
+from qreason.training.preflight import PROMPTS
+
+NUMBER = 2
+"""Bytes of a number of the base and its activations on a GPU: float16 or bfloat16."""
+FRAGMENTATION = 0.05
+"""Share of what torch allocates that it holds beyond it; a cache that grows token by token leaves gaps."""
+CHUNK = 256
+"""Tokens whose logits TRL's chunked SFT loss holds at a time."""
+SFT_LOGIT, FUSED_LOGIT, PLAIN_LOGIT = 16, 8, 16
+"""Bytes a logit at the worst moment of SFT's chunk, and of GRPO's log-probabilities with Triton and without."""
+
+Phase = dict[str, int]
+COMPONENTS = (
+    *("weights", "judge", "adapters", "gradients", "optimizer", "KV cache", "activations", "logits", "dequantized"),
+    *("fragmentation", "CUDA context"),
+)
+
+
+@dataclass(frozen=True)
+class Linear:
+    name: str
+    outputs: int
+    inputs: int
+    quantized: bool
+    """Whether nf4 packs it."""
+    head: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model is made of, as its config says; counts are numbers, not bytes."""
+
+    base: str
+    parameters: int
+    buffer_bytes: int
+    linears: tuple[Linear, ...]
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    context: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the longest prompt, SFT example, question to the judge (no response), reference, side of a pair."""
+
+    prompt: int = 256
+    example: int = 512
+    question: int = 128
+    reference: int = 64
+    pair: int = 512
+
+
+USUAL = Lengths()
+
+
+@dataclass(frozen=True)
+class Card:
+    """`free_bytes` are what a run may take, its CUDA context included."""
+
+    name: str
+    free_bytes: int
+    capability: tuple[int, int] = (8, 6)
+
+    @property
+    def context_bytes(self) -> int:
+        """Driver, kernels and cuBLAS workspaces, which torch does not count: stated, not measured, by generation."""
+        return int(GIB * (0.3 if self.capability < (8, 0) else 0.4 if self.capability < (9, 0) else 0.5))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that rewards ask; `stored` are its bytes beside the policy's base."""
+
+    shape: Shape
+    model: Model
+    stored: int
+    offload: bool = False
+    adapter: bool = False
+    kind: str = "score"
+    """`score` and `groupwise` judges, or `preference`."""
+
+
+def read_shape(base: str) -> Shape:
+    """The shape of a base, built without memory on torch's meta device. Raises ModelError where it is no model."""
+    import torch
+    import transformers
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(locate(base))
+        kind, text = getattr(transformers, (config.architectures or [""])[0]), config.get_text_config()
+        with torch.device("meta"):
+            model = kind(config)
+        kept, head = get_keys_to_not_convert(model), model.get_output_embeddings()
+        return Shape(
+            base=base,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+            linears=tuple(
+                Linear(name, module.out_features, module.in_features, should_convert_module(name, kept), module is head)
+                for name, module in model.named_modules()
+                if type(module) is torch.nn.Linear
+            ),
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            vocabulary=text.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+            context=text.max_position_embeddings,
+        )
+    except Exception as error:
+        raise ModelError(f"{base}: {cannot_load(error)}") from error
+
+
+# --- exact ---------------------------------------------------------------------------------------
+
+
+def nf4_bytes(weights: int) -> int:
+    """A matrix in NF4 with double quantization, as bitsandbytes' QuantState holds it.
+
+    Half a byte a weight, an 8-bit maximum a block of 64, a float32 maximum a 256 of those, tables of 16 and 256
+    float32 and an offset.
+    """
+    blocks = ceil(weights / 64)
+    return ceil(weights / 2) + blocks + 4 * ceil(blocks / 256) + 4 * (16 + 256 + 1)
+
+
+def weight_bytes(shape: Shape, quantization: str, number: int = NUMBER) -> int:
+    """All weights and buffers; `number` is the bytes of one that is not quantized."""
+    packed = [linear.outputs * linear.inputs for linear in shape.linears if linear.quantized and quantization == "nf4"]
+    return (shape.parameters - sum(packed)) * number + sum(map(nf4_bytes, packed)) + shape.buffer_bytes
+
+
+def adapted(shape: Shape, lora: Lora) -> list[Linear]:
+    """The Linear layers that get an adapter, matched as PEFT does."""
+    wanted = lora.target_modules
+    if isinstance(wanted, list):
+        return [one for one in shape.linears if any(f".{one.name}".endswith(f".{name}") for name in wanted)]
+    if wanted.lower() == "all-linear":
+        return [one for one in shape.linears if not one.head]
+    return [one for one in shape.linears if re.fullmatch(wanted, one.name)]
+
+
+def adapter_sizes(shape: Shape, lora: Lora) -> list[int]:
+    """The number of weights of each adapter matrix."""
+    return [lora.r * width for linear in adapted(shape, lora) for width in (linear.inputs, linear.outputs)]
+
+
+STATES = {
+    "adamw_torch": 2, "adamw_torch_fused": 2, "paged_adamw_32bit": 2,
+    "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2,
+    "ademamix": 3, "ademamix_8bit": 3, "paged_ademamix_32bit": 3, "paged_ademamix_8bit": 3,
+    "lion_32bit": 1, "paged_lion_32bit": 1, "lion_8bit": 1, "paged_lion_8bit": 1,
+    "rmsprop": 1, "rmsprop_bnb": 1, "rmsprop_bnb_32bit": 1, "rmsprop_bnb_8bit": 1,
+    "adagrad": 1, "sgd": 0,
+}  # fmt: skip
+"""`optim` -> numbers it keeps for each trained weight; one that is not here is taken for AdamW in float32."""
+
+
+def optimizer_bytes(optim: str, sizes: Iterable[int]) -> int:
+    """The state of an optimizer over matrices of these sizes.
+
+    The 8-bit ones of bitsandbytes keep a byte a number, a float32 maximum a block of 256 and a table of 256 float32 a
+    state, but float32 where a matrix has fewer than 4,096 weights.
+    """
+    states = STATES.get(optim, 2)
+    if "8bit" not in optim or optim not in STATES:
+        return 4 * states * sum(sizes)
+    each = [size + 4 * ceil(size / 256) if size >= 4096 else 4 * size for size in sizes]
+    return states * sum(each) + 1024 * min(states, 2)
+
+
+def cache_bytes(shape: Shape, rows: int, tokens: int, number: int = NUMBER) -> int:
+    """Keys and values of all layers."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * rows * tokens * number
+
+
+# --- modelled ------------------------------------------------------------------------------------
+
+
+def dequantized(shape: Shape, model: Model) -> int:
+    """The largest 4-bit matrix in 16 bits, with its maxima in float32, while it is multiplied."""
+    if model.quantization == "none":
+        return 0
+    largest = max((linear.outputs * linear.inputs for linear in shape.linears if linear.quantized), default=0)
+    return largest * NUMBER + largest // 16
+
+
+def saved_by_layer(shape: Shape, model: Model, rows: int, tokens: int) -> int:
+    """What a layer keeps for its backward pass, autocast on.
+
+    Both norms in float32; queries, keys and values repeated for every head, the attention's output and its
+    log-sum-exp; gate, its activation and up; what the adapters read and their ranks; a mask of T x T, because rows are
+    padded. PEFT copies what an adapter reads, unless the layer is 4-bit and without dropout, which adds a byte each.
+    """
+    linears = adapted(shape, model.lora)
+    inputs = sum(linear.inputs for linear in linears) / shape.layers
+    shared = model.quantization == "nf4" and not model.lora.dropout
+    read = 2 * shape.hidden + shape.intermediate if shared else inputs
+    ranks = model.lora.r * len(linears) / shape.layers
+    numbers = 4 * shape.heads * shape.head_dim + 3 * shape.intermediate + read + ranks + tokens
+    dropped = inputs if model.lora.dropout else 0
+    return ceil(rows * tokens * (8 * shape.hidden + 4 * shape.heads + NUMBER * numbers + dropped))
+
+
+def worst(moments: Sequence[Phase]) -> Phase:
+    """The moment that needs most."""
+    return max(moments, key=lambda moment: sum(moment.values()))
+
+
+def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: int, logits: int) -> Phase:
+    """The worst of three moments: the loss, the last layer's backward pass, the optimizer's step."""
+    trained = sum(adapter_sizes(shape, model.lora))
+    layer = saved_by_layer(shape, model, rows, tokens)
+    count = rows * tokens
+    kept = count * (8 * shape.hidden + tokens)  # the last norm, the mask
+    if settings.gradient_checkpointing:
+        kept += shape.layers * count * shape.hidden * NUMBER
+    else:
+        kept += shape.layers * layer + trained * NUMBER  # the adapters as autocast reads them
+    gradients = count * shape.intermediate * NUMBER * (2 if model.quantization == "nf4" else 4)
+    again = layer if settings.gradient_checkpointing else 0
+    return worst(
+        [
+            {"activations": kept, "logits": logits},
+            {"activations": kept + again + gradients, "dequantized": dequantized(shape, model)},
+            {"activations": 4 * trained if settings.optim == "adamw_torch" else 0},  # its multi-tensor temporaries
+        ]
+    )
+
+
+def sft_logits(shape: Shape, settings: Sft, rows: int, tokens: int) -> int:
+    whole = settings.trl.get("loss_type") == "nll"
+    return SFT_LOGIT * shape.vocabulary * (rows * tokens if whole else min(CHUNK, rows * tokens))
+
+
+def grpo_logits(shape: Shape, rows: int, completion: int) -> int:
+    """All logits of a micro-batch in float32 and their gradient; twice that where Triton is missing."""
+    fused = sys.platform == "linux" or find_spec("triton") is not None
+    return (FUSED_LOGIT if fused else PLAIN_LOGIT) * rows * (completion + 1) * shape.vocabulary
+
+
+def reading(shape: Shape, model: Model, rows: int, tokens: int, *, adapter: bool) -> Phase:
+    """A pass without gradients over rows of tokens, the cache filled; adapters compute in float32 there."""
+    token = (12 * shape.intermediate + 13 * shape.hidden) if adapter else (6 * shape.intermediate + 9 * shape.hidden)
+    return {
+        "KV cache": cache_bytes(shape, rows, tokens),
+        "activations": rows * tokens * token,
+        "logits": rows * shape.vocabulary * NUMBER,
+        "dequantized": dequantized(shape, model),
+    }
+
+
+def draw_bytes(sampling: Draw) -> int:
+    """Bytes a logit while tokens are drawn: softmax and cumulative sum; top_p sorts, which a GPU does in copies."""
+    if sampling.temperature == 0:
+        return NUMBER
+    return NUMBER + (48 if sampling.top_p < 1 else 9 if sampling.top_k or sampling.min_p else 8)
+
+
+def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, lengths: Lengths) -> Phase:
+    """n replies to each prompt, as many prompts at a time as generate.py takes: prompts read, or the last token."""
+    chosen = min(prompts, max(1, sampling.max_num_seqs // n))
+    rows, tokens = chosen * min(n, sampling.max_num_seqs), lengths.prompt + sampling.max_completion_length
+    cache = cache_bytes(shape, rows, tokens)
+    # As transformers' cache and attention need it, which Unsloth decodes with; our own (cache.py, attention.py) less:
+    # keys and values repeated for every head, and one layer's cache beside its longer copy.
+    attention = rows * tokens * NUMBER * shape.head_dim * (2 * shape.heads + shape.kv_heads)
+    return worst(
+        [
+            reading(shape, model, chosen, lengths.prompt, adapter=True),
+            {"KV cache": cache, "activations": attention, "dequantized": dequantized(shape, model)},
+            {"KV cache": cache, "logits": rows * shape.vocabulary * draw_bytes(sampling)},
+        ]
+    )
+
+
+def judging(asked: Asked, replies: int, n: int, lengths: Lengths, completion: int) -> Phase:
+    """Questions about n replies to a prompt; an answer is taken to be at most twice the longest reference."""
+    answer = min(completion, 2 * lengths.reference)
+    if asked.kind == "preference":
+        rows, tokens = min(replies, PREFERENCES), lengths.prompt + completion
+    elif asked.kind == "groupwise":
+        group = max(1, n * (n - 1))
+        rows, tokens = min(replies // n * group, QUESTIONS - 1 + group), lengths.question + 2 * answer
+    else:
+        rows, tokens = min(replies, QUESTIONS - 1 + n), lengths.question + answer
+    phase = reading(asked.shape, asked.model, rows, tokens, adapter=asked.adapter)
+    return phase | {"judge": asked.stored if asked.offload else 0}
+
+
+def grpo_batch(settings: Grpo) -> int:
+    """Replies that are made at a time: TRL's generation_batch_size."""
+    rounds = settings.trl.get("steps_per_generation") or settings.gradient_accumulation_steps
+    return int(settings.trl.get("generation_batch_size") or settings.per_device_train_batch_size * rounds)
+
+
+def grpo_prompts(settings: Grpo) -> int:
+    """Prompts that get replies at a time: those of a generation batch, or of preflight."""
+    return max(grpo_batch(settings) // settings.num_generations, PROMPTS if settings.preflight else 1)
+
+
+def complete(card: Card, *parts: Phase) -> Phase:
+    """The parts together, with what the allocator and the driver hold beyond them."""
+    phase = {name: sum(part.get(name, 0) for part in parts) for name in COMPONENTS}
+    phase["fragmentation"] = int(FRAGMENTATION * sum(phase.values()))
+    phase["CUDA context"] = card.context_bytes
+    return {name: size for name, size in phase.items() if size}

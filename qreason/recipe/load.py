@@ -1,0 +1,231 @@
+"""Reading a recipe: finding the file, --set overrides, and all problems at once, each with its line.
+
+Unknown keys, wrong values and missing files: for a key the nearest valid one is named.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from qreason.errors import RecipeError, nearest
+from qreason.recipe.schema import OWN_FOLDER, STAGES, Recipe, Step
+from qreason.recipe.sections import SUFFIXES, Weighted
+
+YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's loader, ten times as fast, where PyYAML was built with it."""
+
+
+def shipped() -> Path:
+    """The folder that holds `recipes/` and `data/`: inside an installed package, or the checkout."""
+    inside = Path(__file__).parents[1] / "shipped"
+    return inside if inside.exists() else Path(__file__).parents[2]
+
+
+def shipped_recipes() -> list[Path]:
+    return sorted((shipped() / "recipes").rglob("*.yaml"))
+
+
+def recipe_name(file: Path) -> str:
+    """What a shipped recipe is called: its path below recipes/, as `bench/gsm8k`."""
+    return file.relative_to(shipped() / "recipes").with_suffix("").as_posix()
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe file: the path as given, or the name of a shipped recipe."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    named = {recipe_name(recipe): recipe for recipe in shipped_recipes()}
+    if str(name) in named:
+        return named[str(name)]
+    close = nearest(str(path.with_suffix("")), named) or nearest(path.stem, named)
+    raise RecipeError(f"{name}: no such recipe file{close}; `qreason recipes` lists the shipped ones")
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """Read, override and check a recipe; paths in it come back absolute.
+
+    Raises RecipeError with every problem, each with its line.
+    """
+    file = find_recipe(name)
+    try:
+        text = file.read_text(encoding="utf-8")
+        raw, lines = yaml.load(text, YAML), read_lines(text)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file}: not UTF-8 (byte {error.start}); save the recipe as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{file}{where}: not YAML: {what}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{file}: a recipe is a mapping with name, model, data, rewards and steps")
+    for override in overrides:
+        set_value(raw, override)
+    if seed is not None:
+        raw["seed"] = seed
+    for folder in (str(file.resolve().parent), str(Path.cwd())):  # a reward of one's own lies in one of them
+        if folder not in sys.path:
+            sys.path.append(folder)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = "\n".join(describe(file, lines, problem) for problem in error.errors())
+        raise RecipeError(problems) from None
+    return find_files(recipe, file, lines)
+
+
+MODEL_KEYS = {"judge": ("adapter", "base"), "preference": ("model",)}
+"""Settings of a reward that may be a folder."""
+
+
+def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) -> Recipe:
+    """Make local paths absolute; those with a data suffix must exist, others may be Hub ids."""
+    data = recipe.data
+    found = {key: find_file(value, file) for key, value in data.files.items()}
+    if missing := [key for key in found if found[key] is None]:
+        cure = "here or beside the recipe; give its path, or a Hub id"
+        raise RecipeError(
+            "\n".join(
+                f"{file}:{lines.get(('data', key), 1)}: data.{key}: no file {data.files[key]} {cure}" for key in missing
+            )
+        )
+    base = absolute(recipe.model.base)
+    steps = [find_models_of(step) for step in recipe.steps]
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(update=found),
+            "model": recipe.model.model_copy(update={"base": base}),
+            "rewards": find_models(recipe.rewards),
+            "steps": steps,
+        }
+    )
+
+
+def find_models(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
+    """Rewards with the folders of their models absolute."""
+    found = {}
+    for name, reward in rewards.items():
+        keys = MODEL_KEYS.get(reward.kind(name), ())
+        settings = {k: absolute(v) if k in keys and v else v for k, v in reward.settings.items()}
+        found[name] = reward.model_copy(update={"settings": settings})
+    return found
+
+
+def find_models_of(step: Step) -> Step:
+    """A step with the folders of the models it asks absolute."""
+    changes: dict[str, Any] = {}
+    if step.grpo and step.grpo.rewards:
+        changes["rewards"] = find_models(step.grpo.rewards)
+    teacher = getattr(step.settings, "teacher", None)
+    if teacher and not teacher.endpoint:
+        changes["teacher"] = teacher.model_copy(update={"model": absolute(teacher.model)})
+    return step.model_copy(update={step.stage: step.settings.model_copy(update=changes)}) if changes else step
+
+
+def absolute(model: str) -> str:
+    """A model's folder as an absolute path; a Hub id, a name of ours, or a stage of the run, as it is."""
+    if OWN_FOLDER.fullmatch(model):
+        return model
+    if model.startswith((".", "/", "~")) or Path(model).is_dir():
+        return str(Path(model).expanduser().resolve())
+    return model
+
+
+def find_file(value: str, recipe_file: Path) -> str | None:
+    """A data file, looked for from the recipe's folder upwards, then in the current folder; a Hub id as it is."""
+    folders = [*recipe_file.resolve().parents, Path.cwd()]
+    for folder in folders:
+        if (folder / Path(value).expanduser()).is_file():
+            return str((folder / Path(value).expanduser()).resolve())
+    return None if value.endswith(SUFFIXES) or value.startswith((".", "/", "~")) else value
+
+
+def set_value(raw: dict[str, Any], override: str) -> None:
+    """Apply `a.b=value` (the value is YAML); `sft.x=value` reaches every sft step."""
+    path, equals, value = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys) or (keys[0] in STAGES and len(keys) == 1):
+        raise RecipeError(f"--set {override}: write it as key=value, for example --set model.base=qreason/tiny")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    for target, inner in targets(raw, keys, override):
+        for key in inner[:-1]:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise RecipeError(f"--set {override}: '{key}' holds a value, not a mapping")
+        target[inner[-1]] = parsed
+
+
+def targets(raw: dict[str, Any], keys: list[str], override: str) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The mappings an override writes into, and the keys inside them."""
+    if keys[0] not in STAGES:
+        yield raw, keys
+        return
+    steps = raw.get("steps")
+    found = False
+    for position, step in enumerate(steps if isinstance(steps, list) else []):
+        name = next(iter(step)) if isinstance(step, dict) and step else step
+        if name == keys[0]:
+            found = True
+            settings = dict(step[name] or {}) if isinstance(step, dict) else {}
+            raw["steps"][position] = {name: settings}
+            yield settings, keys[1:]
+    if not found:
+        raise RecipeError(f"--set {override}: the recipe has no {keys[0]} step")
+
+
+def read_lines(text: str) -> dict[tuple[Any, ...], int]:
+    """Path of keys -> line of that key in the YAML text."""
+    lines: dict[tuple[Any, ...], int] = {}
+
+    def walk(node: yaml.Node, path: tuple[Any, ...]) -> None:
+        lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if (*path, key.value) in lines:
+                    raise yaml.MarkedYAMLError(problem=f"'{key.value}' is there twice", problem_mark=key.start_mark)
+                lines[(*path, key.value)] = key.start_mark.line + 1
+                walk(value, (*path, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for position, value in enumerate(node.value):
+                walk(value, (*path, position))
+
+    root = yaml.compose(text, YAML)
+    if root is not None:
+        walk(root, ())
+    return lines
+
+
+def describe(file: Path, lines: dict[tuple[Any, ...], int], problem: Any) -> str:
+    """One problem pydantic found, as `file:line: key: what (cure)`."""
+    path = tuple(problem["loc"])
+    known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)
+    key = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        hint = nearest(str(path[-1]), sibling_fields(path[:-1]))
+        return f"{file}:{known}: unknown key '{key}'{hint}"
+    if problem["type"] == "missing":
+        return f"{file}:{known}: '{key}' is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{file}:{known}: {key}: {message}" if key else f"{file}: {message}"
+
+
+def sibling_fields(path: tuple[Any, ...]) -> list[str]:
+    """The valid keys at a place in a recipe."""
+    model: Any = Recipe
+    for part in path:
+        if part == "steps":
+            model = Step
+        elif isinstance(part, str) and part in model.model_fields:
+            kinds = get_args(model.model_fields[part].annotation) or (model.model_fields[part].annotation,)
+            model = kinds[0]
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]

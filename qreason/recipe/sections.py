@@ -1,0 +1,162 @@
+"""The sections of a recipe that are no steps: model, data, sampling, rewards (strict: unknown keys fail)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from qreason.errors import nearest
+from qreason.rewards.registry import NAMES, settings_model
+from qreason.types import Sampling
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+USES = ("sft", "prompts", "heldout", "plain")
+"""Data keys whose rows are examples."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+
+
+class Lora(Strict):
+    """The adapter, in PEFT's terms."""
+
+    r: int = Field(16, gt=0)
+    alpha: int = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+    init: Literal["zero", "quantization_error"] = "zero"
+    """What the policy's fresh adapter adds: nothing, or what 4 bits took from the base as far as its rank goes."""
+
+
+class Model(Strict):
+    base: str
+    """`qreason/tiny` (embedded), a Hub id or a local folder."""
+    quantization: Literal["none", "nf4"] = "none"
+    backend: Literal["auto", "plain", "unsloth"] = "auto"
+    """`plain` is transformers and PEFT; `auto` takes Unsloth where it is installed and there is a GPU."""
+    lora: Lora = Lora()
+
+
+class Data(Strict):
+    """Where examples come from: a JSONL, CSV or Parquet file, or a Hub id (`name` and `split` with it)."""
+
+    sft: str | None = None
+    prompts: str | None = None
+    heldout: str | None = None
+    plain: str | None = None
+    """Rows without reasoning, prompt and reply, that sample and grpo steps mix in."""
+    pairs: str | None = None
+    """Ranked pairs of replies for a preference step: `prompt`, `chosen`, `rejected`."""
+    labels: str | None = None
+    """Labelled pairs that the judge is measured on: `reference`, `reply`, and `label` (1 right, 0 wrong)."""
+    name: str | None = None
+    """Configuration of a Hub data set."""
+    splits: dict[Literal["sft", "prompts", "heldout", "plain", "pairs"], str] = {}
+    """Split of a Hub data set for each use; `train`, or `test` for held-out rows, when not given."""
+    fields: dict[Literal["id", "prompt", "reference", "reasoning", "accepted", "category", "tests"], str] = {}
+    """Column names, where they are not among the usual ones (see data.py)."""
+    choices: str | tuple[str, ...] | None = None
+    """Multiple choice: the column with the list of choices, or the columns with one each, the right one first."""
+    where: dict[str, tuple[str, ...]] = {}
+    """Use only rows whose column has one of these values."""
+    prompt: Literal["helpdesk", "math", "choice"] = "helpdesk"
+    """Which system prompt of prompts.py the messages carry."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """`sft`, `prompts`, `heldout` and `plain`, those that are given -> file or Hub id."""
+        return {use: source for use in USES if (source := getattr(self, use)) is not None}
+
+    @property
+    def all_sources(self) -> dict[str, str]:
+        """The same and `pairs`: all that a model is trained or measured on."""
+        return self.sources | ({"pairs": self.pairs} if self.pairs else {})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The same and `labels`."""
+        return self.all_sources | ({"labels": self.labels} if self.labels else {})
+
+
+class Draw(Strict):
+    """How replies are drawn, in rollouts and for pass@1; in TRL's terms."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    max_completion_length: int = Field(256, gt=0)
+    max_num_seqs: int = Field(128, gt=0)
+    """Replies that are decoded side by side; fewer need less memory and take longer."""
+
+    def sampling(self, *, greedy: bool = False, seed: int | None = None) -> Sampling:
+        drawn = self.model_dump() | ({"temperature": 0.0} if greedy else {})
+        return Sampling(**drawn, seed=seed)
+
+
+class Weighted(Strict):
+    """A reward's weight and settings; in a recipe the weight alone, or a mapping with all of it."""
+
+    weight: float = Field(ge=0, allow_inf_nan=False)
+    reward: str | None = None
+    """Which reward it is, where the recipe calls it something else: for two preference models, for example."""
+    only: Literal["reasoning", "plain"] | None = None
+    """The rows it is for: those of data.plain, or the others; elsewhere the total does without it."""
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def flat(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "settings" not in raw:
+            own = {key: raw[key] for key in ("weight", "reward", "only") if key in raw}
+            return own | {"settings": {key: value for key, value in raw.items() if key not in own}}
+        return raw if isinstance(raw, (dict, Weighted)) else {"weight": raw}
+
+    @model_serializer
+    def as_written(self) -> Any:
+        own = {key: value for key in ("reward", "only") if (value := getattr(self, key))}
+        return {"weight": self.weight, **own, **self.settings} if own or self.settings else self.weight
+
+    def kind(self, name: str) -> str:
+        """The reward's own name, given what the recipe calls it."""
+        return self.reward or name
+
+
+def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
+    """ValueError for a reward or a setting that there is not, and where no reward counts."""
+    for name, reward in rewards.items():
+        kind = reward.kind(name)
+        if kind not in NAMES and ":" not in kind:
+            known = f"{', '.join(NAMES)}, or your own as my_module:my_reward"
+            raise ValueError(f"unknown reward '{kind}'{nearest(kind, NAMES)}; there are {known}")
+        check_settings(kind, reward.settings)
+    if not any(reward.weight for reward in rewards.values()):
+        raise ValueError("all weights are 0; give at least one reward a weight above 0")
+    return rewards
+
+
+def check_settings(name: str, settings: dict[str, Any]) -> None:
+    """ValueError for a setting that a reward does not have, or a value it cannot take."""
+    model = settings_model(name)
+    try:
+        model.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = list(model.model_fields)
+            listed = f"; there are weight, {', '.join(known)}" if known else "; it has none but weight"
+            raise ValueError(f"{name}: unknown setting '{key}'{nearest(key, known)}{listed}") from None
+        raise ValueError(f"{name}: {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}") from None
+
+
+def weights(rewards: dict[str, Weighted]) -> dict[str, float]:
+    return {name: reward.weight for name, reward in rewards.items()}
+
+
+def preference_models(rewards: Mapping[str, Weighted]) -> list[tuple[str, str]]:
+    """(name, model) of the rewards that ask a preference model."""
+    return [(name, str(one.settings["model"])) for name, one in rewards.items() if one.kind(name) == "preference"]

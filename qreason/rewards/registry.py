@@ -1,0 +1,192 @@
+"""The rewards by name, their settings, and how they combine.
+
+A reward takes replies and examples and returns one number a reply, or None where it could not judge. Its keyword-only
+parameters are its settings in a recipe. To add one: write the function in a file of this folder and give it a line in
+REWARDS, or name it `my_module:my_reward` in a recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from qreason.rewards.judged import JudgeSettings, judged
+from qreason.rewards.language import language_consistency
+from qreason.rewards.mathematics import math
+from qreason.rewards.preferred import PreferenceSettings, preferred
+from qreason.rewards.programs import code
+from qreason.rewards.shape import cosine_length, repetition, soft_overlong, step_count
+from qreason.rewards.tags import format_strict, format_tags, tag_count
+from qreason.rewards.text import correctness, length, rouge_l
+from qreason.types import Example, Reply, Reward, Score
+
+REWARDS: dict[str, Callable[..., list[float | None]]] = {
+    "correctness": correctness,
+    "math": math,
+    "code": code,
+    "format": format_tags,
+    "format_strict": format_strict,
+    "tag_count": tag_count,
+    "step_count": step_count,
+    "rouge_l": rouge_l,
+    "length": length,
+    "soft_overlong": soft_overlong,
+    "cosine_length": cosine_length,
+    "repetition": repetition,
+    "language_consistency": language_consistency,
+}
+"""Rewards that need nothing but the reply and its example."""
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A reward that asks a model: the settings that say which, and the reward made from it."""
+
+    settings: type[BaseModel]
+    make: Callable[[Any, Any], Reward]
+    """(settings, the model opened for them) -> the reward"""
+
+
+MODEL_REWARDS = {
+    "judge": ModelReward(JudgeSettings, lambda settings, judge: judged(judge)),
+    "preference": ModelReward(PreferenceSettings, preferred),
+}
+
+NAMES = (*REWARDS, *MODEL_REWARDS)
+
+FULL_MARKS: dict[str, float] = {
+    "correctness": 2.0,
+    "format": 0.8,
+    "format_strict": 1.0,
+    "tag_count": 1.0,
+    "rouge_l": 1.0,
+    "length": 1.0,
+    "math": 1.0,
+}
+"""What a gold reply earns from each reward that knows what is best."""
+
+REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length"}
+"""Rewards that compare with what is right: without a reference they cannot tell replies apart."""
+
+Settings = Mapping[str, Any]
+Only = Literal["reasoning", "plain"] | None
+OpenModel = Callable[[Any], Any]
+"""The settings of a model reward -> the model that it asks."""
+
+
+def find(name: str) -> Callable[..., list[float | None]]:
+    """A rule reward by name, or a function of one's own as `module:function`.
+
+    Raises ValueError where there is no such module or function.
+    """
+    if ":" not in name:
+        return REWARDS[name]
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise ValueError(f"{name}: {error}; the module must lie here or beside the recipe") from error
+    except AttributeError:
+        raise ValueError(f"{name}: {module} has no function '{function}'") from None
+    if not callable(found):
+        raise ValueError(f"{name}: not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def settings_model(name: str) -> type[BaseModel]:
+    """What may be set for a reward: a model reward's settings, or the keyword-only parameters of its function."""
+    if name in MODEL_REWARDS:
+        return MODEL_REWARDS[name].settings
+    parameters = inspect.signature(find(name), eval_str=True).parameters.values()
+    fields: dict[str, Any] = {
+        parameter.name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return create_model(f"{name} settings", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+LIMIT = "max_completion_length"
+"""A setting that follows the recipe's sampling unless it is given."""
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """A reward for some rows only; None for the others, whose total does without it."""
+
+    reward: Reward
+    plain: bool
+
+    def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+        marks: list[float | None] = [None] * len(replies)
+        own = [place for place, example in enumerate(examples) if example.plain == self.plain]
+        found = self.reward([replies[place] for place in own], [examples[place] for place in own]) if own else []
+        for place, mark in zip(own, found, strict=True):
+            marks[place] = mark
+        return marks
+
+
+def applies(reward: Reward, example: Example) -> bool:
+    """Whether a reward is for the row of an example."""
+    return not isinstance(reward, Restricted) or reward.plain == example.plain
+
+
+def build(
+    wanted: Mapping[str, Settings],
+    open_model: OpenModel,
+    max_completion_length: int,
+    kinds: Mapping[str, str] | None = None,
+    only: Mapping[str, Only] | None = None,
+) -> dict[str, Reward]:
+    """The rewards of a recipe (name -> settings), ready to be called; models are opened only for those that ask one.
+
+    `kinds` has the reward behind a name of the recipe's own, `only` the rows that a reward is for.
+    """
+    rewards: dict[str, Reward] = {}
+    for name, given in wanted.items():
+        kind, rows = (kinds or {}).get(name, name), (only or {}).get(name)
+        model = settings_model(kind)
+        known = {LIMIT: max_completion_length} if LIMIT in model.model_fields else {}
+        settings = model.model_validate(known | dict(given))
+        if kind in MODEL_REWARDS:
+            reward = MODEL_REWARDS[kind].make(settings, open_model(settings))
+        else:
+            reward = partial(find(kind), **dict(settings))
+        rewards[name] = Restricted(reward, rows == "plain") if rows else reward
+    return rewards
+
+
+def combine(
+    rewards: Mapping[str, Reward],
+    weights: Mapping[str, float],
+    replies: Sequence[Reply],
+    examples: Sequence[Example],
+) -> list[Score]:
+    """Score replies against their examples: every part, and the weighted sum of the parts.
+
+    The total is None as soon as one part that is for the row is None: a reply that could not be judged is not a bad
+    reply. So it is where no part is for the row.
+    """
+    columns = {name: reward(replies, examples) for name, reward in rewards.items()}
+    scores = []
+    for row, example in enumerate(examples):
+        parts = {name: column[row] for name, column in columns.items()}
+        own = {name: part for name, part in parts.items() if applies(rewards[name], example)}
+        scores.append(Score(total(own, weights) if own else None, parts))
+    return scores
+
+
+def total(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """The weighted sum of the parts; None as soon as one of them is None."""
+    result = 0.0
+    for name, part in parts.items():
+        if part is None:
+            return None
+        result += weights[name] * part
+    return result

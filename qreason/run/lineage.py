@@ -1,0 +1,110 @@
+"""Where each checkpoint and data set of a run comes from: lineage.json, and the same as a tree in the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from qreason.machine.files import write_json
+from qreason.recipe.schema import Step
+from qreason.recipe.settings import BASE, NEWEST, Distill, Preference, Sample, Sft, Start
+from qreason.run.session import Run
+
+Node = dict[str, Any]
+"""`name`, `stage`, `from` (the checkpoint it stands on), `data`, `numbers`."""
+
+READS = {"sft": "sft", "grpo": "prompts", "sample": "prompts", "distill": "prompts", "preference": "pairs"}
+"""Stage -> the data key that it reads."""
+
+
+def lineage(run: Run) -> list[Node]:
+    """The base, then every finished step that makes something, each with what it came from and its figures."""
+    nodes: list[Node] = [
+        {
+            "name": BASE,
+            "stage": None,
+            "from": None,
+            "data": [run.recipe.model.base],
+            "numbers": figures(run.folder / BASE),
+        }
+    ]
+    newest, sampled = BASE, ""
+    for entry in run.manifest["steps"]:
+        step, name = run.recipe.steps[entry["step"]], entry["folder"]
+        if step.stage == "evaluate":
+            continue
+        start = step.settings.start if isinstance(step.settings, Start) else NEWEST
+        nodes.append(
+            {
+                "name": name,
+                "stage": step.stage,
+                "from": newest if start == NEWEST else start,
+                "data": data_of(step, run, sampled),
+                "numbers": {"seconds": entry["seconds"]} | figures(run.folder / name),
+            }
+        )
+        if (run.folder / name / "adapter").exists():
+            newest = name
+        if step.sample:
+            sampled = name
+    return nodes
+
+
+def data_of(step: Step, run: Run, sampled: str) -> list[str]:
+    """The data a step read: files, Hub ids, or the folder of the sample step."""
+    if isinstance(step.settings, (Sft, Preference)) and step.settings.data == "sampled":
+        return [sampled]
+    if step.pull:
+        return [step.pull.repo]
+    keys = [READS[step.stage]] if step.stage in READS else []
+    keys += ["plain"] * bool(getattr(step.settings, "plain_share", 0))
+    teacher = step.settings.teacher if isinstance(step.settings, (Sample, Distill)) else None
+    return [run.recipe.data.all_sources[key] for key in keys] + ([teacher.model] if teacher else [])
+
+
+def figures(folder: Path) -> dict[str, float]:
+    """What was measured in a stage's folder: an evaluation, a sample step's yield."""
+    found: dict[str, float] = {}
+    if (file := folder / "evaluation.json").is_file():
+        report = json.loads(file.read_text(encoding="utf-8"))
+        found |= {key: report[key]["mean"] for key in ("accuracy", "pass_at_1", "reward")}
+    if (file := folder / "sample.json").is_file():
+        sample = json.loads(file.read_text(encoding="utf-8"))
+        found |= {key: sample[key] for key in ("replies", "kept", "plain", "completion_tokens")}
+    if (file := folder / "preference.json").is_file():
+        found["heldout_accuracy"] = json.loads(file.read_text(encoding="utf-8"))["accuracy"]["mean"]
+    return found
+
+
+def write_lineage(run: Run) -> None:
+    write_json(run.folder / "lineage.json", {"recipe": run.recipe.name, "nodes": lineage(run)})
+
+
+def lineage_tree(nodes: list[Node]) -> Tree:
+    """The nodes under the checkpoints they stand on."""
+    first, *others = nodes
+    tree = Tree(describe(first))
+    branches = {first["name"]: tree}
+    for node in others:
+        branches[node["name"]] = branches[node["from"]].add(describe(node))
+    return tree
+
+
+def describe(node: Node) -> Text:
+    """One line: name, data, figures."""
+    numbers = node["numbers"]
+    told = [
+        f"{key.replace('pass_at_1', 'pass@1')} {numbers[key]:.1%}"
+        for key in ("accuracy", "pass_at_1")
+        if numbers.get(key) is not None
+    ]
+    if "kept" in numbers:
+        told.append(f"kept {numbers['kept']} of {numbers['replies']}")
+    if "heldout_accuracy" in numbers:
+        told.append(f"right on {numbers['heldout_accuracy']:.1%} of held-out pairs")
+    data = ", ".join(Path(source).name if source.startswith("/") else source for source in node["data"])
+    return Text.assemble((node["name"], "bold"), f"  {data}" if data else "", ("  " + ", ".join(told), "green"))

@@ -1,0 +1,145 @@
+"""The draws of a sample step: each on disk as it arrives, taken up again after a cut, kept or rejected by rules."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qreason.errors import RunFolderError
+from qreason.machine.files import write_json, write_jsonl
+from qreason.recipe.settings import Sample
+from qreason.rewards.language import language_share
+from qreason.rewards.scoring import reply_row
+from qreason.rewards.tags import WHOLE, is_strict
+from qreason.types import Example, Reply, Score
+
+DRAWS = "draws.jsonl"
+"""What a sample step drew, kept or not."""
+SAMPLED = "sampled.jsonl"
+"""What a sample step writes: SFT data."""
+
+Row = dict[str, Any]
+"""A line of draws.jsonl."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One reply to an example, the `number`th, and what it cost; tokens are 0 where the server did not count."""
+
+    example: Example
+    number: int
+    reply: Reply
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Journal:
+    """draws.jsonl: a line a draw, appended as they arrive. What it was made with lies beside it, in draws.json."""
+
+    def __init__(self, folder: Path, made_with: Mapping[str, Any]) -> None:
+        """Take up the journal of a folder, or begin one.
+
+        Raises RunFolderError where the draws in the folder were made with other settings.
+        """
+        self.file = folder / DRAWS
+        header = folder / "draws.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if header.exists():
+            earlier = json.loads(header.read_text(encoding="utf-8"))
+            if changed := [key for key in made_with if made_with[key] != earlier.get(key)]:
+                raise RunFolderError(
+                    f"{folder}: its draws were made with other settings ({', '.join(changed)}); set those again to go "
+                    "on, or remove the folder to draw anew"
+                )
+        write_json(header, made_with)
+        self.rows = self.take_up()
+        self.clock = time.perf_counter()
+
+    def take_up(self) -> list[Row]:
+        """The draws that are there; a last line that was cut off is removed."""
+        if not self.file.exists():
+            return []
+        text = self.file.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            self.file.write_bytes(whole)
+        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+
+    def add(self, draws: Sequence[Drawn], scores: Sequence[Score]) -> list[Row]:
+        """Write draws down, and the wall time since the last ones with them."""
+        now = time.perf_counter()
+        seconds, self.clock = (now - self.clock) / len(draws), now
+        rows = [
+            reply_row(drawn.reply, drawn.example, score)
+            | {
+                "number": drawn.number,
+                "finished": drawn.reply.finished,
+                "prompt_tokens": drawn.prompt_tokens,
+                "completion_tokens": drawn.completion_tokens,
+                "seconds": round(seconds, 4),
+            }
+            for drawn, score in zip(draws, scores, strict=True)
+        ]
+        write_jsonl(self.file, rows, append=True)
+        self.rows += rows
+        return rows
+
+
+class Sieve:
+    """Which draws are kept: form, length, language, rewards, then each text and no more than asked a prompt once."""
+
+    def __init__(self, settings: Sample) -> None:
+        self.settings = settings
+        self.seen: set[tuple[str, str]] = set()
+        self.kept: Counter[str] = Counter()
+
+    def reason(self, row: Row) -> str | None:
+        """Why a draw is rejected; None for one that is kept, which then counts against later ones."""
+        if why := self.flaw(row):
+            return why
+        text = (" ".join(row["prompt"].lower().split()), " ".join(row["reply"].lower().split()))
+        if text in self.seen:
+            return "duplicate"
+        if self.settings.per_prompt and self.kept[row["id"]] >= self.settings.per_prompt:
+            return f"more than {self.settings.per_prompt} a prompt"
+        self.seen.add(text)
+        self.kept[row["id"]] += 1
+        return None
+
+    def flaw(self, row: Row) -> str | None:
+        """What is wrong with a draw by itself."""
+        settings, text = self.settings, row["reply"]
+        words = len(text.split())
+        if not words:
+            return "empty"
+        if not row["finished"]:
+            return "cut off at max_completion_length"
+        if not is_strict(text):
+            return "not in the form <reasoning>…</reasoning><answer>…</answer>"
+        if words < settings.least_words:
+            return f"shorter than {settings.least_words} words"
+        if settings.most_words and words > settings.most_words:
+            return f"longer than {settings.most_words} words"
+        share = language_share(text, settings.language) if settings.language else None
+        if share is not None and share < settings.language_share:
+            return f"less than {settings.language_share:g} in language {settings.language}"
+        for name, least in settings.keep.items():
+            mark = row["total"] if name == "total" else row["parts"][name]
+            if mark is None:
+                return f"{name} gave no verdict"
+            if mark < least:
+                return f"{name} below {least:g}"
+        return None
+
+
+def lesson(row: Row) -> Row:
+    """A kept draw as a row of SFT data: the reply's own reasoning and answer."""
+    match = WHOLE.fullmatch(row["reply"])
+    assert match
+    reasoning, answer = (part.strip() for part in match.groups())
+    return {"id": f"{row['id']}-{row['number']}", "prompt": row["prompt"], "reasoning": reasoning, "reference": answer}

@@ -1,0 +1,62 @@
+"""Asking a checkpoint one question: greedily, by majority vote, or best of n; prompts and decoding as in evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.errors import InputError
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.ranking import best, check_ranking, open_ranking
+from qreason.inference.voting import vote, votes_for
+from qreason.rewards.registry import REFERENCED
+from qreason.run.checkpoint import Checkpoint
+from qreason.types import Example, Reply
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply, what was said about how it was chosen, and all tokens drawn for it."""
+
+    reply: Reply
+    how: str
+    tokens: int
+
+
+class Talk:
+    """Each question stands by itself, as in training: earlier turns are not shown to the model."""
+
+    def __init__(self, checkpoint: Checkpoint, *, votes: int | None, best_of: int | None, by: str) -> None:
+        """Raises InputError for a ranking that needs what a question does not have: a reference."""
+        self.checkpoint, self.votes, self.best_of = checkpoint, votes, best_of
+        check_ranking(by, checkpoint.scorer)
+        needed = REFERENCED & ({by} if by != "total" else checkpoint.scorer.rewards.keys())
+        if best_of and needed:
+            free = ["likelihood", *(name for name in checkpoint.scorer.rewards if name not in REFERENCED)]
+            raise InputError(
+                f"--by {by}: {', '.join(sorted(needed))} needs a reference, which a question does not have; "
+                f"there are {', '.join(free)}"
+            )
+        self.rank = open_ranking(by, checkpoint.resident, checkpoint.scorer, Path.cwd())
+        self.turn = 0
+
+    def ask(self, question: str) -> Answer:
+        """One question, one answer. The seed moves on with each, so that asking again draws anew."""
+        checkpoint = self.checkpoint
+        example = Example(id="chat", prompt=question, reference="")
+        n = self.votes or self.best_of or 1
+        drawn = bool(self.votes or self.best_of)
+        sampling = checkpoint.draw.sampling(greedy=not drawn, seed=checkpoint.seed + self.turn)
+        self.turn += 1
+        prompt = render(example, SYSTEM_PROMPTS[checkpoint.data.prompt])
+        (replies,) = LocalGenerator(checkpoint.resident).generate([prompt], n=n, sampling=sampling)
+        tokens = sum(len(reply.token_ids) for reply in replies)
+        if self.votes:
+            place = vote(replies)
+            if place is None:
+                return Answer(replies[0], f"none of {n} replies has an answer", tokens)
+            return Answer(replies[place], f"{votes_for(replies, place)} of {n} votes", tokens)
+        if self.best_of:
+            return Answer(replies[best(self.rank(replies, [example] * n))], f"best of {n}", tokens)
+        return Answer(replies[0], "greedy", tokens)

@@ -1,0 +1,104 @@
+"""Knowing and training the judge of a recipe: `qreason judge calibrate` and `qreason judge train`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qreason.data.prompts import render_judge
+from qreason.errors import InputError, RunFolderError
+from qreason.judge.calibration import Label, calibrate, read_labels
+from qreason.judge.verdict import Judge, open_judge
+from qreason.machine.files import write_json
+from qreason.machine.progress import progress_bar
+from qreason.recipe.schema import Recipe
+from qreason.recipe.settings import Sft
+from qreason.rewards.judged import JudgeSettings
+from qreason.run.session import Run
+
+KEPT_BACK = 5
+"""One in so many references is kept back from training, to measure on."""
+
+
+def judge_settings(recipe: Recipe) -> tuple[JudgeSettings, float]:
+    """The judge of a recipe and its weight; the default judge with weight 0 where it has none."""
+    if "judge" not in recipe.rewards:
+        return JudgeSettings(), 0.0
+    entry = recipe.rewards["judge"]
+    return JudgeSettings.model_validate(entry.settings), entry.weight
+
+
+def find_labels(recipe: Recipe, given: Path | None) -> list[Label]:
+    if given is None and recipe.data.labels is None:
+        raise InputError(f"{recipe.name}: no labelled pairs; give --labels FILE, or data.labels in the recipe")
+    return read_labels(given or Path(recipe.data.labels or ""))
+
+
+def calibrate_judge(run: Run, labels: Path | None) -> dict[str, Any]:
+    """The figures of the recipe's judge on labelled pairs (data.labels unless others are given)."""
+    pairs = find_labels(run.recipe, labels)
+    return calibrate(open_judge(judge_settings(run.recipe)[0], lambda: run.resident), pairs)
+
+
+def train_judge(run: Run, file: Path, epochs: float) -> dict[str, Any]:
+    """Train a judge adapter on labelled pairs by SFT on the judge's own prompts; figures before and after.
+
+    The pairs of every fifth reference are kept back, and both judges are measured on those. Settings are those of the
+    recipe's first sft step. The adapter is written to run.folder/adapter, the figures to run.folder/judge.json.
+    """
+    labels = read_labels(file)
+    if run.folder.exists() and any(run.folder.iterdir()):
+        raise RunFolderError(f"{run.folder} is not empty; choose another folder with --out")
+    kept, taught = keep_back(labels, run.recipe.seed)
+    before = calibrate(open_judge(JudgeSettings(), lambda: run.resident), kept)
+
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from qreason.training.trainer import Watch, train, trl_arguments
+
+    sft = next((step.sft for step in run.recipe.steps if step.sft), Sft())
+    settings = sft.model_copy(update={"num_train_epochs": epochs, "max_steps": -1, "packing": False})
+    set_seed(run.recipe.seed)
+    run.resident.new_adapter(run.recipe.model.lora)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    arguments = SFTConfig(**{"completion_only_loss": True} | trl_arguments(settings, run, run.folder))
+    with progress_bar("judge") as bar:
+        trainer = SFTTrainer(
+            model=run.resident.model,
+            args=arguments,
+            train_dataset=Dataset.from_list([lesson(*label) for label in taught]),
+            processing_class=run.resident.tokenizer,
+            callbacks=[Watch(run.folder, bar, ("loss",))],
+        )
+        adapter = train(trainer, run, run.folder)
+    run.resident.remove_adapter()
+    trained: Judge = open_judge(JudgeSettings(adapter=str(adapter)), lambda: run.resident)
+    figures = {"adapter": str(adapter), "taught": len(taught), "before": before, "after": calibrate(trained, kept)}
+    write_json(run.folder / "judge.json", figures)
+    return figures
+
+
+def keep_back(labels: Sequence[Label], seed: int) -> tuple[list[Label], list[Label]]:
+    """(pairs to measure on, pairs to teach), no reference in both. Raises InputError where there are too few."""
+    references = sorted({reference for reference, _, _ in labels})
+    if len(references) < 2 * KEPT_BACK:
+        raise InputError(f"{len(references)} different references are too few to train a judge; give {2 * KEPT_BACK}")
+    random.Random(seed).shuffle(references)
+    chosen = set(references[::KEPT_BACK])
+    kept = [label for label in labels if label[0] in chosen]
+    taught = [label for label in labels if label[0] not in chosen]
+    for name, part in (("kept back", kept), ("to teach", taught)):
+        if len({label >= 0.5 for *_, label in part}) < 2:
+            raise InputError(f"the pairs {name} have labels of one kind only; give more labelled pairs of both kinds")
+    return kept, taught
+
+
+def lesson(reference: str, reply: str, label: float) -> dict[str, Any]:
+    return {
+        "prompt": render_judge(reference, reply),
+        "completion": [{"role": "assistant", "content": "yes" if label >= 0.5 else "no"}],
+    }
