@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 Messages = list[dict[str, str]]
@@ -89,6 +90,47 @@ class Reward(Protocol):
 
 
 class Generator(Protocol):
-    """The only seam between qreason and an inference engine."""
+    """The only seam between qreason and an inference engine: whatever a model says is asked for here."""
 
-    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]: ...
+    stops: Set[int]
+    """Token ids that end a reply."""
+
+    def generate(
+        self,
+        prompts: Sequence[Messages],
+        *,
+        n: int,
+        sampling: Sampling,
+        fast: bool = False,
+        on_progress: Callable[[int], None] = ...,
+    ) -> list[list[Reply]]:
+        """n replies to each prompt, in order; `fast` may compute in the number format of training steps."""
+        ...
+
+    def extend(
+        self, beginnings: Sequence[list[int]], *, n: int, sampling: Sampling, stop_at: Set[int]
+    ) -> list[list[list[int]]]:
+        """n ways on from each row of token ids, up to a stop token or one of `stop_at`."""
+        ...
+
+    def expect(
+        self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
+    ) -> list[list[float]]:
+        """The expected value of the next word after each chat, by the bare base or with a judge adapter."""
+        ...
+
+    def likelihoods(self, replies: Sequence[Reply]) -> list[float]:
+        """The mean log-probability of each reply's tokens, in nats per token."""
+        ...
+
+    def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
+        """The token ids of prompts. Raises DataError for one that leaves no room for a reply."""
+        ...
+
+    def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
+        """The tokens whose text ends with one of `ends`."""
+        ...
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Token ids as text, without special tokens."""
+        ...

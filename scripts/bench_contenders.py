@@ -223,10 +223,10 @@ def train_qreason(recipe: Recipe, card: Card, capped: bool, folder: Path, row: R
     from qreason.planning.fit import fit, plan
     from qreason.planning.memory import read_lengths
     from qreason.planning.phases import read_shape
-    from qreason.run.session import Run
+    from qreason.run.session import Session
     from qreason.stages import run_stage
 
-    run = Run.open(
+    run = Session.open(
         recipe, folder / "run", say=lambda line: row["changes"].append(line) if OUT_OF_MEMORY in line else None
     )
     _ = run.backend  # before transformers is imported

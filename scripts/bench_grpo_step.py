@@ -25,7 +25,7 @@ import torch
 
 from qreason.data.examples import read_examples
 from qreason.data.prompts import SYSTEM_PROMPTS, teach
-from qreason.inference.generate import pad_left, render_ids
+from qreason.inference.reading import pad_left, render_ids
 from qreason.machine.hardware import detect
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora, Model

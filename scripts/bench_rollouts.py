@@ -19,7 +19,8 @@ from typing import Any
 
 from qreason.data.examples import read_examples
 from qreason.data.prompts import SYSTEM_PROMPTS, render
-from qreason.inference.generate import LocalGenerator, render_ids
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.reading import render_ids
 from qreason.machine.hardware import detect, prepare_process
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Draw, Model

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from qreason.cli import main
 from qreason.recipe.load import load_recipe, recipe_name, shipped_recipes
-from qreason.run.session import Run
+from qreason.run.session import Session
 
 RecipeWriter = Callable[..., Path]
 ROW = '{"id": "a", "issue": "x", "resolution": "y", "steps": "z"}'
@@ -44,7 +44,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def light(*arguments: str) -> str:
-    """Run qreason in a process of its own that must stay under 0.7 s of CPU time and import no torch."""
+    """Session qreason in a process of its own that must stay under 0.7 s of CPU time and import no torch."""
     code = (
         "import sys\nfrom qreason.cli import main\n"
         f"sys.argv = ['qreason', *{list(arguments)!r}]\n"
@@ -222,7 +222,7 @@ def test_unknown_option_is_bad_input() -> None:
 
 
 def test_folder_of_another_recipe_is_left_as_it_was(write_recipe: RecipeWriter, workplace: Path) -> None:
-    Run.open(load_recipe(write_recipe()), workplace / "out", say=lambda line: None).finish_step(1.0)
+    Session.open(load_recipe(write_recipe()), workplace / "out", say=lambda line: None).finish_step(1.0)
     before = content(workplace / "out")
     other = write_recipe(("name: small", "name: other"), name="other.yaml")
     for command in ("run", "sft", "grpo", "merge"):
@@ -246,9 +246,9 @@ def test_stage_out_of_turn_is_refused(write_recipe: RecipeWriter) -> None:
 
 def test_stage_of_a_finished_run_is_refused(write_recipe: RecipeWriter, workplace: Path) -> None:
     file = write_recipe(("  - evaluate\n", ""), ("  - grpo: {num_generations: 4}\n  - merge\n", ""))
-    run = Run.open(load_recipe(file), workplace / "runs" / "small", say=lambda line: None)
+    run = Session.open(load_recipe(file), workplace / "runs" / "small", say=lambda line: None)
     (run.folder / "01-sft").mkdir()
-    run.finish_step(1.0)
+    run.disk.finish_step(1.0)
     result = qreason("sft", file)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].endswith("no sft step is left; --fresh starts over")
@@ -272,12 +272,12 @@ def test_finished_run_prints_its_report_as_json_and_continues_nothing(
     file = write_recipe(
         ("  - sft: {learning_rate: 1e-5}\n  - evaluate\n  - grpo: {num_generations: 4}\n  - merge\n", "")
     )
-    run = Run.open(load_recipe(file), workplace / "out", say=lambda line: None)
+    run = Session.open(load_recipe(file), workplace / "out", say=lambda line: None)
     (run.folder / "base").mkdir()
     row = {"id": "h0", "prompt": "x", "reply": "y", "reference": "z", "parts": {"format": 0.0}, "total": 0.0}
     numbers = {"split": None, "accurate": False, "well_formed": False, "words": 1, "finished": True, "pass_at_1": 0.5}
     (run.folder / "base" / "evaluation.jsonl").write_text(json.dumps(row | numbers) + "\n")
-    run.finish_step(1.0)
+    run.disk.finish_step(1.0)
     result = qreason("run", file, "--out", "out", "--json")
     assert result.exit_code == 0
     assert "1 of 1 steps are done" in result.stderr

@@ -23,7 +23,7 @@ from qreason.model.load import EMBEDDED
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
 from qreason.recipe.settings import Export
-from qreason.run.session import Run
+from qreason.run.session import Session
 from qreason.stages import run_stage
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
-def write_random_adapter(run: Run, folder: Path, strength: float = 0.1, **options: Any) -> None:
+def write_random_adapter(run: Session, folder: Path, strength: float = 0.1, **options: Any) -> None:
     """An adapter that changes what the model says, without the minutes of training one."""
     torch.manual_seed(1)
     run.resident.new_adapter(Lora(r=8, alpha=32))
@@ -49,28 +49,28 @@ def write_random_adapter(run: Run, folder: Path, strength: float = 0.1, **option
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Session:
     """A run with an adapter, its merge, and an export of both; nothing is trained."""
     folder = tmp_path_factory.mktemp("run") / "smoke"
     rows = folder.parent / "heldout.jsonl"
     rows.write_text("".join((ROOT / "data" / "helpdesk" / "heldout.jsonl").read_text().splitlines(True)[:24]))
-    opened = Run.open(load_recipe("smoke", [STEPS, f"data.heldout={rows}"]), folder, say=lambda line: None)
+    opened = Session.open(load_recipe("smoke", [STEPS, f"data.heldout={rows}"]), folder, say=lambda line: None)
     write_random_adapter(opened, folder / "01-sft" / "adapter")
-    opened.finish_step(0)
+    opened.disk.finish_step(0)
     for step in (1, 2):
         opened.step = step
         run_stage(opened.recipe.steps[step], opened)
-        opened.finish_step(0)
+        opened.disk.finish_step(0)
     return opened
 
 
 @pytest.fixture(scope="module")
-def exported(run: Run) -> Path:
+def exported(run: Session) -> Path:
     return run.folder / "03-export"
 
 
 @pytest.fixture(scope="module")
-def exporter(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+def exporter(run: Session, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     """An export that has looked at the trained and the merged model, and waits for files."""
     from qreason.export.original import Original
 
@@ -222,7 +222,7 @@ def test_a_wrong_tensor_is_caught(
         exporter.original.check_float("f16", file)
 
 
-def merged_weights(run: Run, scale: float) -> dict[str, torch.Tensor]:
+def merged_weights(run: Session, scale: float) -> dict[str, torch.Tensor]:
     """The base with its adapter added `scale` times."""
     base = load_file(TINY / "model.safetensors")
     merged = load_file(run.folder / "02-merge" / "model" / "model.safetensors")
@@ -252,7 +252,7 @@ def four_bit(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ids=["not merged", "adapter's scale lost", "merged twice", "merged into 4-bit"],
 )
 def test_a_wrong_merge_is_caught(
-    weights: Callable[[Run], dict[str, torch.Tensor]], run: Run, exporter: Exporter
+    weights: Callable[[Session], dict[str, torch.Tensor]], run: Session, exporter: Exporter
 ) -> None:
     original = exporter.original
     assert original
@@ -277,7 +277,7 @@ def test_a_quantized_file_of_other_weights_is_caught(exported: Path, exporter: E
 
 @pytest.mark.parametrize("alpha", [8.0, pytest.param(64.0, marks=pytest.mark.slow)])
 def test_an_adapter_file_with_another_scale_is_caught(
-    alpha: float, run: Run, exported: Path, exporter: Exporter, tmp_path: Path
+    alpha: float, run: Session, exported: Path, exporter: Exporter, tmp_path: Path
 ) -> None:
     file = rewrite(exported / "smoke-adapter.gguf", tmp_path / "wrong.gguf", {"adapter.lora.alpha": alpha})
     assert exporter.original
@@ -285,7 +285,7 @@ def test_an_adapter_file_with_another_scale_is_caught(
         exporter.original.check_adapter(file, run.folder / "01-sft" / "adapter", TINY)
 
 
-def test_an_adapter_with_rslora_keeps_its_scale(run: Run, exporter: Exporter, tmp_path: Path) -> None:
+def test_an_adapter_with_rslora_keeps_its_scale(run: Session, exporter: Exporter, tmp_path: Path) -> None:
     write_random_adapter(run, tmp_path / "adapter", use_rslora=True)
     lora.write_adapter(tmp_path / "adapter", TINY, tmp_path / "rslora.gguf", "smoke")
     assert exporter.original
@@ -296,7 +296,7 @@ def test_an_adapter_with_rslora_keeps_its_scale(run: Run, exporter: Exporter, tm
 
 
 def test_a_failed_check_keeps_the_draft_and_the_earlier_file(
-    run: Run, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Session, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
@@ -314,7 +314,7 @@ def test_a_failed_check_keeps_the_draft_and_the_earlier_file(
 
 
 @pytest.fixture
-def copied(run: Run, tmp_path: Path) -> Path:
+def copied(run: Session, tmp_path: Path) -> Path:
     """The run folder, for a test that changes something in it."""
     shutil.copytree(run.folder, tmp_path / "run")
     return tmp_path / "run"
@@ -393,7 +393,7 @@ def test_without_the_extra_the_package_to_install_is_named(copied: Path, monkeyp
     ],
 )
 def test_an_adapter_that_gguf_cannot_hold_is_refused_by_name(
-    changed: dict[str, Any], named: str, run: Run, tmp_path: Path
+    changed: dict[str, Any], named: str, run: Session, tmp_path: Path
 ) -> None:
     shutil.copytree(run.folder / "01-sft" / "adapter", tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from qreason.errors import DataError
-from qreason.inference.generate import LocalGenerator, draw, pad_left, render_ids
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.drawing import draw
+from qreason.inference.reading import pad_left, render_ids
 from qreason.model.resident import Resident
 from qreason.types import Sampling
 

@@ -24,11 +24,12 @@ import torch
 import trl
 from conftest import RecipeWriter, give_weights
 
-from qreason.inference.generate import LocalGenerator, render_ids
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.reading import render_ids
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
-from qreason.run.session import Run
+from qreason.run.session import Session
 from qreason.stages.grpo import grpo
 from qreason.types import Example, Messages, Reply, Sampling
 
@@ -193,15 +194,15 @@ def train(
         recipe = load_recipe(write_recipe(("- grpo: {num_generations: 4}", "- grpo")), ["grpo.preflight=false"])
         draw = recipe.sampling.model_copy(update={"temperature": TEMPERATURE, "max_completion_length": LONGEST})
         weights = {name: recipe.rewards[name].model_copy(update={"weight": w}) for name, w in WEIGHTS.items()}
-        run = Run(recipe.model_copy(update={"sampling": draw, "rewards": weights}), workplace / "out")
-        run.step, run.manifest, run.read_only = 3, {"steps": []}, True
+        run = Session(recipe.model_copy(update={"sampling": draw, "rewards": weights}), workplace / "out")
+        run.step, run.disk.manifest, run.disk.read_only = 3, {"steps": []}, True
         run.__dict__["resident"], run.__dict__["rewards"] = own_resident, {"correctness": first, "format": second}
         own_resident.hardware = replace(own_resident.hardware, autocast="none")
         torch.manual_seed(1)
         own_resident.new_adapter(Lora(r=4))
         give_weights(own_resident, 0.05)
         own_resident.model.save_pretrained(str(workplace / "start"))
-        monkeypatch.setattr(Run, "adapter", lambda self, start: workplace / "start")
+        monkeypatch.setattr(Session, "adapter", lambda self, start: workplace / "start")
         monkeypatch.setattr(LocalGenerator, "generate", generate)
         monkeypatch.setattr(trl, "GRPOTrainer", type("Kept", (Recorder,), {"settings": settings, "records": []}))
         given = settings | {

@@ -25,7 +25,7 @@ from trl.trainer import sft_trainer
 from trl.trainer import utils as trl_utils
 
 from qreason.errors import InputError, ModelError
-from qreason.inference.generate import draw
+from qreason.inference.drawing import draw
 from qreason.machine.hardware import GIB, Hardware
 from qreason.model.load import load_base
 from qreason.planning.chart import plan_table
@@ -54,8 +54,8 @@ from qreason.planning.phases import (
 from qreason.recipe.load import load_recipe
 from qreason.recipe.schema import Recipe, Step
 from qreason.recipe.sections import Draw, Lora, Model
-from qreason.recipe.settings import Grpo
-from qreason.run.session import Run
+from qreason.recipe.training import Grpo
+from qreason.run.session import Session
 from qreason.stages import run_stage
 
 ROOT = Path(__file__).parents[1]
@@ -469,7 +469,7 @@ def test_peak_of_a_real_training_step(
     monkeypatch.setattr("qreason.planning.phases.FUSED_LOGIT", PLAIN_LOGIT)
     monkeypatch.setattr("qreason.training.shared_prompts.worthwhile", lambda args: False)
     planned = plan(recipe, tiny, CARDS["t4"], read_lengths(recipe)).steps
-    run = Run.open(recipe, Path("run"), say=lambda line: None)
+    run = Session.open(recipe, Path("run"), say=lambda line: None)
     run.step = [step.stage for step in recipe.steps].index(stage)
     known = stored(run.resident.model)
     live = Live(*known)

@@ -26,7 +26,7 @@ from qreason.model.merging import divergence, log_probabilities
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Model
 from qreason.recipe.settings import Merge
-from qreason.run.session import Run
+from qreason.run.session import Session
 from qreason.stages import merge as stage
 from qreason.types import Reply
 
@@ -43,7 +43,7 @@ def run_with_adapters(
     """A run folder whose stages have random adapters of the size that a short training gives."""
     overrides = [f"model.base={base}", steps, "sampling.max_completion_length=12", "rewards={format: 1}"]
     overrides += [f"model.{key}={value}" for key, value in model.items()]
-    run = Run.open(load_recipe("smoke", overrides), folder, say=lambda line: None)
+    run = Session.open(load_recipe("smoke", overrides), folder, say=lambda line: None)
     for step, name in enumerate(adapters):
         run.step = step
         torch.manual_seed(step)
@@ -53,7 +53,7 @@ def run_with_adapters(
                 torch.nn.init.normal_(parameter, std=0.01)
         run.resident.model.peft_config["default"].base_model_name_or_path = base
         run.resident.model.save_pretrained(str(folder / name / "adapter"), save_embedding_layers=False)
-        run.finish_step(1.0)
+        run.disk.finish_step(1.0)
     return folder
 
 
@@ -157,7 +157,7 @@ def test_a_model_that_ran_in_16_bit_arithmetic_is_met_as_nearly_as_that_rounds(
 ) -> None:
     sixteen = dataclasses.replace(detect(), dtype=dtype)
     monkeypatch.setattr("qreason.machine.hardware.detect", lambda: sixteen)
-    stage.merge_again(Run.reopen(two_adapters), Merge(rows=1), tmp_path / "out")
+    stage.merge_again(Session.reopen(two_adapters), Merge(rows=1), tmp_path / "out")
     (figures,) = json.loads((tmp_path / "out" / "merge.json").read_text())["bases"].values()
     assert figures["rounding"] <= 1e-4
     assert figures["rounding"] < figures["kl"] <= most
@@ -182,7 +182,7 @@ def test_an_adapter_on_the_output_layer_unties_it(tmp_path: Path) -> None:
 def test_the_base_has_left_memory_when_the_stored_model_enters(
     two_adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run.reopen(two_adapters)
+    run = Session.reopen(two_adapters)
     base = weakref.ref(run.resident.model)
     alive: list[bool] = []
 
@@ -201,7 +201,7 @@ def test_the_base_has_left_memory_when_the_stored_model_enters(
 def test_a_merge_step_after_unsloth_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     steps = "steps=[sft, sft, {merge: {adapters: [01-sft, 02-sft], blend: cat, weights: [0.5, 0.5], rows: 1}}]"
     folder = run_with_adapters(tmp_path / "run", "01-sft", "02-sft", steps=steps)
-    run = Run.reopen(folder)
+    run = Session.reopen(folder)
     run.__dict__["backend"] = Choice("unsloth", "as if")
     run.step = 2
     artifact = stage.merge(run.recipe.steps[2], run)

@@ -20,7 +20,7 @@ from qreason.model.compensation import compensate, correction
 from qreason.model.load import load_base
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora, Model
-from qreason.run.session import Run
+from qreason.run.session import Session
 from qreason.training.trainer import give_back
 
 INCIDENTS = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"
@@ -84,8 +84,8 @@ def test_training_after_an_evaluation_and_merging_are_exact(finished: Path) -> N
 def test_what_was_saved_answers_as_what_was_trained(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.parents[1])
     trained = [row["reply"] for row in read_jsonl(finished / "02-grpo/evaluation.jsonl")]
-    run = Run.reopen(Path("runs/four"))
-    run.resident.load_adapter(run.adapter())
+    run = Session.reopen(Path("runs/four"))
+    run.resident.load_adapter(run.disk.adapter())
     assert run.resident.model.is_loaded_in_4bit
     prompts = [render(example, HELPDESK) for example in run.examples("heldout")]
     greedy = run.recipe.sampling.sampling(greedy=True)

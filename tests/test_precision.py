@@ -15,7 +15,7 @@ from qreason.errors import TrainingError
 from qreason.machine import hardware
 from qreason.machine.hardware import Hardware
 from qreason.recipe.load import load_recipe
-from qreason.run.session import Run
+from qreason.run.session import Session
 from qreason.stages import run_stage
 from qreason.training.trainer import MOST_OVERFLOWS, Watch
 
@@ -63,7 +63,7 @@ def test_on_a_t4_no_number_is_bfloat16_and_adapters_are_float32(
     file = write_recipe(("{base: qreason/tiny}", "{base: qreason/tiny, quantization: nf4}"))
     text = file.read_text().partition("  - evaluate")[0]
     file.write_text(text + f"  - {stage}: {{trl: {{}}{', preflight: false' if stage == 'grpo' else ''}}}\n")
-    run = Run.open(load_recipe(str(file)), Path("runs/t4"), say=lambda line: None)
+    run = Session.open(load_recipe(str(file)), Path("runs/t4"), say=lambda line: None)
     with pytest.raises(ReachedError):
         run_stage(run.recipe.steps[0], run)
     trainer = seen["trainer"]

@@ -20,7 +20,7 @@ from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Data
 from qreason.rewards import registry
 from qreason.rewards.preferred import PreferenceSettings, preferred
-from qreason.run.session import Run
+from qreason.run.session import Session
 from qreason.types import Example, Pair, Reply
 
 RecipeWriter = Callable[..., Path]
@@ -95,7 +95,7 @@ def test_a_reward_model_tells_held_out_pairs_apart_and_a_later_step_is_paid_by_i
     assert nodes["02-grpo"]["from"] == "base"  # a reward model is no policy
     assert nodes["01-preference"]["numbers"]["heldout_accuracy"] == 1.0
     saved = "out/01-preference/reward_model"
-    opened = Run.reopen(Path("out"))
+    opened = Session.reopen(Path("out"))
     model = PreferenceModel(saved, opened.resident)
     kind, rude = model([("printer 99 is offline", KIND[0]), ("printer 99 is offline", RUDE[0])])
     assert kind is not None

@@ -23,7 +23,7 @@ from qreason.hub import access as talking
 from qreason.machine.files import write_json
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
-from qreason.run.session import Run
+from qreason.run.session import Session
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 MEASURE = {"mean": 0.5, "low": 0.421, "high": 0.579}
@@ -38,13 +38,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder, with an adapter, a merged model, GGUF files that are none, and a report."""
     folder = tmp_path_factory.mktemp("made") / "run"
     overrides = ["steps=[sft, evaluate, merge]", "sampling.max_completion_length=16"]
-    run = Run.open(load_recipe("smoke", overrides), folder, say=lambda line: None)
+    run = Session.open(load_recipe("smoke", overrides), folder, say=lambda line: None)
     run.resident.new_adapter(Lora(r=4))
     run.resident.model.peft_config["default"].base_model_name_or_path = "qreason/tiny"
     run.resident.model.save_pretrained(str(folder / "01-sft" / "adapter"), save_embedding_layers=False)
     for step in range(3):
         run.step = step
-        run.finish_step(1.0)
+        run.disk.finish_step(1.0)
     assert call("merge", folder, "--rows", "1", "--out", folder / "02-merge").exit_code == 0
     (folder / "03-export").mkdir()
     (folder / "03-export" / "smoke-q8_0.gguf").write_bytes(b"GGUF" * 1000)
@@ -293,7 +293,7 @@ def test_names_without_rights_and_bad_names_are_refused(made: Path, hub: FakeHub
 
 def test_nothing_to_push_is_refused_with_what_makes_it(made: Path, hub: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    Run.open(load_recipe("smoke"), folder, say=lambda line: None).save_manifest()
+    Session.open(load_recipe("smoke"), folder, say=lambda line: None).save_manifest()
     assert "run sft or grpo first" in refused(push(folder))
     assert "make one with `qreason merge" in refused(push(folder, "--include", "merged"))
     assert "an export step" in refused(push(folder, "--include", "gguf"))

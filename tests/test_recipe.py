@@ -10,7 +10,7 @@ import yaml
 
 from qreason.errors import RecipeError
 from qreason.recipe.load import load_recipe
-from qreason.recipe.settings import Grpo, Sft
+from qreason.recipe.training import Grpo, Sft
 from qreason.rewards import registry
 from qreason.types import Example, Reply
 

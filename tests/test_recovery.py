@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 from qreason.data.prompts import VERDICTS, render_judge
 from qreason.errors import OutOfMemoryError
-from qreason.inference.generate import LocalGenerator, take
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.drawing import take
 from qreason.judge.local import LocalModel
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
-from qreason.run.session import Run
+from qreason.run.session import Session
 from qreason.stages import run_stage
 from qreason.training.recovery import split_rows
 from qreason.types import Sampling
@@ -41,7 +42,7 @@ def trained(write_recipe: RecipeWriter, stage: str, settings: str, name: str) ->
     file = Path(f"{name}.yaml")
     file.write_text(before + steps)
     said: list[str] = []
-    run = Run.open(load_recipe(str(file)), Path("runs") / name, say=said.append)
+    run = Session.open(load_recipe(str(file)), Path("runs") / name, say=said.append)
     artifact = run_stage(run.recipe.steps[0], run)
     return load_file(artifact.path / "adapter_model.safetensors"), said
 
@@ -120,7 +121,7 @@ def test_one_row_that_does_not_fit_stops_with_the_adapter_kept(
 
 
 def test_what_a_step_had_is_kept_when_it_starts_again(workplace: Path, write_recipe: RecipeWriter) -> None:
-    run = Run.open(load_recipe(str(write_recipe())), Path("runs/small"), say=lambda line: None)
+    run = Session.open(load_recipe(str(write_recipe())), Path("runs/small"), say=lambda line: None)
     run.step = 1
     (run.clear_stage_folder() / "checkpoint").mkdir()
     run.clear_stage_folder()

@@ -11,18 +11,19 @@ import pytest
 from qreason.errors import DataError, RunFolderError
 from qreason.machine.files import read_jsonl, write_json, write_jsonl
 from qreason.recipe.load import load_recipe
-from qreason.run.session import Run, stage_folders
+from qreason.run.session import Session
+from qreason.recipe.schema import stage_folders
 
 RecipeWriter = Callable[..., Path]
 
 
-def start(file: Path, *overrides: str, finished: int = 0, fresh: bool = False) -> Run:
+def start(file: Path, *overrides: str, finished: int = 0, fresh: bool = False) -> Session:
     """Open the run of a recipe in ./out, and call its next `finished` steps done."""
-    run = Run.open(load_recipe(file, overrides), Path("out"), fresh=fresh, say=lambda line: None)
+    run = Session.open(load_recipe(file, overrides), Path("out"), fresh=fresh, say=lambda line: None)
     for _ in range(finished):
-        run.step = run.finished
-        (run.folder / run.folders[run.step]).mkdir(exist_ok=True)
-        run.finish_step(1.0)
+        run.step = run.disk.finished
+        (run.folder / run.disk.stage_names[run.step]).mkdir(exist_ok=True)
+        run.disk.finish_step(1.0)
     return run
 
 
@@ -53,7 +54,7 @@ def test_new_run_writes_down_where_it_comes_from(write_recipe: RecipeWriter) -> 
 
 def test_recipe_as_resolved_is_kept_and_reopens_equal(write_recipe: RecipeWriter) -> None:
     run = start(write_recipe(), "sft.learning_rate=3e-4")
-    assert Run.reopen(run.folder).recipe == load_recipe(write_recipe(), ["sft.learning_rate=3e-4"])
+    assert Session.reopen(run.folder).recipe == load_recipe(write_recipe(), ["sft.learning_rate=3e-4"])
 
 
 def test_empty_folder_is_taken(write_recipe: RecipeWriter, workplace: Path) -> None:
@@ -85,7 +86,7 @@ def test_changed_settings_are_refused_by_name(write_recipe: RecipeWriter, overri
 def test_settings_of_a_step_that_has_not_run_may_change(write_recipe: RecipeWriter) -> None:
     start(write_recipe(), finished=2)
     assert start(write_recipe(), "grpo.beta=0.1").finished == 2
-    assert Run.reopen(Path("out")).recipe.steps[3].grpo.beta == 0.1  # type: ignore[union-attr]
+    assert Session.reopen(Path("out")).recipe.steps[3].grpo.beta == 0.1  # type: ignore[union-attr]
 
 
 def test_appended_steps_continue_the_run(write_recipe: RecipeWriter) -> None:
@@ -198,15 +199,15 @@ def test_stage_that_was_cut_off_starts_again(write_recipe: RecipeWriter) -> None
 def test_newest_adapter_of_the_finished_steps_counts(write_recipe: RecipeWriter) -> None:
     run = start(write_recipe(), finished=1)
     (run.folder / "01-sft" / "adapter").mkdir(parents=True)
-    assert run.adapter() is None  # its step is not finished
+    assert run.disk.adapter() is None  # its step is not finished
     for _ in range(2):
-        run.step = run.finished
-        run.finish_step(1.0)
+        run.step = run.disk.finished
+        run.disk.finish_step(1.0)
     (run.folder / "02-grpo" / "adapter").mkdir(parents=True)
-    assert run.adapter() == run.folder / "01-sft" / "adapter"
-    run.step = run.finished
-    run.finish_step(1.0)
-    assert run.adapter() == run.folder / "02-grpo" / "adapter"
+    assert run.disk.adapter() == run.folder / "01-sft" / "adapter"
+    run.step = run.disk.finished
+    run.disk.finish_step(1.0)
+    assert run.disk.adapter() == run.folder / "02-grpo" / "adapter"
 
 
 def test_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:

@@ -3,4 +3,6 @@
 from qreason.cli import exporting, judging, looking, publishing, running, talking
 from qreason.cli.base import main
 
+running.add_stage_commands()
+
 __all__ = ["exporting", "judging", "looking", "main", "publishing", "running", "talking"]

@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qreason.cli.base import main, one_line_errors, say, set_option
+from qreason.cli.base import main, one_line_errors, say, show
+from qreason.cli.options import json_option, set_option
 from qreason.errors import TrainingError
 
 if TYPE_CHECKING:
-    from qreason.run.session import Run
+    from qreason.run.session import Session
 
 
-def open_quietly(recipe: str, overrides: tuple[str, ...], folder: Path = Path()) -> Run:
+def open_quietly(recipe: str, overrides: tuple[str, ...], out: Path | None = None) -> Session:
     """A run that reads nothing but the recipe and writes no run folder."""
     from qreason.machine.hardware import prepare_process
     from qreason.recipe.load import load_recipe
-    from qreason.run.session import Run
+    from qreason.run.folder import RunFolder
+    from qreason.run.session import Session
 
     loaded = load_recipe(recipe, overrides)
     prepare_process()
-    run = Run(loaded, folder, say)
-    run.read_only = True
-    return run
+    return Session(loaded, RunFolder.unwritten(out or Path("runs") / f"{loaded.name}-judge", loaded), say)
 
 
 @main.command()
 @click.argument("recipe")
 @click.option("--replies", type=click.Path(path_type=Path), required=True, help="JSONL: id, prompt, reply, reference.")
 @set_option
-@click.option("--json", "as_json", is_flag=True, help="Print a line a reply, in order.")
+@json_option
 @one_line_errors
 def score(recipe: str, replies: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Score a file of replies with RECIPE's rewards."""
@@ -44,16 +44,14 @@ def score(recipe: str, replies: Path, overrides: tuple[str, ...], as_json: bool)
         for row in rows:
             click.echo(json.dumps(row))
         return
-    from rich.console import Console
-
     from qreason.report.table import parts_table
 
-    Console().print(parts_table(rows, run.recipe.weights))
+    show(parts_table(rows, run.recipe.weights))
 
 
 @main.group()
 def judge() -> None:
-    """Know the judge of a recipe, or train a better one."""
+    """Measure the judge of a recipe, or train a better one."""
 
 
 @judge.command()
@@ -62,7 +60,7 @@ def judge() -> None:
     "--labels", type=click.Path(path_type=Path), help="JSONL: reference, reply, label [default: data.labels]."
 )
 @set_option
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@json_option
 @one_line_errors
 def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Measure RECIPE's judge: agreement with labels, biases, injections, speed."""
@@ -88,10 +86,9 @@ def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_j
 @one_line_errors
 def train(recipe: str, labels: Path, out: Path | None, epochs: float, overrides: tuple[str, ...]) -> None:
     """Train a judge adapter on RECIPE's base, and compare it with the untrained judge."""
-    run = open_quietly(recipe, overrides)
+    run = open_quietly(recipe, overrides, out)
     from qreason.training.judge import train_judge
 
-    run.folder = out or Path("runs") / f"{run.recipe.name}-judge"
     figures = train_judge(run, labels, epochs)
     show_judges({"untrained": figures["before"], "trained": figures["after"]})
     if figures["after"]["auc"] <= figures["before"]["auc"]:
@@ -103,8 +100,6 @@ def train(recipe: str, labels: Path, out: Path | None, epochs: float, overrides:
 
 
 def show_judges(judges: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-
     from qreason.report.table import judges_table
 
-    Console().print(judges_table(judges))
+    show(judges_table(judges))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qreason.cli.base import main, one_line_errors, open_finished, say, set_option
+from qreason.cli.base import main, one_line_errors, open_finished, say, show
+from qreason.cli.options import set_option
 from qreason.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,11 +91,9 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
 @one_line_errors
 def lineage(folder: Path) -> None:
     """Draw what a run's checkpoints and data come from."""
-    from rich.console import Console
-
     from qreason.run.lineage import lineage, lineage_tree
 
-    Console().print(lineage_tree(lineage(open_finished(folder))))
+    show(lineage_tree(lineage(open_finished(folder))))
 
 
 @main.command()
@@ -104,12 +103,10 @@ def doctor() -> None:
     from qreason.machine.hardware import prepare_process
 
     prepare_process()
-    from rich.console import Console
-
     from qreason.cli.doctor import examine, findings_table, healthy
 
     findings = examine()
-    Console().print(findings_table(findings))
+    show(findings_table(findings))
     if not healthy(findings):
         raise InputError("training cannot work here yet; the cures stand beside the findings")
 
@@ -126,8 +123,6 @@ def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
 
     loaded = load_recipe(recipe, overrides)
     prepare_process()
-    from rich.console import Console
-
     from qreason.planning.chart import plan_table
     from qreason.planning.fit import plan
     from qreason.planning.memory import find_card, read_card, read_lengths
@@ -136,7 +131,7 @@ def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
     card = read_card(gpu) if gpu else find_card()
     if card is None:
         raise InputError("there is no GPU here to plan for; name one with --gpu, for example --gpu t4 or --gpu 6GiB")
-    Console().print(plan_table(plan(loaded, read_shape(loaded.model.base), card, read_lengths(loaded))))
+    show(plan_table(plan(loaded, read_shape(loaded.model.base), card, read_lengths(loaded))))
 
 
 @main.group()
@@ -154,12 +149,9 @@ def preview(recipe: str, overrides: tuple[str, ...], rows: int) -> None:
     from qreason.machine.hardware import prepare_process
 
     prepare_process()
-    from rich.console import Console
-
     from qreason.cli.preview import preview_source
     from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    console = Console()
     for use in loaded.data.sources:
-        console.print(preview_source(loaded, use, rows))
+        show(preview_source(loaded, use, rows))

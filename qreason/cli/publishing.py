@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qreason.cli.base import main, one_line_errors, open_finished, read_settings, say
-from qreason.cli.running import recipe_options, run_recipe, run_step
+from qreason.cli.base import main, one_line_errors, open_finished, say
+from qreason.cli.options import read_settings, recipe_options, settings_options
+from qreason.cli.running import Request, run_and_say, run_recipe
 from qreason.errors import InputError
+from qreason.recipe.settings import Merge
 
-
-def merge_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Settings of a merge; None where they are not given."""
-    for option in reversed(
-        (
-            click.option("--dtype", help="float16 (default), bfloat16 or float32."),
-            click.option("--base", help="Of a 4-bit run: trained (default: dequantized) or original."),
-            click.option("--max-shard-size", help="Size of a weight file [default: 5GB]."),
-            click.option("--adapter", "adapters", multiple=True, metavar="STAGE|DIR", help="Repeatable, in order."),
-            click.option("--blend", help="Make the adapters one: linear, ties, dare_linear, dare_ties or cat."),
-            click.option("--weights", metavar="W,W", help="Of the adapters in a blend."),
-            click.option("--density", type=float, help="Share that ties and dare keep."),
-            click.option("--rows", type=int, help="Held-out rows to compare on [default: 32]."),
-        )
-    ):
-        command = option(command)
-    return command
+MERGE_OPTIONS = ("dtype", "base", "max_shard_size", "blend", "weights", "density", "rows")
 
 
 @main.command()
 @recipe_options
-@merge_options
+@settings_options(Merge, *MERGE_OPTIONS, adapters="adapter")
 @one_line_errors
 def merge(
     recipe: str,
@@ -43,41 +28,24 @@ def merge(
     overrides: tuple[str, ...],
     fresh: bool,
     as_json: bool,
-    adapters: tuple[str, ...],
-    weights: str | None,
     **settings: Any,
 ) -> None:
     """Run RECIPE up to its next merge step, or merge a run folder once more.
 
     A run folder given in place of RECIPE gets a folder merged-… for what is asked; --out names another one.
     """
-    wanted = {key: value for key, value in settings.items() if value is not None}
-    wanted |= {"adapters": list(adapters)} if adapters else {}
-    wanted |= {"weights": read_weights(weights)} if weights else {}
+    wanted = read_settings(Merge, settings, adapters="adapter")
     if not Path(recipe).is_dir():
-        overrides += tuple(f"merge.{key}={json.dumps(value)}" for key, value in wanted.items())
-        run_recipe(recipe, out, seed, overrides, fresh, as_json, only="merge")
+        given = wanted.model_dump(mode="json", exclude_unset=True)
+        overrides += tuple(f"merge.{key}={json.dumps(value)}" for key, value in given.items())
+        run_recipe(Request(recipe, out, seed, overrides, fresh, as_json), only="merge")
         return
     if overrides or fresh or seed is not None:
         raise InputError("--set, --seed and --fresh are for a recipe; a run folder keeps the settings it was made with")
-    merge_folder(Path(recipe), wanted, out, as_json)
-
-
-def read_weights(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--weights {text}: write them as numbers with commas, for example 0.7,0.3") from None
-
-
-def merge_folder(folder: Path, wanted: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    from qreason.recipe.settings import Merge
-
-    merge_settings = read_settings(Merge, wanted)
-    opened = open_finished(folder)
+    opened = open_finished(Path(recipe))
     from qreason.stages.merge import merge_again
 
-    artifact = merge_again(opened, merge_settings, out)
+    artifact = merge_again(opened, wanted, out)
     say(f"merge     {artifact.summary}")
     click.echo((artifact.path.parent / "merge.json").read_text("utf-8") if as_json else artifact.path)
 
@@ -128,11 +96,11 @@ def pull(repo: str, out: Path | None, base: str | None, revision: str | None) ->
 
     prepare_process()
     from qreason.recipe.load import absolute
-    from qreason.run.session import Run
+    from qreason.run.session import Session
     from qreason.stages.pull import recipe_of
 
     recipe = recipe_of(repo, revision, absolute(base) if base else None, say)
-    opened = Run.open(recipe, out or Path("runs") / recipe.name, fresh=False, say=say)
-    if not opened.finished:
-        run_step(opened, 0)
+    opened = Session.open(recipe, out or Path("runs") / recipe.name, say=say)
+    if not opened.disk.finished:
+        run_and_say(opened, 0)
     click.echo(opened.folder)

@@ -8,12 +8,11 @@ from typing import Any
 from qreason.data.examples import read_accepted
 from qreason.data.formats import read_jsonl
 from qreason.errors import DataError
-from qreason.rewards.scoring import Scorer
-from qreason.run.session import Run
+from qreason.run.session import Session
 from qreason.types import Example, Reply
 
 
-def score_replies(run: Run, file: Path) -> list[dict[str, Any]]:
+def score_replies(run: Session, file: Path) -> list[dict[str, Any]]:
     """`id`, `parts` and `total` of every row of a JSONL with id, prompt, reply and reference, in order."""
     replies, examples = [], []
     for place, row in read_jsonl(file):
@@ -33,7 +32,7 @@ def score_replies(run: Run, file: Path) -> list[dict[str, Any]]:
         )
     if not replies:
         raise DataError(f"{file}: no rows; give one reply a line")
-    scores = Scorer(run.rewards, run.recipe.weights)(replies, examples, Path.cwd())
+    scores = run.rewards.scorer(replies, examples, Path.cwd())
     return [
         {"id": example.id, "parts": score.parts, "total": score.total}
         for example, score in zip(examples, scores, strict=True)

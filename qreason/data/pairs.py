@@ -61,7 +61,7 @@ def rank_draws(file: Path, rows: Sequence[dict[str, Any]]) -> list[Pair]:
     return pairs
 
 
-def those_about(pairs: Sequence[Pair], about: str | None) -> list[Pair]:
+def filter_by_topic(pairs: Sequence[Pair], about: str | None) -> list[Pair]:
     """The pairs whose `about` says so, all without one. Raises DataError where there are none."""
     chosen = [pair for pair in pairs if about in (None, pair.about)]
     if not chosen:

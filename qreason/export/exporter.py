@@ -16,13 +16,13 @@ from qreason.machine.progress import progress_bar
 from qreason.model.load import fingerprint, load_tokenizer, locate
 from qreason.model.merging import check_adapter
 from qreason.recipe.settings import Export
-from qreason.run.session import Run
+from qreason.run.session import Session
 
 
 class Exporter:
     """Files are drafts until their checks have passed; then they take the place of earlier ones of their name."""
 
-    def __init__(self, folder: Path, work: Path, merged: Path, settings: Export, run: Run) -> None:
+    def __init__(self, folder: Path, work: Path, merged: Path, settings: Export, run: Session) -> None:
         self.folder, self.work, self.merged, self.settings, self.run = folder, work, merged, settings, run
         self.config = writer.read_config(merged)
         self.native = writer.native_type(self.config)
@@ -56,11 +56,14 @@ class Exporter:
 
     def check_inputs(self) -> None:
         """What cannot end well is told before anything is written."""
-        base, tokenizer, adapter = self.run.recipe.model.base, self.heldout.tokenizer, self.run.adapter()
+        base, tokenizer, adapter = self.run.recipe.model.base, self.heldout.tokenizer, self.run.disk.adapter()
         assert adapter is not None, "a merge has an adapter"
-        check_adapter(adapter, self.run.manifest["base"])
+        check_adapter(adapter, self.run.disk.manifest["base"])
         lora.check_fits(adapter, self.merged)
-        if fingerprint(base, self.config) != self.run.manifest["base"]["fingerprint"] and Path(locate(base)).is_dir():
+        if (
+            fingerprint(base, self.config) != self.run.disk.manifest["base"]["fingerprint"]
+            and Path(locate(base)).is_dir()
+        ):
             raise RunFolderError(
                 f"{self.run.folder}: the weights of {base} changed since this run began; put the earlier ones back, or "
                 "train again with --fresh"
@@ -114,7 +117,7 @@ class Exporter:
 
     def make_adapter(self) -> None:
         """The newest adapter for the GGUF file of its base; kinds that GGUF cannot hold are named and left out."""
-        adapter = self.run.adapter()
+        adapter = self.run.disk.adapter()
         assert adapter is not None, "a merge has an adapter"
         base = base_folder(self.run.recipe.model.base)
         draft = self.draft("adapter")

@@ -27,7 +27,7 @@ class Original:
 
     def __init__(self, export: Exporter) -> None:
         self.export, self.work, self.heldout = export, export.work, export.heldout
-        adapter = export.run.adapter()
+        adapter = export.run.disk.adapter()
         assert adapter is not None, "a merge has an adapter"
         self.ask_merged()
         own = self.ask_trained(adapter)

@@ -11,7 +11,8 @@ from typing import Any
 
 from qreason.data.prompts import render
 from qreason.export.engine import Exchange
-from qreason.inference.generate import LocalGenerator, render_ids
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.reading import render_ids
 from qreason.machine.hardware import detect
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Model
@@ -63,7 +64,9 @@ def answer(
     resident: Resident, questions: Sequence[Messages], limit: int, on_reply: Callable[[int], None]
 ) -> list[Reply]:
     sampling = Sampling(temperature=0.0, max_completion_length=limit)
-    return [one for (one,) in LocalGenerator(resident, on_reply).generate(questions, n=1, sampling=sampling)]
+    return [
+        one for (one,) in LocalGenerator(resident).generate(questions, n=1, sampling=sampling, on_progress=on_reply)
+    ]
 
 
 def in_float32(merged: Path) -> Resident:

@@ -9,13 +9,13 @@ from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS
 from qreason.model.load import EMBEDDED, locate
-from qreason.run.session import Run
+from qreason.run.session import Session
 
 TAUGHT_BY = {"sft": "SFT", "grpo": "GRPO", "distill": "distillation"}
 """Stages that train the policy -> what a reader calls them."""
 
 
-def model_card(run: Run, repo: str, parts: Sequence[str], files: Sequence[str]) -> str:
+def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[str]) -> str:
     """README.md of a repository with these parts (`adapter`, `merged`, `gguf`) and files."""
     sections = [
         front_matter(run, parts),
@@ -31,18 +31,18 @@ def model_card(run: Run, repo: str, parts: Sequence[str], files: Sequence[str]) 
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def public_base(run: Run) -> str:
+def public_base(run: Session) -> str:
     """The base's name for others: of a local folder its own name alone, never the path."""
     base = run.recipe.model.base
     return Path(base).name if Path(base).is_absolute() else base
 
 
-def on_the_hub(run: Run) -> bool:
+def on_the_hub(run: Session) -> bool:
     """Whether others can load the base by its name from the Hub."""
     return not Path(run.recipe.model.base).is_absolute() and run.recipe.model.base not in EMBEDDED
 
 
-def licence(run: Run) -> str | None:
+def licence(run: Session) -> str | None:
     """The licence that the base's own card declares; None where there is no card at hand."""
     import yaml
 
@@ -65,7 +65,7 @@ def licence(run: Run) -> str | None:
     return str(named) if named else None
 
 
-def front_matter(run: Run, parts: Sequence[str]) -> str:
+def front_matter(run: Session, parts: Sequence[str]) -> str:
     import yaml
 
     fields: dict[str, Any] = {"library_name": "transformers" if "merged" in parts else "peft"}
@@ -77,12 +77,12 @@ def front_matter(run: Run, parts: Sequence[str]) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
-def stages(run: Run) -> list[str]:
+def stages(run: Session) -> list[str]:
     """The stages that trained the policy, in order, each once."""
-    return list(dict.fromkeys(e["stage"] for e in run.manifest["steps"] if e["stage"] in TAUGHT_BY))
+    return list(dict.fromkeys(e["stage"] for e in run.disk.manifest["steps"] if e["stage"] in TAUGHT_BY))
 
 
-def introduction(run: Run, parts: Sequence[str]) -> str:
+def introduction(run: Session, parts: Sequence[str]) -> str:
     kinds = {"adapter": "a LoRA adapter", "merged": "the merged model", "gguf": "GGUF files"}
     held = " and ".join(kinds[part] for part in kinds if part in parts)
     model = run.recipe.model
@@ -90,35 +90,35 @@ def introduction(run: Run, parts: Sequence[str]) -> str:
     by = " and ".join(TAUGHT_BY[stage] for stage in stages(run)) or "training elsewhere"
     return (
         f"{held[0].upper()}{held[1:]}, made from `{public_base(run)}`{quantized} by {by} with qreason "
-        f"{run.manifest['qreason']}. It writes its steps inside `<reasoning>` and its answer inside `<answer>`."
+        f"{run.disk.manifest['qreason']}. It writes its steps inside `<reasoning>` and its answer inside `<answer>`."
     )
 
 
-def training(run: Run) -> str:
+def training(run: Session) -> str:
     lines = ["## Training", "", "| | |", "|---|---|"]
     for key, source in run.recipe.data.sources.items():
-        known = run.manifest["data"].get(key, "")
+        known = run.disk.manifest["data"].get(key, "")
         shown = Path(source).name if known.startswith("sha256:") else source
         lines.append(f"| data, {key} | `{shown}` {f'({known[:23]}…)' if known.startswith('sha256:') else ''} |")
     lora = run.recipe.model.lora
     lines.append(f"| LoRA | r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout:g} |")
     if "grpo" in stages(run):
         lines.append(f"| rewards | {', '.join(f'{name} {w:g}' for name, w in run.recipe.weights.items())} |")
-    for step in run.recipe.steps[: run.finished]:
+    for step in run.recipe.steps[: run.disk.finished]:
         if step.stage in TAUGHT_BY:
             told = step.settings.model_dump(
                 include={"learning_rate", "num_train_epochs", "max_steps", "num_generations", "rows"}, exclude_none=True
             )
             listed = [f"{name} {value:g}" for name, value in told.items() if name != "max_steps" or value > 0]
             lines.append(f"| {step.stage} | {', '.join(listed)} |")
-    versions = ", ".join(f"{name} {number}" for name, number in run.manifest["versions"].items())
-    hardware = run.manifest.get("hardware", {})
+    versions = ", ".join(f"{name} {number}" for name, number in run.disk.manifest["versions"].items())
+    hardware = run.disk.manifest.get("hardware", {})
     lines.append(f"| seed | {run.recipe.seed} |")
     lines.append(f"| machine | {hardware.get('name') or hardware.get('device', 'unknown')}; {versions} |")
     return "\n".join(lines)
 
 
-def read_report(run: Run) -> dict[str, Any] | None:
+def read_report(run: Session) -> dict[str, Any] | None:
     file = run.folder / "report.json"
     report: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     return report
@@ -131,7 +131,7 @@ def interval(measure: dict[str, Any], scale: float = 100, unit: str = "%", digit
     return f"{mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def results(run: Run) -> str:
+def results(run: Session) -> str:
     """Before and after, as the run measured it."""
     report = read_report(run)
     if report is None:
@@ -154,17 +154,17 @@ def results(run: Run) -> str:
     return "\n".join(lines)
 
 
-def judge(run: Run) -> str:
+def judge(run: Session) -> str:
     """How good the judge behind the rewards was, where it was measured."""
     told = [
         json.loads(file.read_text(encoding="utf-8")).get("told")
-        for entry in run.manifest["steps"]
+        for entry in run.disk.manifest["steps"]
         if (file := run.folder / entry["folder"] / "judge.json").is_file() and entry["stage"] == "grpo"
     ]
     return f"## The judge\n\nOne of the rewards asks a judge: {told[-1]}." if told and told[-1] else ""
 
 
-def merging(run: Run) -> str:
+def merging(run: Session) -> str:
     newest = newest_merge(run)
     if newest is None:
         return ""
@@ -182,7 +182,7 @@ def merging(run: Run) -> str:
     )
 
 
-def newest_merge(run: Run) -> Path | None:
+def newest_merge(run: Session) -> Path | None:
     """The merged model that was made last: of a merge step, or by `qreason merge RUN`."""
     made = [
         file.parent for file in run.folder.glob("*/merge.json") if (file.parent / "model" / "config.json").is_file()
@@ -190,7 +190,7 @@ def newest_merge(run: Run) -> Path | None:
     return max(made, key=lambda folder: (folder / "merge.json").stat().st_mtime) / "model" if made else None
 
 
-def usage(run: Run, repo: str, parts: Sequence[str], files: Sequence[str]) -> str:
+def usage(run: Session, repo: str, parts: Sequence[str], files: Sequence[str]) -> str:
     base = public_base(run)
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
     lines = ["## Use", "", "The model was trained with this system message; give it the same:", "", f"> {system}"]
@@ -225,7 +225,7 @@ def usage(run: Run, repo: str, parts: Sequence[str], files: Sequence[str]) -> st
     return "\n".join(lines)
 
 
-def limits(run: Run) -> str:
+def limits(run: Session) -> str:
     report = read_report(run)
     lines = ["## Limits", ""]
     if report is not None:
@@ -241,7 +241,7 @@ def limits(run: Run) -> str:
     return "\n".join(lines)
 
 
-def licences(run: Run) -> str:
+def licences(run: Session) -> str:
     named = licence(run)
     told = f"The base's licence is {named}" if named else f"See the licence of the base, `{public_base(run)}`,"
     return (

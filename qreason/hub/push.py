@@ -15,7 +15,7 @@ from qreason.errors import HubError, InputError
 from qreason.hub.access import ABOUT, NO_TOKEN, attempt, check_name
 from qreason.hub.card import model_card, newest_merge, public_base
 from qreason.machine.progress import progress_bar
-from qreason.run.session import Run
+from qreason.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class File:
 # --- what is pushed --------------------------------------------------------------------------------
 
 
-def collect(run: Run, repo: str, parts: Sequence[str]) -> list[File]:
+def collect(run: Session, repo: str, parts: Sequence[str]) -> list[File]:
     """The files of a push, the card first. Raises InputError where a part is not there."""
     files = [File(ABOUT, as_json(about(run)))]
     if "adapter" in parts:
@@ -58,9 +58,9 @@ def collect(run: Run, repo: str, parts: Sequence[str]) -> list[File]:
     return [File("README.md", card.encode()), *files]
 
 
-def adapter_files(run: Run, inside: str) -> list[File]:
+def adapter_files(run: Session, inside: str) -> list[File]:
     """The newest adapter; a local path of the base is taken out of its configuration."""
-    folder = run.adapter()
+    folder = run.disk.adapter()
     if folder is None:
         raise InputError(f"{run.folder}: no adapter to push yet; run sft or grpo first")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def adapter_files(run: Run, inside: str) -> list[File]:
     return [File(f"{inside}adapter_config.json", as_json(config)), *weights]
 
 
-def gguf_files(run: Run) -> list[File]:
+def gguf_files(run: Session) -> list[File]:
     """The newest folder with GGUF files, and its Modelfile."""
     made = [file.parent for file in run.folder.glob("*/*.gguf")]
     if not made:
@@ -78,8 +78,8 @@ def gguf_files(run: Run) -> list[File]:
     return [File(file.name, file) for file in (*sorted(folder.glob("*.gguf")), folder / "Modelfile") if file.is_file()]
 
 
-def about(run: Run) -> dict[str, Any]:
-    base = run.manifest.get("base", {})
+def about(run: Session) -> dict[str, Any]:
+    base = run.disk.manifest.get("base", {})
     return {
         "qreason": __version__,
         "recipe": run.recipe.name,

@@ -2,112 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qreason.errors import DataError
+from qreason.errors import DataError, ModelError
+from qreason.inference.drawing import Drawing, draw, staying, take, up_to
+from qreason.inference.reading import (
+    Ids,
+    batches,
+    halves,
+    last_logits,
+    logits_by_generate,
+    mean_log_probabilities,
+    pad_left,
+    render_ids,
+)
+from qreason.machine.hardware import detect
 from qreason.machine.rows import Rows
 from qreason.model.resident import Resident
+from qreason.recipe.sections import Model
 from qreason.types import Messages, Reply, Sampling
 
 if TYPE_CHECKING:
     import torch
 
 
-def render_ids(tokenizer: Any, prompts: Sequence[Messages]) -> list[list[int]]:
-    """Chat messages -> token ids, up to where the assistant begins."""
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
+QUESTIONS = 64
+"""Questions that are answered side by side."""
+RANKED = 64
+"""Replies whose likelihood is read side by side."""
+LOGITS = 2**25
+"""Logits that are held at a time while likelihoods are read: 128 MiB in float32."""
 
 
-def pad_left(tokenizer: Any, ids: Sequence[Sequence[int]], device: torch.device) -> dict[str, torch.Tensor]:
-    """Token ids, attention mask and positions, each (rows, longest)."""
-    import torch
-
-    longest = max(map(len, ids))
-    padded = [[tokenizer.pad_token_id] * (longest - len(row)) + list(row) for row in ids]
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
-    return {
-        "input_ids": torch.tensor(padded, device=device),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-    }
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How tokens are drawn: by which settings, from which random numbers, and after which tokens a row ends."""
-
-    sampling: Sampling
-    source: torch.Generator | None
-    stops: Set[int]
-
-
-def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | None) -> torch.Tensor:
-    """The next token of each row, (rows,), from logits (rows, vocabulary)."""
-    import torch
-
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / sampling.temperature, -1)
-    if 0 < sampling.top_k < probabilities.shape[-1]:
-        least = probabilities.topk(sampling.top_k).values[:, -1:]
-        probabilities = probabilities.masked_fill(probabilities < least, 0)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        cut = ordered.cumsum(-1) - ordered >= sampling.top_p
-        probabilities = probabilities.masked_fill(cut.scatter(-1, order, cut), 0)
-    if sampling.min_p > 0:
-        probabilities = probabilities.masked_fill(
-            probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True), 0
-        )
-    # Inverse transform sampling: the first token whose cumulative probability exceeds a uniform number.
-    cumulative = probabilities.cumsum(-1)
-    uniform = torch.rand(len(logits), 1, generator=source, device=logits.device) * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, uniform, right=True).squeeze(1)
-    return tokens.clamp(max=logits.shape[-1] - 1)
-
-
-def staying(alive: torch.Tensor) -> torch.Tensor:
-    """The rows that go on, (left,), from a mark for each row: the last ones take the places of those that end."""
-    import torch
-
-    left = int(alive.sum())
-    rows = torch.arange(left, device=alive.device)
-    rows[~alive[:left]] = left + alive[left:].nonzero().squeeze(1)
-    return rows
-
-
-def take(left: list[tuple[int, int]], most: int) -> tuple[list[int], int, list[tuple[int, int]]]:
-    """The prompts that are answered next, the replies to each, and what is left; at most `most` replies at a time."""
-    index, replies = left[0]
-    if replies > most:
-        return [index], most, [(index, replies - most), *left[1:]]
-    alike = next((i for i, (_, other) in enumerate(left) if other != replies), len(left))
-    count = min(alike, most // replies)
-    return [index for index, _ in left[:count]], replies, left[count:]
+def ignore(replies: int) -> None:
+    """Nobody listens to the progress."""
 
 
 class LocalGenerator:
-    """Replies of the resident model, adapter on. A prompt is read once, however many replies it gets.
+    """The resident model as a Generator. A prompt is read once, however many replies it gets.
 
-    `fast` computes as training steps do, in bfloat16 on CPUs that have it: for rollouts, which are drawn anyway.
+    `offload` keeps the model in the CPU's memory while it is not asked: for a judge with a base of its own.
     """
 
-    def __init__(
-        self, resident: Resident, on_progress: Callable[[int], None] | None = None, *, fast: bool = False
-    ) -> None:
-        self.resident = resident
-        self.fast = fast
-        self.on_progress = on_progress or (lambda replies: None)
-        self.rows: Rows | None = None
+    def __init__(self, resident: Resident, *, offload: bool = False) -> None:
+        self.resident, self.offload = resident, offload
+        self.decoded: dict[int, Rows] = {}
+        """max_num_seqs -> the rows that fit."""
+        self.asked = Rows(QUESTIONS, "judgements", resident.say)
+        self.ranked = Rows(RANKED, "replies to rank", resident.say)
         stops = resident.model.generation_config.eos_token_id
-        self.stops = {resident.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+        self.stops: Set[int] = {resident.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {
+            None
+        }
+        if offload:
+            resident.model.to("cpu")
 
-    def checked_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
+    @contextmanager
+    def awake(self, *, adapter: bool | Path = True, fast: bool = False) -> Iterator[Any]:
+        """The model on its device, ready to answer."""
+        if self.offload:
+            self.resident.model.to(self.resident.hardware.device)
+        try:
+            with self.resident.inference(adapter=adapter, fast=fast) as model:
+                yield model
+        finally:
+            if self.offload:
+                self.resident.model.to("cpu")
+
+    def rows(self, most: int) -> Rows:
+        """How many replies are decoded side by side: `most`, or fewer once memory ran out."""
+        return self.decoded.setdefault(most, Rows(most, "replies", self.resident.say))
+
+    def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
         """The token ids of prompts. Raises DataError for one that leaves no room for a reply of the asked length."""
         ids = render_ids(self.resident.tokenizer, prompts)
         room = self.resident.context_length - sampling.max_completion_length
@@ -120,16 +90,25 @@ class LocalGenerator:
                 )
         return ids
 
-    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]:
-        """n replies to each prompt, in order.
+    def generate(
+        self,
+        prompts: Sequence[Messages],
+        *,
+        n: int,
+        sampling: Sampling,
+        fast: bool = False,
+        on_progress: Callable[[int], None] = ignore,
+    ) -> list[list[Reply]]:
+        """n replies to each prompt, in order; `on_progress` hears how many replies were just finished.
 
+        `fast` computes as training steps do, in bfloat16 on CPUs that have it: for rollouts, which are drawn anyway.
         Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
         """
-        ids, drawing = self.checked_ids(prompts, sampling), self.drawing(sampling)
+        ids, drawing = self.prompt_ids(prompts, sampling), self.drawing(sampling)
         replies: list[list[Reply]] = [[] for _ in prompts]
         left = [(index, n) for index in sorted(range(len(ids)), key=lambda index: -len(ids[index]))]
-        self.rows = rows = self.rows or Rows(sampling.max_num_seqs, "replies", self.resident.say)
-        with self.resident.inference(fast=self.fast) as model:
+        rows = self.rows(sampling.max_num_seqs)
+        with self.awake(fast=fast) as model:
             while left:
                 chosen, each, rest = take(left, rows.most)
                 work = partial(self.decode, model, [ids[index] for index in chosen], each, drawing)
@@ -142,8 +121,92 @@ class LocalGenerator:
                     index = chosen[position // each]
                     finished = bool(tokens) and tokens[-1] in self.stops
                     replies[index].append(Reply(text, tuple(tokens), tuple(ids[index]), finished))
-                self.on_progress(len(completions))
+                on_progress(len(completions))
         return replies
+
+    def extend(
+        self, beginnings: Sequence[list[int]], *, n: int, sampling: Sampling, stop_at: Set[int]
+    ) -> list[list[list[int]]]:
+        """n ways on from each row of token ids, up to a stop token or one of `stop_at`, in token ids."""
+        drawing, rows = self.drawing(sampling, stop_at), self.rows(sampling.max_num_seqs)
+        ways: list[list[list[int]]] = []
+        with self.awake() as model:
+            while left := beginnings[len(ways) :]:
+                now = list(left[: max(1, rows.most // n)])
+                drawn = rows.attempt(partial(self.decode, model, now, n, drawing), len(now) * n if len(now) > 1 else 1)
+                if drawn is not None:
+                    ways += [drawn[start : start + n] for start in range(0, len(drawn), n)]
+        return ways
+
+    def expect(
+        self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
+    ) -> list[list[float]]:
+        """For each chat the expected value of the next word: `values` says what each possible word is worth.
+
+        The policy's adapter is off; with `adapter`, that judge adapter is on. Chats of a group share their beginning.
+        Words of several tokens are left out; raises ModelError where no two values are left.
+        """
+        tokens, worth = self.single_tokens(values)
+        rows = [render_ids(self.resident.tokenizer, group) for group in groups]
+        answers: list[list[float]] = [[] for _ in rows]
+        with self.awake(adapter=adapter or False) as model:
+            left = batches(rows, self.asked.most)
+            while left:
+                batch = [rows[index] for index in left[0]]
+                logits = self.asked.attempt(partial(self.read, model, batch), len(batch))
+                if logits is None:
+                    self.asked.most = sum(map(len, batch)) // 2
+                    left = [half for whole in left for half in halves(whole)]
+                    continue
+                weights = logits[:, tokens].float().softmax(-1)
+                expected = (weights @ weights.new_tensor(worth)).tolist()
+                for index in left.pop(0):
+                    answers[index], expected = expected[: len(rows[index])], expected[len(rows[index]) :]
+        return answers
+
+    def single_tokens(self, values: Mapping[str, float]) -> tuple[list[int], list[float]]:
+        """The words that are one token each: the tokens, and their values."""
+        encoded = {word: self.resident.tokenizer.encode(word, add_special_tokens=False) for word in values}
+        single = {word: ids[0] for word, ids in encoded.items() if len(ids) == 1}
+        if len({values[word] for word in single}) < 2:
+            base, words = self.resident.settings.base, " and ".join(values)
+            raise ModelError(f"{base}: cannot judge: its tokenizer splits the words {words}")
+        return list(single.values()), [values[word] for word in single]
+
+    def read(self, model: Any, groups: Sequence[Sequence[Ids]]) -> torch.Tensor:
+        """(rows, vocabulary): the logits after each row of token ids."""
+        if self.resident.backend == "unsloth":
+            return logits_by_generate(self.resident, model, [row for group in groups for row in group])
+        return last_logits(self.resident, model, groups)
+
+    def likelihoods(self, replies: Sequence[Reply]) -> list[float]:
+        """The mean log-probability of each reply's tokens, in nats per token; minus infinity for an empty reply."""
+        marks = [float("-inf")] * len(replies)
+        left = [place for place in range(len(replies)) if replies[place].token_ids]
+        left.sort(key=lambda place: len(replies[place].token_ids))
+        vocabulary = self.resident.model.config.get_text_config().vocab_size
+        with self.awake() as model:
+            while left:
+                longest = len(replies[left[-1]].token_ids)
+                batch = left[-max(1, min(self.ranked.most, LOGITS // (longest * vocabulary))) :]
+                work = partial(mean_log_probabilities, self.resident, model, [replies[place] for place in batch])
+                found = self.ranked.attempt(work, len(batch))
+                if found is not None:
+                    left = left[: -len(batch)]
+                    for place, mark in zip(batch, found, strict=True):
+                        marks[place] = mark
+        return marks
+
+    def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
+        """The tokens whose text ends with one of `ends`, spaces aside."""
+        tokenizer = self.resident.tokenizer
+        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+        return {token for token, text in enumerate(texts) if text.rstrip(" ").endswith(ends)}
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Token ids as text, without special tokens."""
+        text: str = self.resident.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
     def drawing(self, sampling: Sampling, stop_at: Set[int] = frozenset()) -> Drawing:
         """How to draw by these settings, from their seed on; rows end after the tokens of `stop_at` too."""
@@ -221,7 +284,9 @@ class LocalGenerator:
         return [up_to(row, drawing.stops) for row in rows]
 
 
-def up_to(tokens: list[int], stops: Set[int]) -> list[int]:
-    """Tokens up to the first stop token, and that one; what follows is padding."""
-    end = next((position for position, token in enumerate(tokens) if token in stops), len(tokens))
-    return tokens[: end + 1]
+def open_generator(
+    model: Model, say: Callable[[str], None] = lambda line: None, *, offload: bool = False
+) -> LocalGenerator:
+    """A model that is loaded to answer, beside or in place of the run's own."""
+    hardware = detect()
+    return LocalGenerator(Resident(model, hardware, say), offload=offload and hardware.device != "cpu")

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from qreason.data.prompts import CHOICES, VERDICTS, render_choice, render_judge
-from qreason.model.resident import Resident
 from qreason.recipe.sections import Model
 from qreason.rewards.judged import JudgeSettings
-from qreason.types import Messages
+from qreason.types import Generator, Messages
 
 Pairs = Sequence[tuple[str, str]]
 """(reference, response)"""
@@ -91,13 +90,13 @@ def average(shares: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(shares) else None
 
 
-def open_judge(settings: JudgeSettings, resident: Callable[[], Resident]) -> Judge:
-    """The judge of a recipe; `resident` gives the policy's base, and is asked only if the judge stands on it."""
+def open_judge(settings: JudgeSettings, generator: Callable[[], Generator]) -> Judge:
+    """The judge of a recipe; `generator` gives the policy's base, and is called only if the judge stands on it."""
     kind = GroupwiseJudge if settings.mode == "groupwise" else Judge
-    return kind(open_answerer(settings, resident))
+    return kind(open_answerer(settings, generator))
 
 
-def open_answerer(settings: JudgeSettings, resident: Callable[[], Resident]) -> Answerer:
+def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator]) -> Answerer:
     if settings.endpoint:
         from qreason.judge.endpoint import Endpoint
 
@@ -105,8 +104,8 @@ def open_answerer(settings: JudgeSettings, resident: Callable[[], Resident]) -> 
     from qreason.judge.local import LocalModel
 
     if settings.base:
-        from qreason.machine.hardware import detect
+        from qreason.inference.generate import open_generator
 
-        own = Resident(Model(base=settings.base, quantization=settings.quantization), detect())
-        return LocalModel(own, offload=settings.offload and own.hardware.device != "cpu")
-    return LocalModel(resident(), Path(settings.adapter) if settings.adapter else None)
+        model = Model(base=settings.base, quantization=settings.quantization)
+        return LocalModel(open_generator(model, offload=settings.offload))
+    return LocalModel(generator(), Path(settings.adapter) if settings.adapter else None)

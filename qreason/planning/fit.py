@@ -9,9 +9,10 @@ from typing import Any
 
 from qreason.errors import InputError
 from qreason.planning.memory import Change, Plan, gib, measure, plan_step
-from qreason.planning.phases import STATES, USUAL, Card, Lengths, Shape, grpo_batch, grpo_prompts
+from qreason.planning.phases import STATES, USUAL, Card, Lengths, Shape
 from qreason.recipe.schema import Recipe, Step
-from qreason.recipe.settings import Evaluate, Grpo, Training
+from qreason.recipe.settings import Evaluate
+from qreason.recipe.training import Grpo, Training
 
 Kind = Callable[[Recipe, int], Recipe | None]
 """A change to a recipe with a step in mind (its position): the recipe a notch smaller, or None at its end."""
@@ -181,7 +182,7 @@ def fewer_seqs(recipe: Recipe, position: int) -> Recipe | None:
     """Half as many replies decoded side by side."""
     settings, most = recipe.steps[position].settings, recipe.sampling.max_num_seqs
     if isinstance(settings, Grpo):
-        replies = grpo_prompts(settings) * settings.num_generations
+        replies = settings.prompts_at_a_time * settings.num_generations
     elif isinstance(settings, Evaluate):
         replies = (settings.rows or most) * settings.samples
     else:
@@ -218,7 +219,7 @@ def fewer_rollouts(recipe: Recipe, position: int) -> Recipe | None:
     if settings is None or "generation_batch_size" in settings.trl:
         return None
     micro, steps = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
-    now = grpo_batch(settings) // micro
+    now = settings.replies_at_a_time // micro
     parts = (
         part for part in range(now - 1, 0, -1) if steps % part == 0 and not micro * part % settings.num_generations
     )

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from qreason.errors import InputError, nearest
-from qreason.judge.local import ROWS as QUESTIONS
+from qreason.inference.generate import QUESTIONS
 from qreason.machine.hardware import GIB, free_bytes
 from qreason.model.classifier import read_adapter
 from qreason.model.merging import BYTES
@@ -23,20 +23,19 @@ from qreason.planning.phases import (
     backward,
     complete,
     dequantized,
-    grpo_batch,
-    grpo_logits,
-    grpo_prompts,
     judging,
+    loss_logits,
     optimizer_bytes,
     read_shape,
     rollout,
-    sft_logits,
+    row_tokens,
     weight_bytes,
     worst,
 )
-from qreason.recipe.schema import Recipe, Step, stage_folders
+from qreason.recipe.schema import STAGES, Recipe, Step, stage_folders
 from qreason.recipe.sections import Model, Weighted, preference_models
-from qreason.recipe.settings import Evaluate, Grpo, Preference, Sample, Sft, Training
+from qreason.recipe.stage import Stage
+from qreason.recipe.training import Training
 from qreason.rewards.judged import JudgeSettings
 from qreason.types import Messages
 
@@ -63,8 +62,6 @@ CARDS = {
     for capability, cards in ALLOCATABLE.items()
     for name, gib in cards.items()
 }
-PLANNED = ("sft", "grpo", "sample", "preference", "evaluate")
-"""Stages that need more of a GPU than the base itself."""
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
 
@@ -198,56 +195,36 @@ def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) 
 
 
 def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> dict[str, Phase]:
-    """The phases of a step whose stage is PLANNED."""
+    """The phases of a step; none where its memory is not planned."""
     settings, model, completion = step.settings, recipe.model, recipe.sampling.max_completion_length
+    work = settings.work(recipe.sampling, recipe.data)
+    if work is None:
+        return {}
     asked, sizes = asked_models(recipe.rewards_of(step), recipe, shape), adapter_sizes(shape, model.lora)
     stored = {"weights": weight_bytes(shape, model.quantization)}
     phases = {"load": complete(card, stored, {"dequantized": dequantized(shape, model)})}
-    stored |= {"adapters": 4 * sum(sizes), "judge": sum(one.stored for one in asked if not one.offload)}
-
-    def answering(prompts: int, *numbers: int) -> None:
-        moments = [rollout(shape, model, recipe.sampling, prompts, n, lengths) for n in numbers]
+    stored |= {
+        "adapters": 4 * sum(sizes) * (2 if work.reference else 1),
+        "judge": sum(one.stored for one in asked if not one.offload),
+    }
+    if isinstance(settings, Training):
+        stored["optimizer"] = optimizer_bytes(settings.optim, sizes)
+        stored["gradients"] = 4 * sum(sizes) if work.interrupted else 0
+    if work.rollouts:
+        moments = [rollout(shape, model, recipe.sampling, prompts, n, lengths) for prompts, n in work.rollouts]
         phases["rollout"] = complete(card, stored, worst(moments))
-
-    def judged(replies: int, n: int) -> None:
-        if asked:
-            moments = [judging(one, replies, n, lengths, completion) for one in asked]
-            phases["judge"] = complete(card, stored, worst(moments))
-
-    if isinstance(settings, Sample):
-        if settings.teacher is None:
-            answering(max(1, recipe.sampling.max_num_seqs // settings.n), settings.n)
-        judged(max(QUESTIONS, settings.n), settings.n)
-        return phases
-    if isinstance(settings, Evaluate):
-        rows = settings.rows or recipe.sampling.max_num_seqs
-        answering(rows, 1, settings.samples)
-        judged(rows, 1)
-        return phases
-    assert isinstance(settings, (Sft, Grpo, Preference))
-    stored["optimizer"] = optimizer_bytes(settings.optim, sizes)
-    micro = settings.per_device_train_batch_size
-    if isinstance(settings, Sft):
-        limit = int(settings.trl.get("max_length") or shape.context)
-        longest = lengths.prompt + completion if settings.data == "sampled" else lengths.example
-        tokens = limit if settings.packing else min(limit, longest)
-        rows, logits = micro, sft_logits(shape, settings, micro, tokens)
-    elif isinstance(settings, Preference):
-        tokens = lengths.prompt + completion if settings.data == "sampled" else min(shape.context, lengths.pair)
-        rows, logits = 2 * micro, 0  # both sides of a pair; one number each
-    else:
-        if settings.beta:
-            stored["adapters"] *= 2  # TRL keeps a copy as the reference
-        if grpo_batch(settings) < micro * settings.gradient_accumulation_steps:
-            stored["gradients"] = 4 * sum(sizes)  # replies are made between micro-batches
-        prompts, n = grpo_prompts(settings), settings.num_generations
-        answering(prompts, n)
-        judged(max(prompts * n, QUESTIONS if settings.preflight and recipe.data.labels else 0), n)
-        tokens = lengths.prompt + completion
-        rows, logits = micro, grpo_logits(shape, micro, completion)
-    # recovery.py sets the gradients of earlier micro-batches aside during a backward pass
-    stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
-    phases["backward"] = complete(card, stored, backward(shape, model, settings, rows, tokens, logits))
+    if work.judged and asked:
+        replies, n = work.judged
+        replies = max(replies, QUESTIONS if work.fills_judge else 0)
+        phases["judge"] = complete(
+            card, stored, worst([judging(one, replies, n, lengths, completion) for one in asked])
+        )
+    if isinstance(settings, Training):
+        tokens = row_tokens(shape, work, lengths, completion)
+        # The gradients of earlier micro-batches are set aside during a backward pass (training/recovery.py).
+        stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
+        logits = loss_logits(shape, work, tokens, completion)
+        phases["backward"] = complete(card, stored, backward(shape, model, settings, work.rows, tokens, logits))
     return phases
 
 
@@ -257,12 +234,18 @@ def measure(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> Plan:
     steps = []
     for position, step in enumerate(recipe.steps):
         earlier = stages[:position].count(step.stage)
-        if step.stage in PLANNED and not (step.evaluate and earlier):
-            name = f"{step.stage} {earlier + 1}" if earlier else step.stage
-            steps.append(StepPlan(position, name, plan_step(step, recipe, shape, card, lengths)))
+        phases = {} if step.evaluate and earlier else plan_step(step, recipe, shape, card, lengths)
+        if phases:
+            steps.append(StepPlan(position, f"{step.stage} {earlier + 1}" if earlier else step.stage, phases))
     if not steps:
-        raise InputError(f"{recipe.name}: nothing to plan; give it one of these steps: {', '.join(PLANNED)}")
+        planned = ", ".join(name for name, kind in STAGES.items() if kind.work is not Stage.work)
+        raise InputError(f"{recipe.name}: nothing to plan; give it one of these steps: {planned}")
     return Plan(recipe.name, card, tuple(steps))
+
+
+def is_planned(recipe: Recipe) -> bool:
+    """Whether a recipe has a step whose memory is planned."""
+    return any(step.settings.work(recipe.sampling, recipe.data) for step in recipe.steps)
 
 
 def peak_line(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> str:

@@ -15,13 +15,13 @@ from importlib.util import find_spec
 from math import ceil
 
 from qreason.errors import ModelError
-from qreason.judge.local import ROWS as QUESTIONS
+from qreason.inference.generate import QUESTIONS
 from qreason.machine.hardware import GIB
 from qreason.model.classifier import ROWS as PREFERENCES
 from qreason.model.load import cannot_load, locate
 from qreason.recipe.sections import Draw, Lora, Model
-from qreason.recipe.settings import Grpo, Sft, Training
-from qreason.training.preflight import PROMPTS
+from qreason.recipe.stage import Work
+from qreason.recipe.training import Training
 
 NUMBER = 2
 """Bytes of a number of the base and its activations on a GPU: float16 or bfloat16."""
@@ -262,15 +262,22 @@ def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: 
     )
 
 
-def sft_logits(shape: Shape, settings: Sft, rows: int, tokens: int) -> int:
-    whole = settings.trl.get("loss_type") == "nll"
-    return SFT_LOGIT * shape.vocabulary * (rows * tokens if whole else min(CHUNK, rows * tokens))
+def loss_logits(shape: Shape, work: Work, tokens: int, completion: int) -> int:
+    """Bytes of the logits that a loss holds in float32, with their gradient; GRPO's twice where Triton is missing."""
+    if work.logits == "none":
+        return 0
+    if work.logits == "completion":
+        fused = sys.platform == "linux" or find_spec("triton") is not None
+        return (FUSED_LOGIT if fused else PLAIN_LOGIT) * work.rows * (completion + 1) * shape.vocabulary
+    held = work.rows * tokens if work.logits == "whole" else min(CHUNK, work.rows * tokens)
+    return SFT_LOGIT * shape.vocabulary * held
 
 
-def grpo_logits(shape: Shape, rows: int, completion: int) -> int:
-    """All logits of a micro-batch in float32 and their gradient; twice that where Triton is missing."""
-    fused = sys.platform == "linux" or find_spec("triton") is not None
-    return (FUSED_LOGIT if fused else PLAIN_LOGIT) * rows * (completion + 1) * shape.vocabulary
+def row_tokens(shape: Shape, work: Work, lengths: Lengths, completion: int) -> int:
+    """Tokens of the longest row that is trained on."""
+    limit = int(work.most_tokens or shape.context)
+    longest = {"example": lengths.example, "reply": lengths.prompt + completion, "pair": lengths.pair}[work.text]
+    return limit if work.fills_rows else min(limit, longest)
 
 
 def reading(shape: Shape, model: Model, rows: int, tokens: int, *, adapter: bool) -> Phase:
@@ -320,17 +327,6 @@ def judging(asked: Asked, replies: int, n: int, lengths: Lengths, completion: in
         rows, tokens = min(replies, QUESTIONS - 1 + n), lengths.question + answer
     phase = reading(asked.shape, asked.model, rows, tokens, adapter=asked.adapter)
     return phase | {"judge": asked.stored if asked.offload else 0}
-
-
-def grpo_batch(settings: Grpo) -> int:
-    """Replies that are made at a time: TRL's generation_batch_size."""
-    rounds = settings.trl.get("steps_per_generation") or settings.gradient_accumulation_steps
-    return int(settings.trl.get("generation_batch_size") or settings.per_device_train_batch_size * rounds)
-
-
-def grpo_prompts(settings: Grpo) -> int:
-    """Prompts that get replies at a time: those of a generation batch, or of preflight."""
-    return max(grpo_batch(settings) // settings.num_generations, PROMPTS if settings.preflight else 1)
 
 
 def complete(card: Card, *parts: Phase) -> Phase:

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from qreason.errors import nearest
 from qreason.recipe.sections import Data, Draw, Model, Strict, Weighted, check_rewards, preference_models, weights
-from qreason.recipe.settings import (
-    BASE,
-    NEWEST,
-    Distill,
-    Evaluate,
-    Export,
-    Grpo,
-    Merge,
-    Preference,
-    Pull,
-    Sample,
-    Sft,
-    Start,
-)
-
-Settings = Sft | Grpo | Sample | Distill | Preference | Evaluate | Merge | Pull | Export
+from qreason.recipe.settings import Evaluate, Export, Merge, Pull, Sample
+from qreason.recipe.stage import BASE, NEWEST, Stage, Start
+from qreason.recipe.training import Distill, Grpo, Preference, Sft
 
 
 class Step(Strict):
@@ -61,31 +49,15 @@ class Step(Strict):
         return name
 
     @property
-    def settings(self) -> Settings:
-        settings: Settings = getattr(self, self.stage)
+    def settings(self) -> Stage:
+        settings: Stage = getattr(self, self.stage)
         return settings
 
 
-STAGES = tuple(Step.model_fields)
-POLICIES = ("sft", "grpo", "distill", "pull")
-"""Stages whose adapter later ones may start from."""
+STAGES: dict[str, type[Stage]] = {name: get_args(field.annotation)[0] for name, field in Step.model_fields.items()}
+"""Every stage, and the class of its settings."""
 OWN_FOLDER = re.compile(r"\d{2,}-[a-z]+")
 """How the run's own stages are named, as `02-preference`."""
-NEEDS = {
-    "sft": (("sft",), "incidents"),
-    "prompts": (("grpo", "sample", "distill"), "prompts"),
-    "heldout": (("evaluate", "export"), "held-out rows"),
-    "pairs": (("preference",), "ranked pairs"),
-    "plain": (("sample", "grpo"), "rows without reasoning (plain_share)"),
-}
-"""Data key -> (stages that read it, what it holds)."""
-
-
-def reads(step: Step, key: str) -> bool:
-    """Whether a step of a stage that may read a data key does so with its settings."""
-    if isinstance(step.settings, (Sft, Preference)):
-        return step.settings.data == key
-    return key != "plain" or bool(getattr(step.settings, "plain_share", 0))
 
 
 def stage_folders(steps: Sequence[Step]) -> list[str]:
@@ -122,43 +94,48 @@ class Recipe(Strict):
 
     def rewards_of(self, step: Step) -> dict[str, Weighted]:
         """The rewards of a step: its own, or those of the recipe."""
-        return (step.grpo.rewards if step.grpo else None) or self.rewards
+        return step.settings.own_rewards or self.rewards
 
     @model_validator(mode="after")
-    def has_what_steps_need(self) -> Recipe:
-        for key, (stages, what) in NEEDS.items():
-            used = [step.stage for step in self.steps if step.stage in stages and reads(step, key)]
-            if used and getattr(self.data, key) is None:
-                raise ValueError(f"data.{key} is missing: the {used[0]} step needs {what}")
-        for step in self.steps if self.sampling.temperature == 0 else ():
-            if step.stage in ("grpo", "distill"):
-                why = "grpo compares different replies" if step.grpo else "distill draws replies"
-                raise ValueError(f"sampling.temperature is 0: {why}; give it a value above 0")
-        if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
-            raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
-        makers = [step.stage for step in self.steps if step.stage != "evaluate"]
-        for before_it, stage in zip(["", *makers], makers, strict=False):
-            if stage == "export" and before_it not in ("merge", "export"):
-                raise ValueError("steps: an export takes a merged model; put a merge step before it")
-        for before, after in zip(self.steps, self.steps[1:], strict=False):
-            if before.stage == after.stage == "evaluate":
-                raise ValueError("steps: two evaluate steps in a row would measure the same model twice")
+    def check_data(self) -> Recipe:
+        """Every step has the data it reads, and draws where it has to."""
+        for step in self.steps:
+            for key, what in step.settings.reads().items():
+                if getattr(self.data, key) is None:
+                    raise ValueError(f"data.{key} is missing: the {step.stage} step needs {what}")
+            if step.settings.draws and self.sampling.temperature == 0:
+                raise ValueError(f"sampling.temperature is 0: {step.settings.draws}; give it a value above 0")
         return self
 
     @model_validator(mode="after")
-    def earlier_steps_give_what_later_ones_take(self) -> Recipe:
+    def check_order(self) -> Recipe:
+        """Evaluations can be compared, and each stage comes after what it takes."""
+        if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
+            raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
+        for before, after in pairwise(self.steps):
+            if before.stage == after.stage == "evaluate":
+                raise ValueError("steps: two evaluate steps in a row would measure the same model twice")
+        producing = [step for step in self.steps if step.stage != "evaluate"]
+        for earlier, step in zip([None, *producing], producing, strict=False):
+            needed = step.settings.follows
+            if needed and (earlier is None or earlier.stage not in needed):
+                raise ValueError(f"steps: an {step.stage} takes a merged model; put a {needed[0]} step before it")
+        return self
+
+    @model_validator(mode="after")
+    def check_dependencies(self) -> Recipe:
+        """What a step names of earlier ones is there: an adapter, sampled data, a reward model."""
         folders = stage_folders(self.steps)
         for position, step in enumerate(self.steps):
             settings = step.settings
             before = list(zip(folders[:position], self.steps, strict=False))
-            trained = [folder for folder, earlier in before if earlier.stage in POLICIES]
+            trained = [folder for folder, earlier in before if earlier.settings.leaves_adapter]
             if isinstance(settings, Start) and settings.start not in (NEWEST, BASE, *trained):
                 known = ", ".join((NEWEST, BASE, *trained))
                 raise ValueError(
                     f"steps.{position}.{step.stage}.from: no earlier '{settings.start}'; there are {known}"
                 )
-            samples = isinstance(settings, (Sft, Preference)) and settings.data == "sampled"
-            if samples and not any(earlier.sample for _, earlier in before):
+            if settings.reads_sampled and not any(earlier.sample for _, earlier in before):
                 raise ValueError(f"steps.{position}.{step.stage}.data: sampled: there is no sample step before it")
             learnt = [folder for folder, earlier in before if earlier.preference]
             for name, model in preference_models(self.rewards_of(step)):
@@ -171,24 +148,31 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def rankings_are_rewards(self) -> Recipe:
+    def check_rankings(self) -> Recipe:
+        """What ranks or sifts replies is the total, a reward, or the likelihood."""
         for position, step in enumerate(self.steps):
-            named: dict[str, str] = {}
-            if isinstance(step.settings, Sample):
-                named = {name: f"sample.keep: '{name}'" for name in step.settings.keep}
-            elif isinstance(step.settings, Evaluate):
-                named[step.settings.best_by] = f"evaluate.best_by: '{step.settings.best_by}'"
-                if step.settings.beam:
-                    named[step.settings.beam.by] = f"evaluate.beam.by: '{step.settings.beam.by}'"
             known = ["total", *self.rewards] + ([] if step.sample else ["likelihood"])
-            for name, place in named.items():
+            for name, setting in step.settings.rankings().items():
                 if name not in known:
                     raise ValueError(
-                        f"steps.{position}.{place} is none of {', '.join(known)}{nearest(name, known)}; "
-                        "add it to rewards (weight 0 keeps it out of the total)"
+                        f"steps.{position}.{step.stage}.{setting}: '{name}' is none of {', '.join(known)}"
+                        f"{nearest(name, known)}; add it to rewards (weight 0 keeps it out of the total)"
                     )
         return self
 
     def dump(self) -> dict[str, Any]:
         """The recipe as resolved, as plain values that load again."""
-        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
+        steps = [{step.stage: plain_values(step.settings)} for step in self.steps]
+        return plain_values(self) | {"steps": steps}
+
+
+def plain_values(section: Strict) -> dict[str, Any]:
+    """The fields of a section as plain values that load again; only what is None by default is left out."""
+    values = section.model_dump(mode="json", by_alias=True)
+    for name, field in type(section).model_fields.items():
+        key, value = field.alias or name, getattr(section, name)
+        if isinstance(value, Strict):
+            values[key] = plain_values(value)
+        elif value is None and field.default is None:
+            del values[key]
+    return values

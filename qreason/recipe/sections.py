@@ -17,7 +17,9 @@ USES = ("sft", "prompts", "heldout", "plain")
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True, use_attribute_docstrings=True
+    )
 
 
 class Lora(Strict):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from qreason.machine.files import read_jsonl, write_json, write_jsonl
 from qreason.report.statistics import gain, mean, share, sign_test
-from qreason.run.session import Run
+from qreason.run.folder import RunFolder
 
 Rows = list[dict[str, Any]]
 
@@ -66,9 +64,9 @@ def compare(before: Rows, after: Rows, names: tuple[str, str]) -> dict[str, Any]
     return gains
 
 
-def trace(run: Run, folder: str) -> dict[str, Any]:
+def trace(run: RunFolder, folder: str) -> dict[str, Any]:
     """How the mean reward and its parts went over the logged steps of a GRPO step; None where none was judged."""
-    rows = [row for row in read_jsonl(run.folder / folder / "metrics.jsonl") if "reward" in row]
+    rows = [row for row in read_jsonl(run.path / folder / "metrics.jsonl") if "reward" in row]
     parts = {name.split("/")[1]: name for name in (rows[0] if rows else ()) if re.fullmatch("rewards/[^/]+/mean", name)}
     return {
         "folder": folder,
@@ -87,11 +85,12 @@ def column(rows: Rows, key: str) -> list[Any]:
     return [row[key] for row in rows]
 
 
-def write_report(run: Run, evaluations: Sequence[Path]) -> dict[str, Any]:
-    """Put the evaluations of a run (folders, in order) together; returns the report."""
+def write_report(run: RunFolder) -> dict[str, Any]:
+    """Put the finished evaluations of a run together in report.json and replies.jsonl; returns the report."""
+    evaluations, steps = run.evaluations(), run.manifest["steps"]
     passes = [read_jsonl(folder / "evaluation.jsonl") for folder in evaluations]
     names = [folder.name for folder in evaluations]
-    seconds = {entry["folder"]: entry["seconds"] for entry in run.manifest["steps"] if entry["stage"] == "evaluate"}
+    seconds = {entry["folder"]: entry["seconds"] for entry in steps if entry["stage"] == "evaluate"}
     pairs = [(index, index + 1) for index in range(len(passes) - 1)]
     if len(passes) > 2:
         pairs.append((0, len(passes) - 1))
@@ -101,12 +100,12 @@ def write_report(run: Run, evaluations: Sequence[Path]) -> dict[str, Any]:
         "rows": len(passes[0]),
         "passes": [measure(rows, name, seconds[name]) for rows, name in zip(passes, names, strict=True)],
         "gains": [compare(passes[a], passes[b], (names[a], names[b])) for a, b in pairs],
-        "curves": [trace(run, entry["folder"]) for entry in run.manifest["steps"] if entry["stage"] == "grpo"],
+        "curves": [trace(run, entry["folder"]) for entry in steps if entry["stage"] == "grpo"],
     }
-    write_json(run.folder / "report.json", report)
+    write_json(run.path / "report.json", report)
     kept = ("id", "prompt", "reply", "reference", "parts", "total")
     write_jsonl(
-        run.folder / "replies.jsonl",
+        run.path / "replies.jsonl",
         [
             {"after": name, **{key: row[key] for key in kept}}
             for together in zip(*passes, strict=True)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qreason.errors import ModelError
-from qreason.model.resident import Resident
+from qreason.inference.generate import LocalGenerator, open_generator
 from qreason.recipe.sections import Data, Draw, Model
-from qreason.recipe.settings import Teacher
+from qreason.recipe.training import Teacher
 from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import Scorer
-from qreason.run.session import Run
+from qreason.run.folder import is_run_folder
+from qreason.run.session import Session
+from qreason.types import Generator
 
 MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2}
 """The rewards of a bare model: those of the main recipe that need no judge."""
@@ -22,7 +24,7 @@ MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2
 class Checkpoint:
     """A model in memory, and how to ask it: as its run did, or by the defaults."""
 
-    resident: Resident
+    generator: Generator
     scorer: Scorer
     draw: Draw
     data: Data
@@ -31,34 +33,29 @@ class Checkpoint:
 
 def open_checkpoint(target: str) -> Checkpoint:
     """Load a run folder, a model folder or a Hub id; ModelError for an adapter by itself."""
-    folder = Path(target)
-    if (folder / "manifest.json").is_file():
-        return newest_of(Run.reopen(folder))
+    if is_run_folder(Path(target)):
+        return newest_of(Session.reopen(Path(target)))
     check_target(target)
-    from qreason.machine.hardware import detect
-
     scorer = Scorer({name: REWARDS[name] for name in MAIN_WEIGHTS}, MAIN_WEIGHTS)
-    return Checkpoint(Resident(Model(base=target), detect()), scorer, Draw(), Data(), 1)
+    return Checkpoint(open_generator(Model(base=target)), scorer, Draw(), Data(), 1)
 
 
-def newest_of(run: Run) -> Checkpoint:
+def newest_of(run: Session) -> Checkpoint:
     """The newest adapter of a run on its base, the bare base before the first."""
-    run.resident.load_adapter(run.adapter())
-    recipe = run.recipe
-    return Checkpoint(run.resident, Scorer(run.rewards, recipe.weights), recipe.sampling, recipe.data, recipe.seed)
+    run.load_adapter()
+    recipe, scorer = run.recipe, run.rewards.scorer
+    return Checkpoint(run.generator, scorer, recipe.sampling, recipe.data, recipe.seed)
 
 
-def open_teacher(settings: Teacher, say: Callable[[str], None]) -> Resident:
+def open_teacher(settings: Teacher, say: Callable[[str], None]) -> LocalGenerator:
     """Load a teacher that answers here: a run folder's newest adapter on its base, a model folder or a Hub id."""
-    from qreason.machine.hardware import detect
-
-    if (Path(settings.model) / "manifest.json").is_file():
-        run = Run.reopen(Path(settings.model), say)
-        run.resident.load_adapter(run.adapter())
-        return run.resident
+    if is_run_folder(Path(settings.model)):
+        run = Session.reopen(Path(settings.model), say)
+        run.load_adapter()
+        return run.generator
     check_target(settings.model)
     say(f"loading the teacher {settings.model}")
-    return Resident(Model(base=settings.model, quantization=settings.quantization), detect(), say)
+    return open_generator(Model(base=settings.model, quantization=settings.quantization), say)
 
 
 def check_target(target: str) -> None:

@@ -11,17 +11,14 @@ from rich.tree import Tree
 
 from qreason.machine.files import write_json
 from qreason.recipe.schema import Step
-from qreason.recipe.settings import BASE, NEWEST, Distill, Preference, Sample, Sft, Start
-from qreason.run.session import Run
+from qreason.recipe.stage import BASE, NEWEST, Start
+from qreason.run.session import Session
 
 Node = dict[str, Any]
 """`name`, `stage`, `from` (the checkpoint it stands on), `data`, `numbers`."""
 
-READS = {"sft": "sft", "grpo": "prompts", "sample": "prompts", "distill": "prompts", "preference": "pairs"}
-"""Stage -> the data key that it reads."""
 
-
-def lineage(run: Run) -> list[Node]:
+def lineage(run: Session) -> list[Node]:
     """The base, then every finished step that makes something, each with what it came from and its figures."""
     nodes: list[Node] = [
         {
@@ -33,7 +30,7 @@ def lineage(run: Run) -> list[Node]:
         }
     ]
     newest, sampled = BASE, ""
-    for entry in run.manifest["steps"]:
+    for entry in run.disk.manifest["steps"]:
         step, name = run.recipe.steps[entry["step"]], entry["folder"]
         if step.stage == "evaluate":
             continue
@@ -54,16 +51,12 @@ def lineage(run: Run) -> list[Node]:
     return nodes
 
 
-def data_of(step: Step, run: Run, sampled: str) -> list[str]:
+def data_of(step: Step, run: Session, sampled: str) -> list[str]:
     """The data a step read: files, Hub ids, or the folder of the sample step."""
-    if isinstance(step.settings, (Sft, Preference)) and step.settings.data == "sampled":
-        return [sampled]
-    if step.pull:
-        return [step.pull.repo]
-    keys = [READS[step.stage]] if step.stage in READS else []
-    keys += ["plain"] * bool(getattr(step.settings, "plain_share", 0))
-    teacher = step.settings.teacher if isinstance(step.settings, (Sample, Distill)) else None
-    return [run.recipe.data.all_sources[key] for key in keys] + ([teacher.model] if teacher else [])
+    settings = step.settings
+    own = [sampled] if settings.reads_sampled else []
+    own += [run.recipe.data.all_sources[key] for key in settings.reads() if key != "heldout"]
+    return own + ([settings.origin] if settings.origin else [])
 
 
 def figures(folder: Path) -> dict[str, float]:
@@ -80,7 +73,7 @@ def figures(folder: Path) -> dict[str, float]:
     return found
 
 
-def write_lineage(run: Run) -> None:
+def write_lineage(run: Session) -> None:
     write_json(run.folder / "lineage.json", {"recipe": run.recipe.name, "nodes": lineage(run)})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from qreason.data.prompts import render
 from qreason.errors import ModelError, QReasonError, TrainingError
 from qreason.recipe.sections import Draw
-from qreason.recipe.settings import Teacher
+from qreason.recipe.training import Teacher
 from qreason.sampling.draws import Drawn
 from qreason.sampling.endpoint import Completion, Endpoint, NoAnswerError
 from qreason.types import Example, Reply

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import InputError
-from qreason.inference.generate import LocalGenerator
 from qreason.inference.ranking import best, check_ranking, open_ranking
 from qreason.inference.voting import vote, votes_for
 from qreason.rewards.registry import REFERENCED
@@ -38,7 +37,7 @@ class Talk:
                 f"--by {by}: {', '.join(sorted(needed))} needs a reference, which a question does not have; "
                 f"there are {', '.join(free)}"
             )
-        self.rank = open_ranking(by, checkpoint.resident, checkpoint.scorer, Path.cwd())
+        self.rank = open_ranking(by, checkpoint.generator, checkpoint.scorer, Path.cwd())
         self.turn = 0
 
     def ask(self, question: str) -> Answer:
@@ -50,7 +49,7 @@ class Talk:
         sampling = checkpoint.draw.sampling(greedy=not drawn, seed=checkpoint.seed + self.turn)
         self.turn += 1
         prompt = render(example, SYSTEM_PROMPTS[checkpoint.data.prompt])
-        (replies,) = LocalGenerator(checkpoint.resident).generate([prompt], n=n, sampling=sampling)
+        (replies,) = checkpoint.generator.generate([prompt], n=n, sampling=sampling)
         tokens = sum(len(reply.token_ids) for reply in replies)
         if self.votes:
             place = vote(replies)

@@ -1,26 +1,25 @@
-"""The stages by name. A stage reads the run folder, writes its own folder and returns what it wrote."""
+"""The stages: a module each, named as in a recipe, whose `stage(settings, run)` does the work.
+
+A stage reads the run, writes its own folder and returns what it wrote. Stages do not import stages.
+"""
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 
-from qreason.recipe.schema import Step
-from qreason.run.session import Artifact, Run, Stage
-
-STAGES = {
-    "sft": "qreason.stages.sft",
-    "grpo": "qreason.stages.grpo",
-    "sample": "qreason.stages.sample",
-    "distill": "qreason.stages.distill",
-    "preference": "qreason.stages.preference",
-    "evaluate": "qreason.stages.evaluate",
-    "merge": "qreason.stages.merge",
-    "pull": "qreason.stages.pull",
-    "export": "qreason.stages.export",
-}
-"""Stage -> the module whose function of the same name runs it; imported when it is needed."""
+from qreason.run.lineage import write_lineage
+from qreason.run.session import Artifact, Session, Stage
 
 
-def run_stage(step: Step, run: Run) -> Artifact:
-    stage: Stage = getattr(import_module(STAGES[step.stage]), step.stage)
-    return stage(step, run)
+def run_step(run: Session, step: int) -> tuple[Artifact, float]:
+    """Run one step of a recipe and record it as finished; what it wrote, and the seconds it took."""
+    start = time.perf_counter()
+    run.begin_step(step)
+    wanted = run.recipe.steps[step]
+    stage: Stage = import_module(f"qreason.stages.{wanted.stage}").stage
+    artifact = stage(wanted.settings, run)
+    seconds = time.perf_counter() - start
+    run.disk.finish_step(step, seconds)
+    write_lineage(run)
+    return artifact, seconds

@@ -13,31 +13,28 @@ from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import ModelError
 from qreason.machine.progress import progress_bar
 from qreason.model.resident import Resident
-from qreason.recipe.schema import Step
-from qreason.recipe.settings import Distill
+from qreason.recipe.training import Distill
 from qreason.run.checkpoint import open_teacher
-from qreason.run.session import Artifact, Run
+from qreason.run.session import Artifact, Session
 
 
-def distill(step: Step, run: Run) -> Artifact:
+def stage(settings: Distill, run: Session) -> Artifact:
     """Train the newest adapter of the run (or another, or a fresh one) towards the teacher on data.prompts."""
-    settings = step.settings
-    assert isinstance(settings, Distill)
     examples, system = run.examples("prompts")[: settings.rows], SYSTEM_PROMPTS[run.recipe.data.prompt]
     resident = run.resident
-    teacher = open_teacher(settings.teacher, run.say)
+    teacher = open_teacher(settings.teacher, run.say).resident
     check_vocabularies(resident, teacher, settings.teacher.model)
 
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
     from qreason.training.recovery import recovering
-    from qreason.training.trainer import Watch, start_adapter, train, trl_arguments
+    from qreason.training.trainer import Watch, start_adapter, train, trl_config
 
     start_adapter(run, settings)
     folder = run.clear_stage_folder()
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
-    arguments = DistillationConfig(**sampling | trl_arguments(settings, run, folder))
+    arguments = DistillationConfig(**sampling | trl_config(settings, run, folder))
     with progress_bar(folder.name) as bar:
         trainer = recovering(DistillationTrainer, run.say)(
             model=resident.model,

@@ -10,26 +10,23 @@ from typing import Any
 from qreason.data.examples import read_examples
 from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
 from qreason.inference.beam import beam_search
-from qreason.inference.generate import LocalGenerator
 from qreason.inference.ranking import check_ranking, open_ranking
 from qreason.inference.scaling import scale
 from qreason.machine.files import write_json, write_jsonl
 from qreason.machine.progress import progress_bar
-from qreason.recipe.schema import Step
 from qreason.recipe.settings import Evaluate
-from qreason.report.build import measure, write_report
+from qreason.report.build import measure
 from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import reply_row
 from qreason.rewards.tags import follows_format
 from qreason.run.checkpoint import Checkpoint, check_target, newest_of, open_checkpoint
-from qreason.run.session import Artifact, Run
+from qreason.run.folder import is_run_folder, read_recipe
+from qreason.run.session import Artifact, Session
 from qreason.types import Example, Reply
 
 
-def evaluate(step: Step, run: Run) -> Artifact:
+def stage(settings: Evaluate, run: Session) -> Artifact:
     """Measure the newest adapter of the run (the bare base before the first) on data.heldout."""
-    settings = step.settings
-    assert isinstance(settings, Evaluate)
     examples = run.examples("heldout")[: settings.rows]
     checkpoint = newest_of(run)
     folder = run.stage_folder()
@@ -58,16 +55,16 @@ def measure_rows(
     marks: list[float] = []
     beams: list[tuple[Reply, int]] = []
     with progress_bar(label, total=len(prompts) * (1 + n + bool(settings.beam))) as bar:
-        generator = LocalGenerator(checkpoint.resident, on_progress=bar.advance)
-        greedy = [replies[0] for replies in generator.generate(prompts, n=1, sampling=draw.sampling(greedy=True))]
-        drawing = draw.sampling(seed=checkpoint.seed)
-        rollouts = LocalGenerator(checkpoint.resident, on_progress=bar.advance, fast=True)  # as in training
-        drawn = [reply for replies in rollouts.generate(prompts, n=n, sampling=drawing) for reply in replies]
+        generator, drawing = checkpoint.generator, draw.sampling(seed=checkpoint.seed)
+        greedily = draw.sampling(greedy=True)
+        greedy = flat(generator.generate(prompts, n=1, sampling=greedily, on_progress=bar.advance))
+        # as in training
+        drawn = flat(generator.generate(prompts, n=n, sampling=drawing, fast=True, on_progress=bar.advance))
         if settings.best_of:
             bar.note(f"ranking by {settings.best_by}")
-            marks = open_ranking(settings.best_by, checkpoint.resident, scorer, folder)(drawn, repeated)
+            marks = open_ranking(settings.best_by, generator, scorer, folder)(drawn, repeated)
         if settings.beam:
-            ranking = open_ranking(settings.beam.by, checkpoint.resident, scorer, folder)
+            ranking = open_ranking(settings.beam.by, generator, scorer, folder)
             beams = beam_search(generator, prompts, examples, settings.beam, ranking, drawing, bar.advance)
     right = find_right(settings, drawn, repeated)
     accurate = find_right(settings, greedy, examples)
@@ -81,6 +78,10 @@ def measure_rows(
             row["scaling"]["beam"] = {"value": float(found[place]), "tokens": beams[place][1]}
         rows.append(row | {"split": examples[place].split, "accurate": accurate[place]})
     return rows
+
+
+def flat(groups: Sequence[Sequence[Reply]]) -> list[Reply]:
+    return [reply for group in groups for reply in group]
 
 
 def look_at(greedy: Reply, drawn: Sequence[Reply], right: Sequence[bool]) -> dict[str, Any]:
@@ -100,17 +101,11 @@ def find_right(settings: Evaluate, replies: Sequence[Reply], examples: Sequence[
     return [bool(mark) for mark in REWARDS[settings.right_by](replies, examples)]
 
 
-def report(run: Run) -> dict[str, Any] | None:
-    """report.json and replies.jsonl from all finished evaluations; None when there is none yet."""
-    folders = [run.folder / entry["folder"] for entry in run.manifest["steps"] if entry["stage"] == "evaluate"]
-    return write_report(run, folders) if folders else None
-
-
 def evaluate_task(target: str, task: Path, settings: Evaluate) -> dict[str, Any]:
     """Measure a run folder's newest adapter, a model folder or a Hub model on a task file; nothing is written."""
     check_target(target)
     folder = Path(target)
-    examples = read_examples(task, Run.reopen(folder).recipe.data if (folder / "manifest.json").is_file() else None)
+    examples = read_examples(task, read_recipe(folder).data if is_run_folder(folder) else None)
     checkpoint = open_checkpoint(target)
     check_ranking(settings.best_by, checkpoint.scorer)
     if settings.beam:

@@ -10,22 +10,19 @@ from qreason.errors import RunFolderError
 from qreason.export.engine import need_engine
 from qreason.export.exporter import Exporter
 from qreason.machine.files import write_json
-from qreason.recipe.schema import Step
 from qreason.recipe.settings import Export
-from qreason.run.session import Artifact, Run
+from qreason.run.session import Artifact, Session
 
 
-def export(step: Step, run: Run) -> Artifact:
+def stage(settings: Export, run: Session) -> Artifact:
     """The newest merge of the run as GGUF files in the step's folder."""
-    settings = step.settings
-    assert isinstance(settings, Export)
     merged = find_merged(run)
     return export_into(run.clear_stage_folder(), merged, settings, run)
 
 
-def find_merged(run: Run) -> Path:
+def find_merged(run: Session) -> Path:
     """The merged model of the newest adapter, by a merge step or by `qreason merge`; RunFolderError without one."""
-    for entry in reversed(run.manifest["steps"]):
+    for entry in reversed(run.disk.manifest["steps"]):
         folder = run.folder / str(entry["folder"])
         if entry["stage"] == "merge" and (folder / "model" / "config.json").is_file():
             return folder / "model"
@@ -38,7 +35,7 @@ def find_merged(run: Run) -> Path:
     raise RunFolderError(f"{run.folder}: no merged model of the newest adapter; put a merge step before the export")
 
 
-def export_into(folder: Path, merged: Path, settings: Export, run: Run) -> Artifact:
+def export_into(folder: Path, merged: Path, settings: Export, run: Session) -> Artifact:
     """All files of an export in a folder; ExportError for the first one that fails a check, which stays a draft."""
     need_engine()
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,24 +14,19 @@ from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import TrainingError
-from qreason.inference.generate import LocalGenerator
 from qreason.judge.calibration import correlation
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import progress_bar
-from qreason.recipe.schema import Step
-from qreason.recipe.sections import weights
-from qreason.recipe.settings import Grpo
+from qreason.recipe.training import Grpo
 from qreason.rewards.scoring import Scorer, reply_row
-from qreason.run.session import Artifact, Run
+from qreason.run.session import Artifact, Session
 from qreason.training.alarms import Alarm, Watchdog
 from qreason.training.preflight import check_gold, check_judge, check_rollouts
 from qreason.types import Example, Generator, Messages, Reply, Score
 
 
-def grpo(step: Step, run: Run) -> Artifact:
+def stage(settings: Grpo, run: Session) -> Artifact:
     """Train the newest adapter of the run (or another, or a fresh one) against rewards on data.prompts."""
-    settings = step.settings
-    assert isinstance(settings, Grpo)
     examples = run.examples("prompts")[: settings.rows]
     if plain := run.plain(settings.plain_share, len(examples)):
         random.Random(run.recipe.seed).shuffle(examples := examples + plain)
@@ -42,28 +37,29 @@ def grpo(step: Step, run: Run) -> Artifact:
 
     from qreason.training.recovery import recovering
     from qreason.training.shared_prompts import sharing_prompts
-    from qreason.training.trainer import Watch, start_adapter, train, trl_arguments
+    from qreason.training.trainer import Watch, start_adapter, train, trl_config
 
     start_adapter(run, settings)
-    wanted = run.recipe.rewards_of(step)
-    rewards = run.build(wanted) if settings.rewards else run.rewards
-    scorer = Scorer(rewards, weights(wanted))
+    rewards = run.build_rewards(settings.rewards) if settings.rewards else run.rewards
+    scorer = rewards.scorer
     folder = run.clear_stage_folder()
-    generator = LocalGenerator(resident, fast=True)
+    generator = run.generator
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
     if settings.preflight:
-        check_gold(examples, rewards, {name: one.kind(name) for name, one in wanted.items()}, folder)
+        kinds = {name: one.kind(name) for name, one in (settings.rewards or run.recipe.rewards).items()}
+        check_gold(examples, scorer.rewards, kinds, folder)
         drawn = run.recipe.sampling.sampling(seed=run.recipe.seed)
         check_rollouts(
             generator, scorer, examples, system=system, n=settings.num_generations, sampling=drawn, folder=folder
         )
         weight, labels = scorer.weights.get("judge", 0.0), run.recipe.data.labels
-        if run.judge and weight and labels and (warning := check_judge(run.judge, Path(labels), weight, folder)):
+        judge = rewards.judge
+        if judge and weight and labels and (warning := check_judge(judge, Path(labels), weight, folder)):
             run.say(warning)
     rollouts = Rollouts(generator, scorer, examples, run, folder, settings.stop_on_reward_hacking)
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     arguments = GRPOConfig(
-        **{"reward_weights": list(scorer.weights.values())} | sampling | trl_arguments(settings, run, folder)
+        **{"reward_weights": list(scorer.weights.values())} | sampling | trl_config(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
         trainer = recovering(sharing_prompts(GRPOTrainer), run.say)(
@@ -89,7 +85,7 @@ class Rollouts:
     """The rollouts of a GRPO run: made by our generator, scored once, handed to TRL as one column a reward."""
 
     def __init__(
-        self, generator: Generator, scorer: Scorer, examples: Sequence[Example], run: Run, folder: Path, stop: bool
+        self, generator: Generator, scorer: Scorer, examples: Sequence[Example], run: Session, folder: Path, stop: bool
     ) -> None:
         self.generator, self.scorer, self.examples = generator, scorer, examples
         self.sampling = run.recipe.sampling.sampling()
@@ -104,7 +100,7 @@ class Rollouts:
     def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
         """TRL's rollout seam: prompts come repeated, num_generations times in a row."""
         group, start = trainer.num_generations, time.perf_counter()
-        made = self.generator.generate(prompts[::group], n=group, sampling=self.sampling)
+        made = self.generator.generate(prompts[::group], n=group, sampling=self.sampling, fast=True)
         self.replies = [reply for replies in made for reply in replies]
         self.scores = []
         self.rollout_seconds = time.perf_counter() - start

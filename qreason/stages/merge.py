@@ -12,17 +12,15 @@ from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import ModelError, RunFolderError, TrainingError
-from qreason.inference.generate import LocalGenerator
+from qreason.inference.generate import open_generator
 from qreason.machine.files import write_json
 from qreason.machine.progress import Bar, progress_bar
 from qreason.model import merging
-from qreason.model.resident import Resident
-from qreason.recipe.schema import Step
 from qreason.recipe.sections import Model
 from qreason.recipe.settings import Merge
 from qreason.rewards.text import correctness
-from qreason.run.session import Artifact, Run
-from qreason.types import Example, Reply
+from qreason.run.session import Artifact, Session
+from qreason.types import Example, Generator, Reply
 
 COMPARED_REPLIES = 8
 MOST_DIVERGENCE = 1e-4
@@ -33,16 +31,14 @@ WITHOUT_DATA = ("My printer is offline.", "The disk of the database server is fu
 """What a run without data, such as one with an adapter from the Hub, is asked."""
 
 
-def merge(step: Step, run: Run) -> Artifact:
+def stage(settings: Merge, run: Session) -> Artifact:
     """Fold adapters into the base in float32, store it, and compare it with the trained model."""
-    settings = step.settings
-    assert isinstance(settings, Merge)
     find_adapters(run, settings)
     folder = run.clear_stage_folder()
     return fold_into(folder, settings, run) if run.backend.name == "plain" else fold_apart(folder, settings, run)
 
 
-def fold_apart(folder: Path, settings: Merge, run: Run) -> Artifact:
+def fold_apart(folder: Path, settings: Merge, run: Session) -> Artifact:
     """The same in a process of its own: Unsloth has replaced the models' code in this one, for the GPU alone."""
     run.release()
     command = [sys.executable, "-m", "qreason", "merge", str(run.folder), "--out", str(folder), "--json"]
@@ -59,7 +55,7 @@ def fold_apart(folder: Path, settings: Merge, run: Run) -> Artifact:
     return Artifact(folder / "model", summary(json.loads(done.stdout)))
 
 
-def merge_again(run: Run, settings: Merge, folder: Path | None = None) -> Artifact:
+def merge_again(run: Session, settings: Merge, folder: Path | None = None) -> Artifact:
     """Merge a run folder once more, into `merged-…` of it or the folder given; nothing is overwritten.
 
     Unsloth has no part in it, even where it trained.
@@ -85,10 +81,10 @@ def merge_again(run: Run, settings: Merge, folder: Path | None = None) -> Artifa
         raise
 
 
-def find_adapters(run: Run, settings: Merge) -> list[Path]:
+def find_adapters(run: Session, settings: Merge) -> list[Path]:
     """The adapters a merge folds: those it names, by stage or folder, or the newest of the run."""
     if not settings.adapters:
-        newest = run.adapter()
+        newest = run.disk.adapter()
         if newest is None:
             raise RunFolderError(f"{run.folder}: nothing to merge yet; run sft or grpo first")
         return [newest]
@@ -103,7 +99,7 @@ def find_adapters(run: Run, settings: Merge) -> list[Path]:
     return [folder for folder in found if folder is not None]
 
 
-def fold_into(folder: Path, settings: Merge, run: Run) -> Artifact:
+def fold_into(folder: Path, settings: Merge, run: Session) -> Artifact:
     """`model/` and `merge.json` in a folder; no model where the stored one is not the trained one."""
     adapters = find_adapters(run, settings)
     four_bit = run.recipe.model.quantization != "none"
@@ -111,7 +107,7 @@ def fold_into(folder: Path, settings: Merge, run: Run) -> Artifact:
         raise RunFolderError(f"{run.folder}: the base was not quantized, so there is no other one; leave out --base")
     parameters = run.resident.model.num_parameters()
     for adapter in adapters:
-        merging.check_adapter(adapter, run.manifest["base"])
+        merging.check_adapter(adapter, run.disk.manifest["base"])
     bases = ("trained", "original") if four_bit else ("trained",)
     merging.check_room(folder, parameters, settings.dtype, copies=len(bases))
     with progress_bar("merge", total=3 + 5 * len(bases)) as bar:
@@ -140,14 +136,14 @@ def fold_into(folder: Path, settings: Merge, run: Run) -> Artifact:
 class Merger:
     """The trained model as it ran (its greedy replies, how many are right, what it predicts), and merges like it."""
 
-    def __init__(self, run: Run, settings: Merge, adapters: Sequence[Path], bar: Bar) -> None:
+    def __init__(self, run: Session, settings: Merge, adapters: Sequence[Path], bar: Bar) -> None:
         self.run, self.settings, self.adapters, self.bar = run, settings, adapters, bar
         self.tokenizer, self.hardware = run.resident.tokenizer, run.resident.hardware
         use = next((use for use in ("heldout", "sft", "prompts") if getattr(run.recipe.data, use)), None)
         rows = run.examples(use) if use else [Example(str(i), text, "") for i, text in enumerate(WITHOUT_DATA)]
         self.rows = rows[: settings.rows if use == "heldout" else COMPARED_REPLIES]
-        run.resident.load_adapter(run.adapter())
-        replies = greedy(run.resident, self.rows, run)
+        run.load_adapter()
+        replies = greedy(run.generator, self.rows, run)
         bar.advance(2)
         self.right = count_right(self.rows, replies) if use == "heldout" else None
         self.replies = replies[:COMPARED_REPLIES]
@@ -179,18 +175,18 @@ class Merger:
             "right": None,
         }
         if base == settings.base:
-            same = base == "trained" and self.adapters == [self.run.adapter()]
+            same = base == "trained" and self.adapters == [self.run.disk.adapter()]
             check_divergence(figures, settings, self.hardware.dtype if same else None)
         if self.right is not None:
-            merged = Resident(Model(base=str(draft)), self.hardware)
+            merged = open_generator(Model(base=str(draft)))
             figures["right"] = count_right(self.rows, greedy(merged, self.rows, self.run))
         self.bar.advance(1)
         return figures
 
 
-def greedy(resident: Resident, rows: Sequence[Example], run: Run) -> list[Reply]:
+def greedy(generator: Generator, rows: Sequence[Example], run: Session) -> list[Reply]:
     prompts = [render(example, SYSTEM_PROMPTS[run.recipe.data.prompt]) for example in rows]
-    replies = LocalGenerator(resident).generate(prompts, n=1, sampling=run.recipe.sampling.sampling(greedy=True))
+    replies = generator.generate(prompts, n=1, sampling=run.recipe.sampling.sampling(greedy=True))
     return [drawn[0] for drawn in replies]
 
 

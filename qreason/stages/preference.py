@@ -8,27 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qreason.data.pairs import hold_out, rank_draws, those_about
+from qreason.data.pairs import filter_by_topic, hold_out, rank_draws
 from qreason.errors import DataError, ModelError, OutOfMemoryError
 from qreason.machine.files import read_jsonl, write_json
 from qreason.machine.progress import progress_bar
 from qreason.model.classifier import LEVEL, PreferenceModel, render_ids, with_head
 from qreason.model.load import lora_config
-from qreason.recipe.schema import Step
-from qreason.recipe.settings import Preference
+from qreason.recipe.training import Preference
 from qreason.report.statistics import mean, share
-from qreason.run.session import REWARD_MODEL, Artifact, Run
+from qreason.run.session import REWARD_MODEL, Artifact, Session
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
 
 
-def preference(step: Step, run: Run) -> Artifact:
+def stage(settings: Preference, run: Session) -> Artifact:
     """Train a reward model on data.pairs or on what was sampled, and measure what was saved on held-out pairs."""
-    settings = step.settings
-    assert isinstance(settings, Preference)
     pairs = rank_draws(run.draws(), read_jsonl(run.draws())) if settings.data == "sampled" else run.pairs
-    pairs = those_about(pairs, settings.about)
+    pairs = filter_by_topic(pairs, settings.about)
     learnt, kept_out = hold_out(pairs[: settings.rows], settings.heldout_share, run.recipe.seed)
     resident = run.resident
     if resident.backend == "unsloth":
@@ -40,12 +37,12 @@ def preference(step: Step, run: Run) -> Artifact:
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from qreason.training.trainer import Watch, run_trainer, save_adapter, trl_arguments
+    from qreason.training.trainer import Watch, run_trainer, save_adapter, trl_config
 
     set_seed(run.recipe.seed)
     model = with_adapter(run, settings)
     folder = run.clear_stage_folder()
-    arguments = RewardConfig(**{"max_length": None} | trl_arguments(settings, run, folder))
+    arguments = RewardConfig(**{"max_length": None} | trl_config(settings, run, folder))
     with progress_bar(folder.name) as bar:
         trainer = RewardTrainer(
             model=model,
@@ -84,11 +81,11 @@ def encode(tokenizer: Any, pair: Pair, room: int) -> dict[str, list[int]]:
     return row
 
 
-def with_adapter(run: Run, settings: Preference) -> Any:
+def with_adapter(run: Session, settings: Preference) -> Any:
     """The classifier with a LoRA to train: a fresh one, or one that begins with the weights of a policy's."""
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
-    start = run.adapter(settings.start)
+    start = run.disk.adapter(settings.start)
     if start is not None:
         config = PeftConfig.from_pretrained(str(start))
         config.inference_mode, config.base_model_name_or_path = False, None

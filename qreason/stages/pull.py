@@ -11,15 +11,13 @@ from pydantic import ValidationError
 
 from qreason.errors import InputError, ModelError
 from qreason.hub.access import check_name, fetch_adapter
-from qreason.recipe.schema import Recipe, Step
+from qreason.recipe.schema import Recipe
 from qreason.recipe.settings import Pull
-from qreason.run.session import Artifact, Run
+from qreason.run.session import Artifact, Session
 
 
-def pull(step: Step, run: Run) -> Artifact:
+def stage(settings: Pull, run: Session) -> Artifact:
     """Fetch an adapter of the recipe's base into the run folder."""
-    settings = step.settings
-    assert isinstance(settings, Pull)
     source, about = fetch_adapter(settings.repo, settings.revision, run.say)
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     told, base = about.get("base") or {}, run.recipe.model.base
@@ -30,7 +28,7 @@ def pull(step: Step, run: Run) -> Artifact:
             "same model, other_base: true of the pull step"
         )
     if not settings.other_base and str(told.get("fingerprint")).startswith("sha256:"):
-        run.manifest.setdefault("base", {"id": base, "fingerprint": told["fingerprint"]})
+        run.disk.manifest.setdefault("base", {"id": base, "fingerprint": told["fingerprint"]})
     folder = run.clear_stage_folder() / "adapter"
     folder.mkdir()
     shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")

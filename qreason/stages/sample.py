@@ -10,27 +10,22 @@ from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import TrainingError
-from qreason.inference.generate import LocalGenerator
 from qreason.machine.files import replace_jsonl, write_json, write_jsonl
 from qreason.machine.progress import progress_bar
 from qreason.machine.rows import free_memory
-from qreason.recipe.schema import Step
 from qreason.recipe.settings import Sample
-from qreason.rewards.scoring import Scorer
 from qreason.run.checkpoint import open_teacher
-from qreason.run.session import Artifact, Run
+from qreason.run.session import Artifact, Session
 from qreason.sampling.draws import SAMPLED, Drawn, Journal, Row, Sieve, lesson
 from qreason.sampling.teacher import ask_teacher
-from qreason.types import Example
+from qreason.types import Example, Generator
 
 DRAWS = 128
 """Replies that are drawn from one seed, scored and written down together."""
 
 
-def sample(step: Step, run: Run) -> Artifact:
+def stage(settings: Sample, run: Session) -> Artifact:
     """Draw n replies to each of data.prompts, and keep those that pass; a stage that was cut off goes on."""
-    settings = step.settings
-    assert isinstance(settings, Sample)
     examples = run.examples("prompts")[: settings.rows]
     folder = run.stage_folder()
     journal = Journal(folder, made_with(settings, run))
@@ -42,7 +37,7 @@ def sample(step: Step, run: Run) -> Artifact:
     write_jsonl(kept, [lesson(row) for row in journal.rows if sieve.reason(row) is None])
     if settings.teacher and not settings.teacher.endpoint and wanted:
         run.release()  # the teacher's weights come in their place
-    scorer = Scorer(run.rewards, run.recipe.weights)
+    scorer = run.rewards.scorer
     with progress_bar(folder.name, total=len(done) + len(wanted)) as bar:
         bar.advance(len(done))
         for draws in draw(settings, run, examples, wanted):
@@ -54,7 +49,7 @@ def sample(step: Step, run: Run) -> Artifact:
     return finish(settings, run, examples, journal, folder)
 
 
-def made_with(settings: Sample, run: Run) -> dict[str, Any]:
+def made_with(settings: Sample, run: Session) -> dict[str, Any]:
     """What the draws depend on; settings of the sieve are not among it and may change."""
     recipe = run.recipe
     common = {
@@ -64,7 +59,7 @@ def made_with(settings: Sample, run: Run) -> dict[str, Any]:
     }
     if settings.teacher and settings.teacher.endpoint:
         return common | {"teacher": settings.teacher.endpoint, "model": settings.teacher.model}
-    adapter = run.adapter(settings.start)
+    adapter = run.disk.adapter(settings.start)
     model = str(adapter.relative_to(run.folder)) if adapter else "base"
     if settings.teacher:
         model, common["teacher"] = settings.teacher.model, settings.teacher.quantization
@@ -72,7 +67,7 @@ def made_with(settings: Sample, run: Run) -> dict[str, Any]:
 
 
 def draw(
-    settings: Sample, run: Run, examples: Sequence[Example], wanted: Sequence[tuple[Example, int]]
+    settings: Sample, run: Session, examples: Sequence[Example], wanted: Sequence[tuple[Example, int]]
 ) -> Iterator[list[Drawn]]:
     """The wanted draws, (example, number), as they are made."""
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
@@ -83,10 +78,10 @@ def draw(
     if not missing:
         return
     if settings.teacher:
-        generator = LocalGenerator(open_teacher(settings.teacher, run.say), fast=True)
+        generator: Generator = open_teacher(settings.teacher, run.say)
     else:
-        run.resident.load_adapter(run.adapter(settings.start))
-        generator = LocalGenerator(run.resident, fast=True)
+        run.load_adapter(settings.start)
+        generator = run.generator
     size = max(1, DRAWS // settings.n)
     for start in range(0, len(examples), size):
         batch = examples[start : start + size]
@@ -94,7 +89,8 @@ def draw(
             continue
         # A seed of its own each batch: a stage that was cut off draws the rest as it would have.
         sampling = run.recipe.sampling.sampling(seed=run.recipe.seed * 1_000_003 + start)
-        made = generator.generate([render(example, system) for example in batch], n=settings.n, sampling=sampling)
+        prompts = [render(example, system) for example in batch]
+        made = generator.generate(prompts, n=settings.n, sampling=sampling, fast=True)
         yield [
             Drawn(example, number, reply, 0 if number else len(reply.prompt_ids), len(reply.token_ids))
             for example, replies in zip(batch, made, strict=True)
@@ -106,7 +102,7 @@ def draw(
         free_memory()
 
 
-def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Journal, folder: Path) -> Artifact:
+def finish(settings: Sample, run: Session, examples: Sequence[Example], journal: Journal, folder: Path) -> Artifact:
     """Sift all draws in the order of the data, mix in rows without reasoning, write data, figures and card."""
     places = {example.id: place for place, example in enumerate(examples)}
     rows = [row for row in journal.rows if row["id"] in places and row["number"] < settings.n]
@@ -138,10 +134,10 @@ def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Jou
 
 
 def measure(
-    settings: Sample, run: Run, rows: Sequence[Row], reasons: Counter[str], plain: Sequence[Row]
+    settings: Sample, run: Session, rows: Sequence[Row], reasons: Counter[str], plain: Sequence[Row]
 ) -> dict[str, Any]:
     """sample.json: who replied, what came of it, and what it cost."""
-    adapter = run.adapter(settings.start)
+    adapter = run.disk.adapter(settings.start)
     here = f"{run.recipe.model.base}, {adapter.parent.name}" if adapter else run.recipe.model.base
     kept = [row for row in rows if row["rejected"] is None]
     replier = settings.teacher.model if settings.teacher else ""
@@ -162,7 +158,7 @@ def measure(
     }
 
 
-def card(run: Run, settings: Sample, figures: dict[str, Any]) -> str:
+def card(run: Session, settings: Sample, figures: dict[str, Any]) -> str:
     """The data card: README.md of the stage's folder."""
     tokens = figures["completion_tokens"]
     asked = ", ".join(f"{name} at least {least:g}" for name, least in settings.keep.items()) or "no rewards"

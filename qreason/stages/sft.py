@@ -7,16 +7,13 @@ from typing import Any
 from qreason.data.examples import check_lengths
 from qreason.data.prompts import SYSTEM_PROMPTS, teach
 from qreason.machine.progress import progress_bar
-from qreason.recipe.schema import Step
-from qreason.recipe.settings import Sft
-from qreason.run.session import Artifact, Run
+from qreason.recipe.training import Sft
+from qreason.run.session import Artifact, Session
 from qreason.types import Example
 
 
-def sft(step: Step, run: Run) -> Artifact:
+def stage(settings: Sft, run: Session) -> Artifact:
     """Train an adapter on data.sft, or on what was sampled: a fresh one, or one of the run."""
-    settings = step.settings
-    assert isinstance(settings, Sft)
     examples = (run.sampled() if settings.data == "sampled" else run.examples("sft"))[: settings.rows]
     resident = run.resident
     rows = [conversation(example, SYSTEM_PROMPTS[run.recipe.data.prompt]) for example in examples]
@@ -27,12 +24,12 @@ def sft(step: Step, run: Run) -> Artifact:
     from trl import SFTConfig, SFTTrainer
 
     from qreason.training.recovery import recovering
-    from qreason.training.trainer import Watch, start_adapter, train, trl_arguments
+    from qreason.training.trainer import Watch, start_adapter, train, trl_config
 
     start_adapter(run, settings)
     folder = run.clear_stage_folder()
     arguments = SFTConfig(
-        **{"max_length": resident.context_length, "completion_only_loss": True} | trl_arguments(settings, run, folder)
+        **{"max_length": resident.context_length, "completion_only_loss": True} | trl_config(settings, run, folder)
     )
     with progress_bar(folder.name) as bar:
         trainer = recovering(SFTTrainer, run.say)(

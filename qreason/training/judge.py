@@ -10,13 +10,12 @@ from typing import Any
 from qreason.data.prompts import render_judge
 from qreason.errors import InputError, RunFolderError
 from qreason.judge.calibration import Label, calibrate, read_labels
-from qreason.judge.verdict import Judge, open_judge
 from qreason.machine.files import write_json
 from qreason.machine.progress import progress_bar
 from qreason.recipe.schema import Recipe
-from qreason.recipe.settings import Sft
+from qreason.recipe.training import Sft
 from qreason.rewards.judged import JudgeSettings
-from qreason.run.session import Run
+from qreason.run.session import Session
 
 KEPT_BACK = 5
 """One in so many references is kept back from training, to measure on."""
@@ -36,13 +35,13 @@ def find_labels(recipe: Recipe, given: Path | None) -> list[Label]:
     return read_labels(given or Path(recipe.data.labels or ""))
 
 
-def calibrate_judge(run: Run, labels: Path | None) -> dict[str, Any]:
+def calibrate_judge(run: Session, labels: Path | None) -> dict[str, Any]:
     """The figures of the recipe's judge on labelled pairs (data.labels unless others are given)."""
     pairs = find_labels(run.recipe, labels)
-    return calibrate(open_judge(judge_settings(run.recipe)[0], lambda: run.resident), pairs)
+    return calibrate(run.judge(judge_settings(run.recipe)[0]), pairs)
 
 
-def train_judge(run: Run, file: Path, epochs: float) -> dict[str, Any]:
+def train_judge(run: Session, file: Path, epochs: float) -> dict[str, Any]:
     """Train a judge adapter on labelled pairs by SFT on the judge's own prompts; figures before and after.
 
     The pairs of every fifth reference are kept back, and both judges are measured on those. Settings are those of the
@@ -52,20 +51,20 @@ def train_judge(run: Run, file: Path, epochs: float) -> dict[str, Any]:
     if run.folder.exists() and any(run.folder.iterdir()):
         raise RunFolderError(f"{run.folder} is not empty; choose another folder with --out")
     kept, taught = keep_back(labels, run.recipe.seed)
-    before = calibrate(open_judge(JudgeSettings(), lambda: run.resident), kept)
+    before = calibrate(run.judge(JudgeSettings()), kept)
 
     from datasets import Dataset
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from qreason.training.trainer import Watch, train, trl_arguments
+    from qreason.training.trainer import Watch, train, trl_config
 
     sft = next((step.sft for step in run.recipe.steps if step.sft), Sft())
     settings = sft.model_copy(update={"num_train_epochs": epochs, "max_steps": -1, "packing": False})
     set_seed(run.recipe.seed)
     run.resident.new_adapter(run.recipe.model.lora)
     run.folder.mkdir(parents=True, exist_ok=True)
-    arguments = SFTConfig(**{"completion_only_loss": True} | trl_arguments(settings, run, run.folder))
+    arguments = SFTConfig(**{"completion_only_loss": True} | trl_config(settings, run, run.folder))
     with progress_bar("judge") as bar:
         trainer = SFTTrainer(
             model=run.resident.model,
@@ -76,8 +75,8 @@ def train_judge(run: Run, file: Path, epochs: float) -> dict[str, Any]:
         )
         adapter = train(trainer, run, run.folder)
     run.resident.remove_adapter()
-    trained: Judge = open_judge(JudgeSettings(adapter=str(adapter)), lambda: run.resident)
-    figures = {"adapter": str(adapter), "taught": len(taught), "before": before, "after": calibrate(trained, kept)}
+    after = calibrate(run.judge(JudgeSettings(adapter=str(adapter))), kept)
+    figures = {"adapter": str(adapter), "taught": len(taught), "before": before, "after": after}
     write_json(run.folder / "judge.json", figures)
     return figures
 

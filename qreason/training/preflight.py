@@ -11,11 +11,10 @@ from qreason.errors import DataError, TrainingError
 from qreason.judge.calibration import calibrate, fitness, read_labels
 from qreason.judge.verdict import Judge
 from qreason.machine.files import write_json
+from qreason.recipe.training import PREFLIGHT_PROMPTS
 from qreason.rewards.registry import FULL_MARKS, applies
 from qreason.rewards.scoring import Scorer
 from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
-
-PROMPTS = 8
 
 
 def check_gold(
@@ -58,8 +57,8 @@ def check_rollouts(
     folder: Path,
 ) -> None:
     """TrainingError when sampled completions show that GRPO has nothing to learn from, with the reason and cures."""
-    chosen = list(examples[:PROMPTS])
-    made = generator.generate([render(example, system) for example in chosen], n=n, sampling=sampling)
+    chosen = list(examples[:PREFLIGHT_PROMPTS])
+    made = generator.generate([render(example, system) for example in chosen], n=n, sampling=sampling, fast=True)
     replies = [reply for group in made for reply in group]
     repeated = [example for example in chosen for _ in range(n)]
     scores = scorer(replies, repeated, folder)

@@ -13,14 +13,9 @@ from qreason.data.prompts import SYSTEM_PROMPTS, lesson
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import Bar
-from qreason.recipe.settings import Training
-from qreason.run.session import CHECKPOINT, Run
-
-OURS = {
-    *("rows", "trl", "preflight", "stop_on_reward_hacking", "start", "data"),
-    *("rewards", "plain_share", "heldout_share", "about", "teacher"),
-}
-"""Settings of a training step that are not fields of TRL's config."""
+from qreason.recipe.training import Training
+from qreason.run.folder import CHECKPOINT
+from qreason.run.session import Session
 
 CALIBRATION = 32
 """Rows of the run's data that a compensating adapter is fitted to."""
@@ -29,11 +24,11 @@ MOST_OVERFLOWS = 20
 """Logged overflows in a row that stop a float16 run. Its scaler skips such steps and halves its scale of 65,536."""
 
 
-def trl_arguments(settings: Training, run: Run, folder: Path) -> dict[str, Any]:
+def trl_config(settings: Training, run: Session, folder: Path) -> dict[str, Any]:
     """The keyword arguments of TRL's configs, every one explicit."""
     hardware = run.resident.hardware
     return {
-        **settings.model_dump(exclude=OURS),
+        **settings.trl_arguments(),
         "output_dir": str(folder),
         "seed": run.recipe.seed,
         "use_cpu": hardware.device == "cpu",
@@ -49,19 +44,19 @@ def trl_arguments(settings: Training, run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def start_adapter(run: Run, settings: Training) -> None:
+def start_adapter(run: Session, settings: Training) -> None:
     """Seed everything, and put on the base what is trained further: an adapter of the run, or a fresh one."""
     set_seed(run.recipe.seed)
-    if (start := run.adapter(settings.start)) is not None:
+    if (start := run.disk.adapter(settings.start)) is not None:
         run.resident.load_adapter(start, trainable=True, checkpointing=settings.gradient_checkpointing)
     else:
         seed, checkpointing = run.recipe.seed, settings.gradient_checkpointing
         run.resident.new_adapter(run.recipe.model.lora, seed=seed, checkpointing=checkpointing)
         if run.recipe.model.quantization == "nf4" and run.recipe.model.lora.init == "quantization_error":
-            give_back(run)
+            compensate_quantization(run)
 
 
-def give_back(run: Run) -> None:
+def compensate_quantization(run: Session) -> None:
     """Begin the fresh adapter with what 4 bits took from the base, as the texts of the run show it."""
     from qreason.model.compensation import compensate
 
@@ -110,14 +105,14 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def train(trainer: Any, run: Run, folder: Path) -> Path:
+def train(trainer: Any, run: Session, folder: Path) -> Path:
     """Run a TRL trainer on the resident model and save its adapter; nothing is saved after a failure."""
     run_trainer(trainer, run, folder)
     run.resident.adapter = save_adapter(trainer, run, folder / "adapter")
     return run.resident.adapter
 
 
-def run_trainer(trainer: Any, run: Run, folder: Path) -> None:
+def run_trainer(trainer: Any, run: Session, folder: Path) -> None:
     """Run a TRL trainer. Raises TrainingError where it leaves weights that are no numbers."""
     import torch
 
@@ -137,7 +132,7 @@ def run_trainer(trainer: Any, run: Run, folder: Path) -> None:
             raise TrainingError(f"{name} is no number after training; no adapter was written. Lower the learning rate")
 
 
-def save_adapter(trainer: Any, run: Run, folder: Path) -> Path:
+def save_adapter(trainer: Any, run: Session, folder: Path) -> Path:
     """The trained adapter as a PEFT folder that names the recipe's base."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.peft_config["default"].base_model_name_or_path = run.recipe.model.base

@@ -1,0 +1,152 @@
+"""What a model makes of tokens that are there: next-token logits, common beginnings read once; log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from qreason.model.resident import Resident
+from qreason.types import Messages, Reply
+
+if TYPE_CHECKING:
+    import torch
+
+
+Ids = list[int]
+
+
+def render_ids(tokenizer: Any, prompts: Sequence[Messages]) -> list[list[int]]:
+    """Chat messages -> token ids, up to where the assistant begins."""
+    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def pad_left(tokenizer: Any, ids: Sequence[Sequence[int]], device: torch.device) -> dict[str, torch.Tensor]:
+    """Token ids, attention mask and positions, each (rows, longest)."""
+    import torch
+
+    longest = max(map(len, ids))
+    padded = [[tokenizer.pad_token_id] * (longest - len(row)) + list(row) for row in ids]
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+    return {
+        "input_ids": torch.tensor(padded, device=device),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }
+
+
+def last_logits(resident: Resident, model: Any, groups: Sequence[Sequence[Ids]]) -> torch.Tensor:
+    """(rows, vocabulary): the logits after each row of token ids.
+
+    What all rows begin with is read once, then once per group what its rows begin with, then the rest.
+    """
+    from transformers import DynamicCache
+
+    shared = common([row for group in groups for row in group])
+    own = [common(group) for group in groups]
+    reading = Reading(model, DynamicCache(config=model.config), resident)
+    if shared:
+        reading.read([groups[0][0][:shared]])
+        reading.repeat([0] * len(groups))
+    if any(len(group) > 1 for group in groups):
+        reading.read([group[0][shared:end] for group, end in zip(groups, own, strict=True)])
+    else:
+        own = [shared] * len(groups)
+    reading.repeat([index for index, group in enumerate(groups) for _ in group])
+    return reading.read([row[end:] for group, end in zip(groups, own, strict=True) for row in group])
+
+
+def logits_by_generate(resident: Resident, model: Any, rows: Sequence[Ids]) -> torch.Tensor:
+    """The same through the model's own generate, each row read whole."""
+    inputs = pad_left(resident.tokenizer, rows, resident.device)
+    del inputs["position_ids"]  # generate makes them itself
+    answers = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=1,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=resident.tokenizer.pad_token_id,
+    )
+    logits: torch.Tensor = answers.logits[0]
+    return logits
+
+
+class Reading:
+    """Rows of tokens, read piece by piece through one cache."""
+
+    def __init__(self, model: Any, cache: Any, resident: Resident) -> None:
+        self.model, self.cache, self.resident = model, cache, resident
+        self.mask: torch.Tensor | None = None
+
+    def read(self, rows: list[Ids]) -> torch.Tensor:
+        """Read the next piece of each row; the logits after it, (rows, vocabulary)."""
+        import torch
+
+        if not any(rows):
+            return torch.empty(0)
+        inputs = pad_left(self.resident.tokenizer, rows, self.resident.device)
+        mask, positions = inputs["attention_mask"], inputs["position_ids"]
+        if self.mask is not None:
+            positions = positions + self.mask.sum(1, keepdim=True)
+            mask = torch.cat([self.mask, mask], 1)
+        self.mask = mask
+        logits: torch.Tensor = self.model(
+            input_ids=inputs["input_ids"],
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return logits
+
+    def repeat(self, chosen: list[int]) -> None:
+        """Go on with these of the rows, in this order."""
+        import torch
+
+        if self.mask is not None and chosen != list(range(len(self.mask))):
+            index = torch.tensor(chosen, device=self.mask.device)
+            self.cache.batch_select_indices(index)
+            self.mask = self.mask[index]
+
+
+def common(rows: Sequence[Ids]) -> int:
+    """How many tokens all rows begin with, short of the whole of any."""
+    first, last = min(rows), max(rows)  # the first and the last in order differ as soon as any two do
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return min(shared, min(map(len, rows)) - 1)
+
+
+def halves(batch: list[int]) -> list[list[int]]:
+    middle = len(batch) // 2
+    return [half for half in (batch[:middle], batch[middle:]) if half]
+
+
+def batches(groups: Sequence[Sequence[Ids]], most: int) -> list[list[int]]:
+    """Groups of similar length together, about `most` questions at a time."""
+    result: list[list[int]] = []
+    filled = most
+    for index in sorted(range(len(groups)), key=lambda index: max(map(len, groups[index]), default=0)):
+        if not groups[index]:
+            continue
+        if filled >= most:
+            result.append([])
+            filled = 0
+        result[-1].append(index)
+        filled += len(groups[index])
+    return result
+
+
+def mean_log_probabilities(resident: Resident, model: Any, replies: Sequence[Reply]) -> list[float]:
+    """The mean log-probability of each reply's tokens, in nats per token; a reply has at least one token."""
+    import torch
+
+    ids = [[*reply.prompt_ids, *reply.token_ids] for reply in replies]
+    lengths = [len(reply.token_ids) for reply in replies]
+    inputs = pad_left(resident.tokenizer, ids, resident.device)
+    logits = model(**inputs, logits_to_keep=max(lengths) + 1).logits[:, :-1].float()
+    tokens = inputs["input_ids"][:, -max(lengths) :].unsqueeze(-1)
+    chosen = torch.log_softmax(logits, -1).gather(-1, tokens).squeeze(-1)
+    return [float(row[-length:].mean()) for row, length in zip(chosen, lengths, strict=True)]

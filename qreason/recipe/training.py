@@ -1,0 +1,248 @@
+"""The settings of the stages that train, as they stand in a step of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from qreason.recipe.sections import Data, Draw, Strict, Weighted, check_rewards
+from qreason.recipe.stage import Start, Work
+
+
+def plain_rows(share: float) -> dict[str, str]:
+    """What a stage reads that mixes in a share of rows without reasoning."""
+    return {"plain": "rows without reasoning (plain_share)"} if share else {}
+
+
+class Training(Start):
+    """What SFT and GRPO share, in TRL's terms; `trl` passes any further field of TRL's config through."""
+
+    not_trls: ClassVar[frozenset[str]] = frozenset({"rows", "trl", "start"})
+    """Settings that are no fields of TRL's config."""
+
+    per_device_train_batch_size: int = Field(8, gt=0)
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int = -1
+    learning_rate: float = Field(2e-4, gt=0)
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = Field(0.03, ge=0)
+    """A number of steps, or below 1 a share of them."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optim: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+    logging_steps: int = Field(5, gt=0)
+    rows: int | None = Field(None, gt=0)
+    """Use only the first rows."""
+    trl: dict[str, Any] = Field({})
+
+    @field_validator("trl")
+    @classmethod
+    def publishes_nothing(cls, trl: dict[str, Any]) -> dict[str, Any]:
+        if trl.get("push_to_hub"):
+            raise ValueError("push_to_hub: a run publishes nothing by itself; use `qreason push` when it is done")
+        return trl
+
+    def trl_arguments(self) -> dict[str, Any]:
+        """The settings that are fields of TRL's config."""
+        return self.model_dump(exclude=set(self.not_trls))
+
+
+class Sft(Training):
+    """Supervised fine-tuning on data.sft, or on what was sampled."""
+
+    leaves_adapter: ClassVar[bool] = True
+    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data"}
+
+    data: Literal["sft", "sampled"] = "sft"
+    """`data.sft`, or what the newest sample step kept."""
+    packing: bool = False
+
+    def reads(self) -> dict[str, str]:
+        return {} if self.reads_sampled else {"sft": "incidents"}
+
+    @property
+    def reads_sampled(self) -> bool:
+        return self.data == "sampled"
+
+    def work(self, sampling: Draw, data: Data) -> Work:
+        return Work(
+            rows=self.per_device_train_batch_size,
+            text="reply" if self.reads_sampled else "example",
+            most_tokens=self.trl.get("max_length"),
+            fills_rows=self.packing,
+            logits="whole" if self.trl.get("loss_type") == "nll" else "chunked",
+        )
+
+
+PREFLIGHT_PROMPTS = 8
+"""Prompts that are sampled from before GRPO."""
+
+
+class Grpo(Training):
+    """Group relative policy optimization on data.prompts, against rewards."""
+
+    leaves_adapter: ClassVar[bool] = True
+    draws: ClassVar[str] = "grpo compares different replies"
+    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {
+        *("rewards", "plain_share", "preflight", "stop_on_reward_hacking"),
+    }
+
+    rewards: dict[str, Weighted] | None = Field(None, min_length=1)
+    """Its own rewards; those of the recipe where not given."""
+    plain_share: float = Field(0.0, ge=0, lt=1)
+    """The share of its prompts that are rows of data.plain, asked without the system prompt."""
+    num_generations: int = Field(8, ge=2)
+    learning_rate: float = Field(1e-5, gt=0)
+    logging_steps: int = Field(1, gt=0)
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the policy that training started from (the k3 estimator); 0: none."""
+    use_bias_correction_kl: bool = False
+    """Multiply that divergence by the ratio, as DeepSeek-V3.2 does; TRL does so by default, the GRPO papers do not."""
+    epsilon: float = Field(0.2, gt=0)
+    """The ratio of new to old probability is clipped to 1 - epsilon .. 1 + epsilon_high."""
+    epsilon_high: float | None = Field(None, gt=0)
+    """Where not given, epsilon."""
+    num_iterations: int = Field(1, gt=0)
+    """Optimizer passes over the same rollouts; from the second on, the ratio is not 1 and clipping acts."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """A ratio each token, or one each sequence (GSPO)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What advantages are divided by: the standard deviation of the group, of the batch, or nothing (Dr. GRPO)."""
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
+    """What the sum over tokens is divided by, and other losses; docs/sampling.md has the formulas."""
+    mask_truncated_completions: bool = False
+    preflight: bool = True
+    """Before training, score the references and a few completions, and stop where GRPO could not learn."""
+    stop_on_reward_hacking: bool = False
+    """Stop, without an adapter, when a reward is being gamed; otherwise it is only said."""
+
+    @field_validator("rewards")
+    @classmethod
+    def known_rewards(cls, rewards: dict[str, Weighted] | None) -> dict[str, Weighted] | None:
+        return check_rewards(rewards) if rewards else rewards
+
+    @model_validator(mode="after")
+    def whole_groups(self) -> Grpo:
+        if self.per_device_train_batch_size * self.gradient_accumulation_steps % self.num_generations:
+            raise ValueError(
+                "per_device_train_batch_size x gradient_accumulation_steps must be a multiple of "
+                f"num_generations ({self.num_generations})"
+            )
+        return self
+
+    def reads(self) -> dict[str, str]:
+        return {"prompts": "prompts"} | plain_rows(self.plain_share)
+
+    @property
+    def own_rewards(self) -> dict[str, Weighted] | None:
+        return self.rewards
+
+    @property
+    def replies_at_a_time(self) -> int:
+        """TRL's generation_batch_size."""
+        rounds = self.trl.get("steps_per_generation") or self.gradient_accumulation_steps
+        return int(self.trl.get("generation_batch_size") or self.per_device_train_batch_size * rounds)
+
+    @property
+    def prompts_at_a_time(self) -> int:
+        """Prompts that are replied to together: those of a generation batch, or of the preflight."""
+        return max(self.replies_at_a_time // self.num_generations, PREFLIGHT_PROMPTS if self.preflight else 1)
+
+    def work(self, sampling: Draw, data: Data) -> Work:
+        micro, prompts, n = self.per_device_train_batch_size, self.prompts_at_a_time, self.num_generations
+        return Work(
+            rollouts=((prompts, n),),
+            judged=(prompts * n, n),
+            fills_judge=self.preflight and data.labels is not None,
+            rows=micro,
+            text="reply",
+            logits="completion",
+            reference=self.beta > 0,
+            interrupted=self.replies_at_a_time < micro * self.gradient_accumulation_steps,
+        )
+
+
+class Preference(Training):
+    """A reward model from ranked pairs: an adapter with a scalar head, for the `preference` reward of later steps."""
+
+    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "about", "heldout_share"}
+
+    data: Literal["pairs", "sampled"] = "pairs"
+    """`data.pairs`, or of each prompt of the newest sample step the best draw against the worst, by total."""
+    about: str | None = None
+    """Use only the pairs whose `about` column says this."""
+    heldout_share: float = Field(0.1, gt=0, lt=1)
+    """The share of the prompts whose pairs are held out, to measure on."""
+
+    def reads(self) -> dict[str, str]:
+        return {} if self.reads_sampled else {"pairs": "ranked pairs"}
+
+    @property
+    def reads_sampled(self) -> bool:
+        return self.data == "sampled"
+
+    def work(self, sampling: Draw, data: Data) -> Work:
+        rows = 2 * self.per_device_train_batch_size  # both sides of a pair
+        return Work(rows=rows, text="reply" if self.reads_sampled else "pair")
+
+
+class Teacher(Strict):
+    """Who replies in place of the run's own model: a model that is loaded for it, or an OpenAI-compatible server."""
+
+    model: str
+    """A Hub id, a model's folder, or a run folder (its newest adapter); with an endpoint, the model's name there."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Of a model that is loaded here; a run folder has its own."""
+    endpoint: str | None = None
+    """The server's address before /chat/completions."""
+    api_key: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; it may be unset."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds a reply may take."""
+    retries: int = Field(5, ge=0)
+    """Further attempts after a timeout, a 429 or a 5xx, waiting twice as long each time."""
+    concurrency: int = Field(8, ge=1)
+    """Requests in flight."""
+
+    @model_validator(mode="after")
+    def here_or_there(self) -> Teacher:
+        elsewhere = sorted(self.model_fields_set - {"model", "quantization", "endpoint"})
+        if self.endpoint is None and elsewhere:
+            raise ValueError(f"{elsewhere[0]}: only for a server; give its endpoint, or leave it out")
+        if self.endpoint is not None and self.quantization != "none":
+            raise ValueError("quantization: only for a model that is loaded here, not for one behind an endpoint")
+        return self
+
+
+class Distill(Training):
+    """On-policy distillation: the student replies to data.prompts, and learns the teacher's distribution there."""
+
+    leaves_adapter: ClassVar[bool] = True
+    draws: ClassVar[str] = "distill draws replies"
+    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"teacher"}
+
+    teacher: Teacher
+    """A model with the student's vocabulary, loaded beside it."""
+    beta: float = Field(1.0, ge=0, le=1)
+    """The divergence: 0 is the forward KL, 1 the reverse KL, between them the generalized Jensen-Shannon divergence."""
+    learning_rate: float = Field(1e-5, gt=0)
+    logging_steps: int = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def teacher_is_here(self) -> Distill:
+        if self.teacher.endpoint is not None:
+            raise ValueError(
+                "teacher.endpoint: a server does not give whole distributions; give a model that is loaded here, or "
+                "sample with this teacher and train on that"
+            )
+        return self
+
+    def reads(self) -> dict[str, str]:
+        return {"prompts": "prompts"}
+
+    @property
+    def origin(self) -> str | None:
+        return self.teacher.model
