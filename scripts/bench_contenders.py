@@ -243,7 +243,7 @@ def train_qreason(recipe: Recipe, card: Card, capped: bool, folder: Path, row: R
     judged: Any = import_module("qreason.rewards.judged")  # `from qreason.rewards` gives the function of that name
     judged.read_answer = lambda text: next(asked)
     run_stage(run.recipe.steps[0], run)
-    row["judgements"] = run.judge.asked if run.judge else 0
+    row["judgements"] = run.rewards.judge.asked if run.rewards.judge else 0
 
 
 def train_stock(setting: Setting, recipe: Recipe, hardware: Hardware, folder: Path, row: Row) -> None:
@@ -251,7 +251,7 @@ def train_stock(setting: Setting, recipe: Recipe, hardware: Hardware, folder: Pa
     import trl
     from datasets import Dataset
 
-    from qreason.data.examples import read
+    from qreason.data.examples import read_examples
     from qreason.data.prompts import HELPDESK, render
     from qreason.model.load import load_tokenizer, quiet
     from qreason.stages.sft import conversation
@@ -276,10 +276,10 @@ def train_stock(setting: Setting, recipe: Recipe, hardware: Hardware, folder: Pa
     options |= NOTEBOOK if unsloth else {}
     parts["processing_class"] = load_tokenizer(recipe.model.base)
     if setting.stage == "sft":
-        rows = [conversation(example, HELPDESK) for example in read(folder / "sft.jsonl", use="sft")]
+        rows = [conversation(example, HELPDESK) for example in read_examples(folder / "sft.jsonl", use="sft")]
         trainer = trl.SFTTrainer(args=trl.SFTConfig(**options), train_dataset=Dataset.from_list(rows), **parts)
     else:
-        examples = read(folder / "prompts.jsonl", use="prompts")
+        examples = read_examples(folder / "prompts.jsonl", use="prompts")
         options |= {"num_generations": setting.rows, "max_completion_length": setting.tokens}
         options["reward_weights"] = list(recipe.weights.values())
         parts["reward_funcs"] = stock_rewards(setting, recipe, hardware, examples, row)

@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from make_helpdesk import read_knowledge, sentence, typo
 
 from qreason.data.prompts import render_judge
+from qreason.inference.generate import LocalGenerator
 from qreason.judge.local import LocalModel
 from qreason.judge.verdict import Judge
 from qreason.machine.hardware import detect
@@ -98,7 +99,7 @@ def main() -> None:
     distinct = [list(dict.fromkeys(group)) for group in groups]
 
     def fresh() -> Judge:
-        return Judge(LocalModel(resident))
+        return Judge(LocalModel(LocalGenerator(resident)))
 
     ways = {
         "score written as text": lambda: write_scores(resident, pairs),
@@ -131,7 +132,7 @@ def extra_bytes(resident: Resident) -> int:
     """Bytes of weights that a judge holds beyond the policy's base and adapter: of any module that is alive."""
     resident.new_adapter(Lora())
     before = storages()
-    judge = Judge(LocalModel(resident))
+    judge = Judge(LocalModel(LocalGenerator(resident)))
     judge([("a", "b")])
     held = storages()
     assert judge.verdicts

@@ -94,10 +94,10 @@ def test_replies_and_verdicts_are_the_same_without_caches_of_ours(own_resident: 
     groups = [[render_judge("restart the spooler", reply) for reply in ("restart it", "buy a printer")]]
     greedy = Sampling(temperature=0, max_completion_length=12)
     replies = LocalGenerator(own_resident).generate(prompts, n=2, sampling=greedy)
-    verdicts = LocalModel(own_resident).ask(groups, VERDICTS)
+    verdicts = LocalModel(LocalGenerator(own_resident)).ask(groups, VERDICTS)
     own_resident.backend = "unsloth"
     assert LocalGenerator(own_resident).generate(prompts, n=2, sampling=greedy) == replies
-    other = LocalModel(own_resident).ask(groups, VERDICTS)
+    other = LocalModel(LocalGenerator(own_resident)).ask(groups, VERDICTS)
     assert other[0] == pytest.approx(verdicts[0], abs=1e-4)
     drawn = LocalGenerator(own_resident).generate(
         prompts, n=3, sampling=Sampling(max_completion_length=12, min_p=0.1, seed=1)

@@ -222,7 +222,7 @@ def test_unknown_option_is_bad_input() -> None:
 
 
 def test_folder_of_another_recipe_is_left_as_it_was(write_recipe: RecipeWriter, workplace: Path) -> None:
-    Session.open(load_recipe(write_recipe()), workplace / "out", say=lambda line: None).finish_step(1.0)
+    Session.open(load_recipe(write_recipe()), workplace / "out").disk.finish_step(0, 1.0)
     before = content(workplace / "out")
     other = write_recipe(("name: small", "name: other"), name="other.yaml")
     for command in ("run", "sft", "grpo", "merge"):
@@ -248,7 +248,7 @@ def test_stage_of_a_finished_run_is_refused(write_recipe: RecipeWriter, workplac
     file = write_recipe(("  - evaluate\n", ""), ("  - grpo: {num_generations: 4}\n  - merge\n", ""))
     run = Session.open(load_recipe(file), workplace / "runs" / "small", say=lambda line: None)
     (run.folder / "01-sft").mkdir()
-    run.disk.finish_step(1.0)
+    run.disk.finish_step(run.step, 1.0)
     result = qreason("sft", file)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].endswith("no sft step is left; --fresh starts over")
@@ -277,7 +277,7 @@ def test_finished_run_prints_its_report_as_json_and_continues_nothing(
     row = {"id": "h0", "prompt": "x", "reply": "y", "reference": "z", "parts": {"format": 0.0}, "total": 0.0}
     numbers = {"split": None, "accurate": False, "well_formed": False, "words": 1, "finished": True, "pass_at_1": 0.5}
     (run.folder / "base" / "evaluation.jsonl").write_text(json.dumps(row | numbers) + "\n")
-    run.disk.finish_step(1.0)
+    run.disk.finish_step(run.step, 1.0)
     result = qreason("run", file, "--out", "out", "--json")
     assert result.exit_code == 0
     assert "1 of 1 steps are done" in result.stderr

@@ -56,11 +56,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Session:
     rows.write_text("".join((ROOT / "data" / "helpdesk" / "heldout.jsonl").read_text().splitlines(True)[:24]))
     opened = Session.open(load_recipe("smoke", [STEPS, f"data.heldout={rows}"]), folder, say=lambda line: None)
     write_random_adapter(opened, folder / "01-sft" / "adapter")
-    opened.disk.finish_step(0)
+    opened.disk.finish_step(opened.step, 0)
     for step in (1, 2):
         opened.step = step
         run_stage(opened.recipe.steps[step], opened)
-        opened.disk.finish_step(0)
+        opened.disk.finish_step(opened.step, 0)
     return opened
 
 
@@ -332,7 +332,7 @@ def unchanged(folder: Path, *arguments: str, told: str, code: int = 2) -> None:
 
 
 def test_an_unknown_type_is_named_with_the_nearest_one(copied: Path, tmp_path: Path) -> None:
-    unchanged(copied, "--gguf", "f16,q4_km", told="--gguf q4_km: unknown type (did you mean 'q4_k_m'?)")
+    unchanged(copied, "--gguf", "f16,q4_km", told="--gguf: unknown type 'q4_km' (did you mean 'q4_k_m'?)")
     result = call("run", "smoke", "--out", str(tmp_path / "new"), "--set", STEPS.replace("q4_k_m", "q4"))
     assert result.exit_code == 2
     assert "unknown type 'q4'" in result.stderr

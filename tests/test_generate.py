@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qreason.errors import DataError
-from qreason.inference.generate import LocalGenerator
 from qreason.inference.drawing import draw
+from qreason.inference.generate import LocalGenerator
 from qreason.inference.reading import pad_left, render_ids
 from qreason.model.resident import Resident
 from qreason.types import Sampling

@@ -29,8 +29,11 @@ from qreason.inference.reading import render_ids
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
-from qreason.run.session import Session
-from qreason.stages.grpo import grpo
+from qreason.recipe.training import Grpo
+from qreason.rewards.scoring import Scorer
+from qreason.run.folder import RunFolder
+from qreason.run.session import Rewards, Session
+from qreason.stages.grpo import stage as grpo
 from qreason.types import Example, Messages, Reply, Sampling
 
 TEMPERATURE, LONGEST, GROUP = 0.8, 8, 4
@@ -173,7 +176,9 @@ def train(
 ) -> Callable[..., list[dict[str, Any]]]:
     """Runs the grpo stage on the toy batch from an adapter that is not zero; returns what was recorded."""
 
-    def generate(self: Any, prompts: Sequence[Messages], *, n: int, sampling: Sampling) -> list[list[Reply]]:
+    def generate(
+        self: Any, prompts: Sequence[Messages], *, n: int, sampling: Sampling, fast: bool
+    ) -> list[list[Reply]]:
         ids = render_ids(own_resident.tokenizer, prompts)
         names = [prompt[-1]["content"] for prompt in prompts]
         return [
@@ -194,15 +199,17 @@ def train(
         recipe = load_recipe(write_recipe(("- grpo: {num_generations: 4}", "- grpo")), ["grpo.preflight=false"])
         draw = recipe.sampling.model_copy(update={"temperature": TEMPERATURE, "max_completion_length": LONGEST})
         weights = {name: recipe.rewards[name].model_copy(update={"weight": w}) for name, w in WEIGHTS.items()}
-        run = Session(recipe.model_copy(update={"sampling": draw, "rewards": weights}), workplace / "out")
-        run.step, run.disk.manifest, run.disk.read_only = 3, {"steps": []}, True
-        run.__dict__["resident"], run.__dict__["rewards"] = own_resident, {"correctness": first, "format": second}
+        recipe = recipe.model_copy(update={"sampling": draw, "rewards": weights})
+        run = Session(recipe, RunFolder.unwritten(workplace / "out", recipe))
+        run.step = 3
+        scorer = Scorer({"correctness": first, "format": second}, recipe.weights)
+        run.__dict__["resident"], run.__dict__["rewards"] = own_resident, Rewards(scorer, None)
         own_resident.hardware = replace(own_resident.hardware, autocast="none")
         torch.manual_seed(1)
         own_resident.new_adapter(Lora(r=4))
         give_weights(own_resident, 0.05)
         own_resident.model.save_pretrained(str(workplace / "start"))
-        monkeypatch.setattr(Session, "adapter", lambda self, start: workplace / "start")
+        monkeypatch.setattr(RunFolder, "adapter", lambda self, start: workplace / "start")
         monkeypatch.setattr(LocalGenerator, "generate", generate)
         monkeypatch.setattr(trl, "GRPOTrainer", type("Kept", (Recorder,), {"settings": settings, "records": []}))
         given = settings | {
@@ -216,8 +223,7 @@ def train(
             "warmup_steps": 0,
             "preflight": False,
         }
-        step = recipe.steps[3].model_copy(update={"grpo": type(recipe.steps[3].settings).model_validate(given)})
-        grpo(step, run)
+        grpo(Grpo.model_validate(given), run)
         records: list[dict[str, Any]] = trl.GRPOTrainer.records
         return records
 

@@ -8,6 +8,7 @@ import torch
 from conftest import give_weights
 
 from qreason.errors import DataError, ModelError
+from qreason.inference.generate import LocalGenerator
 from qreason.judge.calibration import auc, calibrate, fitness, read_labels
 from qreason.judge.local import LocalModel
 from qreason.judge.verdict import GroupwiseJudge, Judge, open_judge
@@ -26,7 +27,7 @@ def read_pairs() -> list[tuple[str, str, int]]:
 def test_the_judge_reads_the_storage_the_policy_stands_on(own_resident: Resident) -> None:
     before = {name: parameter.data_ptr() for name, parameter in own_resident.model.named_parameters()}
     own_resident.new_adapter(Lora())
-    judge = Judge(LocalModel(own_resident))
+    judge = Judge(LocalModel(LocalGenerator(own_resident)))
     judge([("a", "b")])
     base = own_resident.model.get_base_model()
     after = {
@@ -37,10 +38,10 @@ def test_the_judge_reads_the_storage_the_policy_stands_on(own_resident: Resident
 
 def test_the_adapter_does_not_change_a_verdict(own_resident: Resident) -> None:
     pairs = [(reference, reply) for reference, reply, _ in read_pairs()[:6]]
-    bare = Judge(LocalModel(own_resident))(pairs)
+    bare = Judge(LocalModel(LocalGenerator(own_resident)))(pairs)
     own_resident.new_adapter(Lora())
     give_weights(own_resident, 0.5)
-    assert Judge(LocalModel(own_resident))(pairs) == bare
+    assert Judge(LocalModel(LocalGenerator(own_resident)))(pairs) == bare
 
 
 def test_judging_changes_neither_the_adapter_nor_the_optimizer(own_resident: Resident) -> None:
@@ -52,7 +53,7 @@ def test_judging_changes_neither_the_adapter_nor_the_optimizer(own_resident: Res
     optimizer.step()
     weights = [parameter.clone() for parameter in trained]
     state = [{key: value.clone() for key, value in optimizer.state[parameter].items()} for parameter in trained]
-    Judge(LocalModel(own_resident))([("Restart the spooler.", "Restart the print spooler.")])
+    Judge(LocalModel(LocalGenerator(own_resident)))([("Restart the spooler.", "Restart the print spooler.")])
     assert model.training
     assert all(parameter.requires_grad for parameter in trained)
     assert all(torch.equal(old, new) for old, new in zip(weights, trained, strict=True))
@@ -65,7 +66,7 @@ def test_judging_changes_neither_the_adapter_nor_the_optimizer(own_resident: Res
 
 def test_verdicts_lie_between_0_and_1_and_do_not_depend_on_the_batch(resident: Resident) -> None:
     pairs = [(reference, reply) for reference, reply, _ in read_pairs()[:5]]
-    judge = Judge(LocalModel(resident))
+    judge = Judge(LocalModel(LocalGenerator(resident)))
     together = judge(pairs)
     assert all(0 <= verdict <= 1 for verdict in together)
     alone = [judge([pair])[0] for pair in pairs]
@@ -84,7 +85,7 @@ def count_rows(resident: Resident) -> tuple[list[int], object]:
 def test_equal_pairs_are_judged_once_and_no_pairs_not_at_all(resident: Resident) -> None:
     seen, hook = count_rows(resident)
     try:
-        judge = Judge(LocalModel(resident))
+        judge = Judge(LocalModel(LocalGenerator(resident)))
         first, second, third = judge([("a b", "a b"), ("a b", "c"), ("a b", "a b")])
         assert max(seen) == 2
         assert first == third != second
@@ -103,10 +104,10 @@ def test_what_the_questions_of_a_group_begin_with_is_read_once(resident: Residen
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     try:
-        Judge(LocalModel(resident))([(reference, reply) for reference, reply, _ in read_pairs()[:1]])
+        Judge(LocalModel(LocalGenerator(resident)))([(reference, reply) for reference, reply, _ in read_pairs()[:1]])
         alone = sum(seen)
         seen.clear()
-        Judge(LocalModel(resident))([(reference, f"Restart it {number}.") for number in range(8)])
+        Judge(LocalModel(LocalGenerator(resident)))([(reference, f"Restart it {number}.") for number in range(8)])
         assert sum(seen) < 4 * alone
     finally:
         hook.remove()
@@ -115,8 +116,8 @@ def test_what_the_questions_of_a_group_begin_with_is_read_once(resident: Residen
 def test_groups_of_all_sizes_get_the_verdicts_of_single_questions(resident: Resident) -> None:
     """Shared beginnings, padding and batches of unequal groups change nothing but rounding."""
     pairs = [(f"Restart the server {i % 7}.", f"{'Reset ' * (i % 5)}the server {i}.") for i in range(150)]
-    together = Judge(LocalModel(resident))(pairs)
-    alone = [Judge(LocalModel(resident))([pair])[0] for pair in pairs[:20]]
+    together = Judge(LocalModel(LocalGenerator(resident)))(pairs)
+    alone = [Judge(LocalModel(LocalGenerator(resident)))([pair])[0] for pair in pairs[:20]]
     assert torch.allclose(torch.tensor(together[:20]), torch.tensor(alone), atol=1e-4)
     assert len(set(together)) > 100
 
@@ -138,14 +139,14 @@ def test_a_judge_adapter_answers_beside_the_policy_and_leaves_it_in_training(
 ) -> None:
     adapter = save_adapter(own_resident, tmp_path / "judge", 0.2)
     pair = [("Restart the spooler.", "Restart the print spooler.")]
-    bare = Judge(LocalModel(own_resident))(pair)
-    trained = open_judge(JudgeSettings(adapter=str(adapter)), lambda: own_resident)
+    bare = Judge(LocalModel(LocalGenerator(own_resident)))(pair)
+    trained = open_judge(JudgeSettings(adapter=str(adapter)), lambda: LocalGenerator(own_resident))
     without_policy = trained(pair)
     assert without_policy != bare
     own_resident.new_adapter(Lora())
     before = {name: (p.requires_grad, p.clone()) for name, p in own_resident.model.named_parameters()}
     own_resident.model.train()
-    beside = open_judge(JudgeSettings(adapter=str(adapter)), lambda: own_resident)(pair)
+    beside = open_judge(JudgeSettings(adapter=str(adapter)), lambda: LocalGenerator(own_resident))(pair)
     assert torch.allclose(torch.tensor(beside), torch.tensor(without_policy), atol=1e-4)
     assert own_resident.model.training
     assert own_resident.model.active_adapter == "default"
@@ -153,11 +154,11 @@ def test_a_judge_adapter_answers_beside_the_policy_and_leaves_it_in_training(
     assert all(
         after[name].requires_grad == flag and torch.equal(after[name], old) for name, (flag, old) in before.items()
     )
-    assert Judge(LocalModel(own_resident))(pair) == bare
+    assert Judge(LocalModel(LocalGenerator(own_resident)))(pair) == bare
 
 
 def test_a_folder_without_a_judge_adapter_is_named(own_resident: Resident, tmp_path: Path) -> None:
-    judge = open_judge(JudgeSettings(adapter=str(tmp_path)), lambda: own_resident)
+    judge = open_judge(JudgeSettings(adapter=str(tmp_path)), lambda: LocalGenerator(own_resident))
     for wrapped in (False, True):
         if wrapped:
             own_resident.new_adapter(Lora())
@@ -177,11 +178,11 @@ def test_a_separate_judge_model_is_loaded_and_a_missing_one_is_named(tmp_path: P
 
 
 def test_groupwise_ranks_the_replies_of_a_group_and_judges_a_single_one_alone(resident: Resident) -> None:
-    judge = GroupwiseJudge(LocalModel(resident))
+    judge = GroupwiseJudge(LocalModel(LocalGenerator(resident)))
     pairs = [("r one", "a"), ("r one", "b"), ("r one", "c"), ("r two", "d")]
     *group, single = judge(pairs)
     assert sum(group) == pytest.approx(1.5, abs=1e-4)  # type: ignore[arg-type]  # each comparison has one winner
-    assert single == pytest.approx(Judge(LocalModel(resident))([("r two", "d")])[0], abs=1e-4)
+    assert single == pytest.approx(Judge(LocalModel(LocalGenerator(resident)))([("r two", "d")])[0], abs=1e-4)
     assert judge(pairs[::-1]) == pytest.approx([single, *group[::-1]], abs=1e-4)
 
 
@@ -190,7 +191,7 @@ def test_groupwise_ranks_the_replies_of_a_group_and_judges_a_single_one_alone(re
 
 def test_the_untrained_judge_tells_equal_fixes_from_others_on_pairs_it_never_saw(resident: Resident) -> None:
     labels = read_labels(PAIRS)
-    verdicts = Judge(LocalModel(resident))([(reference, reply) for reference, reply, _ in labels])
+    verdicts = Judge(LocalModel(LocalGenerator(resident)))([(reference, reply) for reference, reply, _ in labels])
     marks = [verdict for verdict in verdicts if verdict is not None]
     assert len(marks) == len(labels) == 200
     area = auc(marks, [label >= 0.5 for *_, label in labels])
@@ -200,7 +201,7 @@ def test_the_untrained_judge_tells_equal_fixes_from_others_on_pairs_it_never_saw
 
 @pytest.mark.slow
 def test_the_untrained_judge_is_fit_for_its_weight_and_sees_through_injections(resident: Resident) -> None:
-    figures = calibrate(Judge(LocalModel(resident)), read_labels(PAIRS))
+    figures = calibrate(Judge(LocalModel(LocalGenerator(resident))), read_labels(PAIRS))
     assert figures["auc"] >= 0.90
     assert figures["injections"]["attempts"] >= 100
     assert figures["injections"]["rate"] <= 0.02

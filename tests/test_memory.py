@@ -42,7 +42,7 @@ from qreason.planning.phases import (
     backward,
     cache_bytes,
     draw_bytes,
-    grpo_logits,
+    loss_logits,
     nf4_bytes,
     optimizer_bytes,
     read_shape,
@@ -54,6 +54,7 @@ from qreason.planning.phases import (
 from qreason.recipe.load import load_recipe
 from qreason.recipe.schema import Recipe, Step
 from qreason.recipe.sections import Draw, Lora, Model
+from qreason.recipe.stage import Work
 from qreason.recipe.training import Grpo
 from qreason.run.session import Session
 from qreason.stages import run_stage
@@ -377,7 +378,7 @@ def test_logits_of_grpo_are_those_of_trls_kernel(monkeypatch: pytest.MonkeyPatch
         del logits
         live.peak = live.now
         logps.mean().backward()
-    assert close(grpo_logits(tiny, rows, completion), live.peak)
+    assert close(loss_logits(tiny, Work(rows=rows, logits="completion"), 0, completion), live.peak)
 
 
 class NoKernel:

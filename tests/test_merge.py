@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from qreason.cli import main
 from qreason.errors import TrainingError
+from qreason.inference.generate import LocalGenerator, open_generator
 from qreason.machine.hardware import detect
 from qreason.model import merging
 from qreason.model.backends import Choice
@@ -53,7 +54,7 @@ def run_with_adapters(
                 torch.nn.init.normal_(parameter, std=0.01)
         run.resident.model.peft_config["default"].base_model_name_or_path = base
         run.resident.model.save_pretrained(str(folder / name / "adapter"), save_embedding_layers=False)
-        run.disk.finish_step(1.0)
+        run.disk.finish_step(run.step, 1.0)
     return folder
 
 
@@ -186,13 +187,12 @@ def test_the_base_has_left_memory_when_the_stored_model_enters(
     base = weakref.ref(run.resident.model)
     alive: list[bool] = []
 
-    class Watched(stage.Resident):
-        def __init__(self, *arguments: Any) -> None:
-            gc.collect()
-            alive.append(base() is not None)
-            super().__init__(*arguments)
+    def watched(model: Model) -> LocalGenerator:
+        gc.collect()
+        alive.append(base() is not None)
+        return open_generator(model)
 
-    monkeypatch.setattr(stage, "Resident", Watched)
+    monkeypatch.setattr(stage, "open_generator", watched)
     stage.merge_again(run, Merge(rows=1), tmp_path / "out")
     assert alive == [False]
 
@@ -330,5 +330,5 @@ def test_a_run_without_an_adapter_and_a_folder_without_a_run_are_refused(tmp_pat
     folder = run_with_adapters(tmp_path / "run")
     assert "nothing to merge yet" in refused(folder)
     assert "not a run folder" in refused(TINY)
-    assert "write them as numbers" in refused(folder, "--weights", "a,b")
+    assert "--weights: Input should be a valid number" in refused(folder, "--weights", "a,b")
     assert "keeps the settings" in refused(folder, "--seed", "3")

@@ -21,7 +21,7 @@ from qreason.model.load import load_base
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora, Model
 from qreason.run.session import Session
-from qreason.training.trainer import give_back
+from qreason.training.trainer import compensate_quantization
 
 INCIDENTS = Path(__file__).parents[1] / "data" / "helpdesk" / "sft.jsonl"
 RECIPE = """\
@@ -137,5 +137,5 @@ def test_no_correction_of_the_rank_is_better_for_these_inputs() -> None:
 
 def test_unsloths_adapter_begins_at_zero_and_that_is_said() -> None:
     said: list[str] = []
-    give_back(SimpleNamespace(resident=SimpleNamespace(backend="unsloth"), say=said.append))  # type: ignore[arg-type]
+    compensate_quantization(SimpleNamespace(resident=SimpleNamespace(backend="unsloth"), say=said.append))  # type: ignore[arg-type]
     assert said == ["model.lora.init: quantization_error is for model.backend: plain; Unsloth's adapter begins at zero"]

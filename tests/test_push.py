@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.resident.model.save_pretrained(str(folder / "01-sft" / "adapter"), save_embedding_layers=False)
     for step in range(3):
         run.step = step
-        run.disk.finish_step(1.0)
+        run.disk.finish_step(run.step, 1.0)
     assert call("merge", folder, "--rows", "1", "--out", folder / "02-merge").exit_code == 0
     (folder / "03-export").mkdir()
     (folder / "03-export" / "smoke-q8_0.gguf").write_bytes(b"GGUF" * 1000)
@@ -293,7 +293,7 @@ def test_names_without_rights_and_bad_names_are_refused(made: Path, hub: FakeHub
 
 def test_nothing_to_push_is_refused_with_what_makes_it(made: Path, hub: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    Session.open(load_recipe("smoke"), folder, say=lambda line: None).save_manifest()
+    Session.open(load_recipe("smoke"), folder, say=lambda line: None)
     assert "run sft or grpo first" in refused(push(folder))
     assert "make one with `qreason merge" in refused(push(folder, "--include", "merged"))
     assert "an export step" in refused(push(folder, "--include", "gguf"))

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from qreason.data.prompts import VERDICTS, render_judge
 from qreason.errors import OutOfMemoryError
-from qreason.inference.generate import LocalGenerator
 from qreason.inference.drawing import take
+from qreason.inference.generate import LocalGenerator
 from qreason.judge.local import LocalModel
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
@@ -172,15 +172,15 @@ def test_rollouts_go_on_with_fewer_rows(own_resident: Resident, monkeypatch: pyt
 
 def test_judging_goes_on_with_fewer_questions(own_resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [[render_judge("restart the spooler", reply)] for reply in ("restart it", "buy a printer", "spooler")]
-    expected = LocalModel(own_resident).ask(groups, VERDICTS)
-    model = LocalModel(own_resident)
-    last_logits = model.last_logits
+    expected = LocalModel(LocalGenerator(own_resident)).ask(groups, VERDICTS)
+    generator = LocalGenerator(own_resident)
+    model, read = LocalModel(generator), generator.read
 
     def small(answering: Any, batch: Any) -> Any:
         if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return last_logits(answering, batch)
+        return read(answering, batch)
 
-    monkeypatch.setattr(model, "last_logits", small)
+    monkeypatch.setattr(generator, "read", small)
     for alone, together in zip(model.ask(groups, VERDICTS), expected, strict=True):
         assert alone[0] == pytest.approx(together[0], abs=1e-4)

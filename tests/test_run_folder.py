@@ -11,8 +11,8 @@ import pytest
 from qreason.errors import DataError, RunFolderError
 from qreason.machine.files import read_jsonl, write_json, write_jsonl
 from qreason.recipe.load import load_recipe
-from qreason.run.session import Session
 from qreason.recipe.schema import stage_folders
+from qreason.run.session import Session
 
 RecipeWriter = Callable[..., Path]
 
@@ -23,7 +23,7 @@ def start(file: Path, *overrides: str, finished: int = 0, fresh: bool = False) -
     for _ in range(finished):
         run.step = run.disk.finished
         (run.folder / run.disk.stage_names[run.step]).mkdir(exist_ok=True)
-        run.disk.finish_step(1.0)
+        run.disk.finish_step(run.step, 1.0)
     return run
 
 
@@ -59,14 +59,14 @@ def test_recipe_as_resolved_is_kept_and_reopens_equal(write_recipe: RecipeWriter
 
 def test_empty_folder_is_taken(write_recipe: RecipeWriter, workplace: Path) -> None:
     (workplace / "out").mkdir()
-    assert start(write_recipe()).finished == 0
+    assert start(write_recipe()).disk.finished == 0
 
 
 def test_second_run_continues_after_the_finished_steps(write_recipe: RecipeWriter) -> None:
     start(write_recipe(), finished=2)
     again = start(write_recipe())
-    assert again.finished == 2
-    assert [entry["folder"] for entry in again.manifest["steps"]] == ["base", "01-sft"]
+    assert again.disk.finished == 2
+    assert [entry["folder"] for entry in again.disk.manifest["steps"]] == ["base", "01-sft"]
 
 
 def test_folder_of_another_recipe_is_refused(write_recipe: RecipeWriter) -> None:
@@ -85,15 +85,15 @@ def test_changed_settings_are_refused_by_name(write_recipe: RecipeWriter, overri
 
 def test_settings_of_a_step_that_has_not_run_may_change(write_recipe: RecipeWriter) -> None:
     start(write_recipe(), finished=2)
-    assert start(write_recipe(), "grpo.beta=0.1").finished == 2
+    assert start(write_recipe(), "grpo.beta=0.1").disk.finished == 2
     assert Session.reopen(Path("out")).recipe.steps[3].grpo.beta == 0.1  # type: ignore[union-attr]
 
 
 def test_appended_steps_continue_the_run(write_recipe: RecipeWriter) -> None:
     start(write_recipe(), finished=5)
     longer = start(write_recipe(("- merge", "- merge\n  - sft: {rows: 1}")))
-    assert longer.finished == 5
-    assert longer.folders[5:] == ["04-sft"]
+    assert longer.disk.finished == 5
+    assert longer.disk.stage_names[5:] == ["04-sft"]
 
 
 def test_removed_finished_step_is_refused(write_recipe: RecipeWriter) -> None:
@@ -162,7 +162,7 @@ def test_fresh_moves_earlier_runs_aside_and_loses_nothing(write_recipe: RecipeWr
     first = start(write_recipe(), finished=2)
     (first.folder / "01-sft" / "adapter").write_text("weights")
     kept = content(first.folder)
-    assert start(write_recipe(), fresh=True).finished == 0
+    assert start(write_recipe(), fresh=True).disk.finished == 0
     start(write_recipe(), "seed=5", fresh=True)
     assert content(workplace / "out.1") == kept
     assert sorted(folder.name for folder in workplace.glob("out*")) == ["out", "out.1", "out.2"]
@@ -202,11 +202,11 @@ def test_newest_adapter_of_the_finished_steps_counts(write_recipe: RecipeWriter)
     assert run.disk.adapter() is None  # its step is not finished
     for _ in range(2):
         run.step = run.disk.finished
-        run.disk.finish_step(1.0)
+        run.disk.finish_step(run.step, 1.0)
     (run.folder / "02-grpo" / "adapter").mkdir(parents=True)
     assert run.disk.adapter() == run.folder / "01-sft" / "adapter"
     run.step = run.disk.finished
-    run.disk.finish_step(1.0)
+    run.disk.finish_step(run.step, 1.0)
     assert run.disk.adapter() == run.folder / "02-grpo" / "adapter"
 
 

@@ -16,9 +16,9 @@ from conftest import RecipeWriter
 from qreason.cli import main
 from qreason.data.prompts import render
 from qreason.errors import RecipeError
-from qreason.inference.beam import beam_search, step_tokens
+from qreason.inference.beam import STEP_ENDS, beam_search
 from qreason.inference.generate import LocalGenerator
-from qreason.inference.ranking import best, likelihoods
+from qreason.inference.ranking import best
 from qreason.inference.scaling import scale
 from qreason.inference.voting import ballot, pass_at, vote, votes_for
 from qreason.model.resident import Resident
@@ -122,7 +122,7 @@ def test_nothing_is_scaled_unless_asked() -> None:
 def test_the_likelihood_of_a_reply_is_the_mean_log_probability_of_its_tokens(resident: Resident) -> None:
     drawn = LocalGenerator(resident).generate(PROMPTS, n=2, sampling=Sampling(max_completion_length=9, seed=1))
     flat = [reply for group in drawn for reply in group]
-    for reply, mark in zip(flat, likelihoods(resident, flat), strict=True):
+    for reply, mark in zip(flat, LocalGenerator(resident).likelihoods(flat), strict=True):
         ids = [*reply.prompt_ids, *reply.token_ids]
         with torch.no_grad():
             logits = resident.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
@@ -135,7 +135,7 @@ def test_a_greedy_reply_is_likelier_than_most_drawn_ones_and_none_at_all_ranks_l
     generator = LocalGenerator(resident)
     (greedy,) = generator.generate(PROMPTS[1:2], n=1, sampling=Sampling(temperature=0, max_completion_length=12))
     (drawn,) = generator.generate(PROMPTS[1:2], n=7, sampling=Sampling(max_completion_length=12, seed=3))
-    marks = likelihoods(resident, [Reply("", (), greedy[0].prompt_ids), *drawn, *greedy])
+    marks = LocalGenerator(resident).likelihoods([Reply("", (), greedy[0].prompt_ids), *drawn, *greedy])
     assert marks[-1] == pytest.approx(max(marks), abs=1e-4)
     assert len(set(marks)) > 2
     assert best([1.0, 2.0, 2.0]) == 1  # of equal ones, the first
@@ -146,7 +146,7 @@ def test_a_greedy_reply_is_likelier_than_most_drawn_ones_and_none_at_all_ranks_l
 
 
 def by_likelihood(resident: Resident) -> object:
-    return lambda replies, examples: likelihoods(resident, replies)
+    return lambda replies, examples: LocalGenerator(resident).likelihoods(replies)
 
 
 def test_a_beam_of_one_without_temperature_is_greedy_decoding(resident: Resident) -> None:
@@ -174,7 +174,7 @@ def test_a_beam_goes_where_its_scorer_leads_and_pays_for_every_branch(resident: 
 
 
 def test_steps_end_with_a_sentence_or_a_line(resident: Resident) -> None:
-    texts = {resident.tokenizer.decode([token]) for token in step_tokens(resident.tokenizer)}
+    texts = {resident.tokenizer.decode([token]) for token in LocalGenerator(resident).step_tokens(STEP_ENDS)}
     assert "." in texts
     assert all(text.rstrip(" ").endswith((".", "!", "?", "\n")) for text in texts)
 

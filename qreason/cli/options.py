@@ -56,7 +56,7 @@ def field_option(name: str, field: FieldInfo, renamed: str | None) -> Command:
     help_text = (field.description or "").replace("`", "").replace("\n", " ")
     if field.annotation is bool:
         flags = f"{flag}/--no-{flag[2:]}" if field.default else flag
-        return click.option(flags, name, default=None, help=help_text)
+        return click.option(flags, name, is_flag=True, default=None, help=help_text)
     listed = is_list(field)
     default = ",".join(map(str, field.default)) if listed else field.default
     if default not in (None, ""):

@@ -8,18 +8,23 @@ from __future__ import annotations
 import time
 from importlib import import_module
 
+from qreason.recipe.schema import Step
 from qreason.run.lineage import write_lineage
 from qreason.run.session import Artifact, Session, Stage
 
 
-def run_step(run: Session, step: int) -> tuple[Artifact, float]:
-    """Run one step of a recipe and record it as finished; what it wrote, and the seconds it took."""
+def run_stage(step: Step, run: Session) -> Artifact:
+    """The work of one step."""
+    stage: Stage = import_module(f"qreason.stages.{step.stage}").stage
+    return stage(step.settings, run)
+
+
+def run_step(run: Session, position: int) -> tuple[Artifact, float]:
+    """Run one step of a run's recipe and record it as finished; what it wrote, and the seconds it took."""
     start = time.perf_counter()
-    run.begin_step(step)
-    wanted = run.recipe.steps[step]
-    stage: Stage = import_module(f"qreason.stages.{wanted.stage}").stage
-    artifact = stage(wanted.settings, run)
+    run.begin_step(position)
+    artifact = run_stage(run.recipe.steps[position], run)
     seconds = time.perf_counter() - start
-    run.disk.finish_step(step, seconds)
+    run.disk.finish_step(position, seconds)
     write_lineage(run)
     return artifact, seconds
