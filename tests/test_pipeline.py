@@ -203,7 +203,7 @@ def test_replies_without_a_total_teach_nothing(tmp_path: Path, monkeypatch: pyte
     assert result.exit_code == 0, result.output
     (metrics,) = [json.loads(line) for line in (out / "01-grpo" / "metrics.jsonl").read_text().splitlines()][:1]
     assert metrics["grad_norm"] == pytest.approx(0, abs=1e-6)
-    assert "(100%) all scored the same" in result.stderr
+    assert "(100%) had no reward variance" in result.stderr
 
 
 def test_a_row_longer_than_the_context_is_named_before_training(tmp_path: Path) -> None:

@@ -6,23 +6,16 @@ qreason makes the rollouts and scores them; TRL turns the scores into advantages
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
-from qreason.errors import TrainingError
-from qreason.judge.calibration import correlation
-from qreason.machine.files import write_jsonl
 from qreason.machine.progress import progress_bar
 from qreason.recipe.training import Grpo
-from qreason.rewards.scoring import Scorer, reply_row
-from qreason.run.session import Artifact, Session
-from qreason.training.alarms import Alarm, Watchdog
+from qreason.run.session import Artifact, Rewards, Session
 from qreason.training.preflight import check_gold, check_judge, check_rollouts
-from qreason.types import Example, Generator, Messages, Reply, Score
+from qreason.training.rollouts import Rollouts
+from qreason.types import Example
 
 
 def stage(settings: Grpo, run: Session) -> Artifact:
@@ -30,7 +23,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     examples = run.examples("prompts")[: settings.rows]
     if plain := run.plain(settings.plain_share, len(examples)):
         random.Random(run.recipe.seed).shuffle(examples := examples + plain)
-    resident = run.resident
+    resident, system = run.resident, SYSTEM_PROMPTS[run.recipe.data.prompt]
 
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -41,125 +34,42 @@ def stage(settings: Grpo, run: Session) -> Artifact:
 
     start_adapter(run, settings)
     rewards = run.build_rewards(settings.rewards) if settings.rewards else run.rewards
-    scorer = rewards.scorer
     folder = run.clear_stage_folder()
-    generator = run.generator
-    system = SYSTEM_PROMPTS[run.recipe.data.prompt]
     if settings.preflight:
-        kinds = {name: one.kind(name) for name, one in (settings.rewards or run.recipe.rewards).items()}
-        check_gold(examples, scorer.rewards, kinds, folder)
-        drawn = run.recipe.sampling.sampling(seed=run.recipe.seed)
-        check_rollouts(
-            generator, scorer, examples, system=system, n=settings.num_generations, sampling=drawn, folder=folder
-        )
-        weight, labels = scorer.weights.get("judge", 0.0), run.recipe.data.labels
-        judge = rewards.judge
-        if judge and weight and labels and (warning := check_judge(judge, Path(labels), weight, folder)):
-            run.say(warning)
-    rollouts = Rollouts(generator, scorer, examples, run, folder, settings.stop_on_reward_hacking)
+        preflight(settings, run, rewards, examples, folder)
+    rollouts = Rollouts(run, rewards.scorer, examples, folder, stop=settings.stop_on_reward_hacking)
+    weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
-    arguments = GRPOConfig(
-        **{"reward_weights": list(scorer.weights.values())} | sampling | trl_config(settings, run, folder)
-    )
     with progress_bar(folder.name) as bar:
         trainer = recovering(sharing_prompts(GRPOTrainer), run.say)(
             model=resident.model,
-            args=arguments,
+            args=GRPOConfig(**weights | sampling | trl_config(settings, run, folder)),
             train_dataset=Dataset.from_list(
                 [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)]
             ),
             processing_class=resident.tokenizer,
-            reward_funcs=rollouts.columns(),
+            reward_funcs=rollouts.reward_functions(),
             rollout_func=rollouts.make,
             callbacks=[Watch(folder, bar, ("reward", "rewards/correctness/mean", "entropy"))],
         )
         adapter = train(trainer, run, folder)
-    groups, flat = rollouts.groups, rollouts.groups_without_signal
-    summary = f"{trainer.state.global_step} steps, {groups} groups; in {flat} ({flat / groups:.0%}) all scored the same"
-    if rollouts.unjudged:
-        summary += f"; {rollouts.unjudged} replies could not be judged"
-    return Artifact(adapter, summary)
+    return Artifact(adapter, f"{trainer.state.global_step} steps, {rollouts.summary}")
 
 
-class Rollouts:
-    """The rollouts of a GRPO run: made by our generator, scored once, handed to TRL as one column a reward."""
-
-    def __init__(
-        self, generator: Generator, scorer: Scorer, examples: Sequence[Example], run: Session, folder: Path, stop: bool
-    ) -> None:
-        self.generator, self.scorer, self.examples = generator, scorer, examples
-        self.sampling = run.recipe.sampling.sampling()
-        self.folder, self.say = folder, run.say
-        self.watchdog = Watchdog(scorer.weights)
-        self.stop_on_reward_hacking = stop
-        self.replies: list[Reply] = []
-        self.scores: list[Score] = []
-        self.groups = self.groups_without_signal = self.unjudged = 0
-        self.rollout_seconds = 0.0
-
-    def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
-        """TRL's rollout seam: prompts come repeated, num_generations times in a row."""
-        group, start = trainer.num_generations, time.perf_counter()
-        made = self.generator.generate(prompts[::group], n=group, sampling=self.sampling, fast=True)
-        self.replies = [reply for replies in made for reply in replies]
-        self.scores = []
-        self.rollout_seconds = time.perf_counter() - start
-        return {
-            "prompt_ids": [list(reply.prompt_ids) for reply in self.replies],
-            "completion_ids": [list(reply.token_ids) for reply in self.replies],
-            "logprobs": None,
-        }
-
-    def columns(self) -> list[Callable[..., list[float | None]]]:
-        """One reward function a part, for TRL to weight and log; the first one called scores the batch."""
-        return [self.column(name) for name in self.scorer.rewards]
-
-    def column(self, name: str) -> Callable[..., list[float | None]]:
-        def part(
-            completions: list[Any], example: list[int], trainer_state: Any, log_metric: Any, **kwargs: Any
-        ) -> list[float | None]:
-            if not self.scores:
-                self.score([self.examples[index] for index in example], trainer_state.global_step + 1, log_metric)
-            # A reply without a total teaches nothing: all its parts are withheld, so that TRL skips it.
-            return [score.parts[name] if score.total is not None else None for score in self.scores]
-
-        part.__name__ = name
-        return part
-
-    def score(self, examples: list[Example], step: int, log_metric: Callable[[str, float], None]) -> None:
-        start = time.perf_counter()
-        self.scores = self.scorer(self.replies, examples, self.folder)
-        log_metric("seconds/rollout", self.rollout_seconds)
-        log_metric("seconds/rewards", time.perf_counter() - start)
-        rows = [reply_row(*row) for row in zip(self.replies, examples, self.scores, strict=True)]
-        write_jsonl(self.folder / "replies.jsonl", [{"step": step, **row} for row in rows], append=True)
-        groups: dict[str, set[float | None]] = {}
-        for example, score in zip(examples, self.scores, strict=True):
-            groups.setdefault(example.id, set()).add(score.total)
-        flat = sum(len(totals) == 1 for totals in groups.values())
-        self.groups += len(groups)
-        self.groups_without_signal += flat
-        self.unjudged += sum(score.total is None for score in self.scores)
-        log_metric("groups_without_signal", flat / len(groups))
-        log_metric("distinct_replies", len({reply.text for reply in self.replies}) / len(self.replies))
-        log_metric("reply_words", sum(len(reply.text.split()) for reply in self.replies) / len(self.replies))
-        if (agreement := judge_agreement(self.scores)) is not None:
-            log_metric("judge_correctness_correlation", agreement)
-        for alarm in self.watchdog.look(step, self.replies, examples, self.scores):
-            self.raise_alarm(alarm)
-
-    def raise_alarm(self, alarm: Alarm) -> None:
-        """Say what looks like gaming, and keep the replies that show it; TrainingError where that stops the run."""
-        file = self.folder / "alarms.jsonl"
-        write_jsonl(file, [asdict(alarm)], append=True)
-        told = f"step {alarm.step}: looks like reward hacking: {alarm.text}; replies that show it are in {file}"
-        if self.stop_on_reward_hacking:
-            raise TrainingError(f"{told}. Stopped (stop_on_reward_hacking); no adapter was written")
-        self.say(told)
-
-
-def judge_agreement(scores: Sequence[Score]) -> float | None:
-    """The correlation of judge and correctness over replies that have both; None where one does not vary."""
-    both = [(score.parts.get("judge"), score.parts.get("correctness")) for score in scores]
-    known = [(judge, right) for judge, right in both if judge is not None and right is not None]
-    return correlation([judge for judge, _ in known], [right for _, right in known])
+def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path) -> None:
+    """Stop, or warn, before a training that could not learn."""
+    recipe, scorer = run.recipe, rewards.scorer
+    kinds = {name: one.kind(name) for name, one in (settings.rewards or recipe.rewards).items()}
+    check_gold(examples, scorer.rewards, kinds, folder)
+    check_rollouts(
+        run.generator,
+        scorer,
+        examples,
+        system=SYSTEM_PROMPTS[recipe.data.prompt],
+        n=settings.num_generations,
+        sampling=recipe.sampling.sampling(seed=recipe.seed),
+        folder=folder,
+    )
+    weight, labels = scorer.weights.get("judge", 0.0), recipe.data.labels
+    if rewards.judge and weight and labels and (warning := check_judge(rewards.judge, Path(labels), weight, folder)):
+        run.say(warning)

@@ -1,0 +1,117 @@
+"""The rollouts of a GRPO run: made by the session's generator, scored once, handed to TRL as one column per reward."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qreason.errors import TrainingError
+from qreason.judge.calibration import correlation
+from qreason.machine.files import write_jsonl
+from qreason.rewards.scoring import Scorer, reply_row
+from qreason.run.session import Session
+from qreason.training.alarms import Alarm, Watchdog
+from qreason.types import Example, Messages, Reply, Score
+
+LogMetric = Callable[[str, float], None]
+
+
+class Rollouts:
+    """What TRL's GRPO trainer calls: `make` for replies, then one function per reward for their scores."""
+
+    def __init__(self, run: Session, scorer: Scorer, examples: Sequence[Example], folder: Path, *, stop: bool) -> None:
+        """`stop`: raise where a reward is being gamed, and not only say so."""
+        self.run, self.scorer, self.examples, self.folder, self.stop = run, scorer, examples, folder, stop
+        self.sampling = run.recipe.sampling.sampling()
+        self.watchdog = Watchdog(scorer.weights)
+        self.replies: list[Reply] = []
+        self.scores: list[Score] = []
+        self.groups = self.groups_without_variance = self.unjudged = 0
+        self.rollout_seconds = 0.0
+
+    @property
+    def summary(self) -> str:
+        """How many groups there were, and how many of them taught nothing."""
+        flat = self.groups_without_variance
+        text = f"{self.groups} groups; {flat} ({flat / self.groups:.0%}) had no reward variance"
+        return text + (f"; {self.unjudged} replies could not be judged" if self.unjudged else "")
+
+    def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
+        """TRL's rollout_func: prompts come repeated, num_generations times in a row."""
+        group, start = trainer.num_generations, time.perf_counter()
+        made = self.run.generator.generate(prompts[::group], n=group, sampling=self.sampling, fast=True)
+        self.replies = [reply for replies in made for reply in replies]
+        self.scores = []
+        self.rollout_seconds = time.perf_counter() - start
+        return {
+            "prompt_ids": [list(reply.prompt_ids) for reply in self.replies],
+            "completion_ids": [list(reply.token_ids) for reply in self.replies],
+            "logprobs": None,
+        }
+
+    def reward_functions(self) -> list[Callable[..., list[float | None]]]:
+        """One function per reward, for TRL to weight and log; the first one called scores the batch."""
+        return [self.reward_function(name) for name in self.scorer.rewards]
+
+    def reward_function(self, name: str) -> Callable[..., list[float | None]]:
+        def part(
+            completion_ids: list[list[int]], example: list[int], trainer_state: Any, log_metric: LogMetric, **_: Any
+        ) -> list[float | None]:
+            check_order(completion_ids, self.replies)
+            if not self.scores:
+                self.score([self.examples[index] for index in example], trainer_state.global_step + 1, log_metric)
+            # A reply without a total teaches nothing: all its parts are withheld, so that TRL skips it.
+            return [score.parts[name] if score.total is not None else None for score in self.scores]
+
+        part.__name__ = name
+        return part
+
+    def score(self, examples: list[Example], step: int, log_metric: LogMetric) -> None:
+        start = time.perf_counter()
+        self.scores = self.scorer(self.replies, examples, self.folder)
+        log_metric("seconds/rollout", self.rollout_seconds)
+        log_metric("seconds/rewards", time.perf_counter() - start)
+        rows = [reply_row(*row) for row in zip(self.replies, examples, self.scores, strict=True)]
+        write_jsonl(self.folder / "replies.jsonl", [{"step": step, **row} for row in rows], append=True)
+        groups: dict[str, set[float | None]] = {}
+        for example, score in zip(examples, self.scores, strict=True):
+            groups.setdefault(example.id, set()).add(score.total)
+        flat = sum(len(totals) == 1 for totals in groups.values())
+        self.groups += len(groups)
+        self.groups_without_variance += flat
+        self.unjudged += sum(score.total is None for score in self.scores)
+        log_metric("groups_without_signal", flat / len(groups))
+        log_metric("distinct_replies", len({reply.text for reply in self.replies}) / len(self.replies))
+        log_metric("reply_words", sum(len(reply.text.split()) for reply in self.replies) / len(self.replies))
+        if (agreement := judge_agreement(self.scores)) is not None:
+            log_metric("judge_correctness_correlation", agreement)
+        for alarm in self.watchdog.look(step, self.replies, examples, self.scores):
+            self.raise_alarm(alarm)
+
+    def raise_alarm(self, alarm: Alarm) -> None:
+        """Say what looks like gaming, and keep the replies that show it; TrainingError where that stops the run."""
+        file = self.folder / "alarms.jsonl"
+        write_jsonl(file, [asdict(alarm)], append=True)
+        message = f"step {alarm.step}: looks like reward hacking: {alarm.text}; replies that show it are in {file}"
+        if self.stop:
+            raise TrainingError(f"{message}. Stopped (stop_on_reward_hacking); no adapter was written")
+        self.run.say(message)
+
+
+def check_order(completion_ids: list[list[int]], replies: Sequence[Reply]) -> None:
+    """TrainingError unless the trainer asks for the scores of the replies that were made, in their order."""
+    if [tuple(ids) for ids in completion_ids] != [reply.token_ids for reply in replies]:
+        raise TrainingError(
+            "the trainer passed other replies to the rewards than were made, or in another order; no adapter was "
+            "written. This version of TRL does not fit: `qreason doctor` shows the tested one"
+        )
+
+
+def judge_agreement(scores: Sequence[Score]) -> float | None:
+    """The correlation of judge and correctness over replies that have both; None where one does not vary."""
+    both = [(score.parts.get("judge"), score.parts.get("correctness")) for score in scores]
+    known = [(judge, right) for judge, right in both if judge is not None and right is not None]
+    return correlation([judge for judge, _ in known], [right for _, right in known])
