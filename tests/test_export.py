@@ -19,12 +19,14 @@ from qreason.cli import main
 from qreason.errors import ExportError, ModelError
 from qreason.export import compare, engine, lora, reference, verify, writer
 from qreason.export.exporter import Exporter
+from qreason.export.original import Original
 from qreason.model.load import EMBEDDED
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
 from qreason.recipe.settings import Export
 from qreason.run.session import Session
 from qreason.stages import run_stage
+from qreason.types import Reply
 
 ROOT = Path(__file__).parents[1]
 TINY = EMBEDDED["qreason/tiny"]
@@ -71,13 +73,14 @@ def exported(run: Session) -> Path:
 
 @pytest.fixture(scope="module")
 def exporter(run: Session, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
-    """An export that has looked at the trained and the merged model, and waits for files."""
-    from qreason.export.original import Original
-
     work = tmp_path_factory.mktemp("work")
-    made = Exporter(work, work, run.folder / "02-merge" / "model", Export(rows=4), run)
-    made.original = Original(made)
-    return made
+    return Exporter(work, work, run.folder / "02-merge" / "model", Export(rows=4), run)
+
+
+@pytest.fixture(scope="module")
+def original(run: Session, exporter: Exporter) -> Original:
+    """The trained and the merged model, asked; files can be held against them."""
+    return Original(run, exporter.merged, exporter.heldout, exporter.work, exporter.results)
 
 
 # --- what an export leaves -------------------------------------------------------------------------
@@ -122,7 +125,8 @@ def test_f32_logits_of_the_embedded_model_are_those_of_transformers_within_1e_4(
 
     file = tmp_path / "tiny-f32.gguf"
     writer.write_model(TINY, file, "f32", "tiny")
-    asked = [engine.Exchange(list(range(first, first + length)), 10) for first, length in ((100, 60), (500, 400))]
+    spans = ((range(100, 110), range(110, 160)), (range(500, 510), range(510, 900)))
+    asked = [Reply("", prompt_ids=tuple(prompt), token_ids=tuple(reply)) for prompt, reply in spans]
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     found = engine.logits(file, asked, tmp_path / "found")
     far = compare.distance(reference.write_logits(model, asked, tmp_path / "own"), found)
@@ -161,10 +165,9 @@ def rewrite(
     return out
 
 
-def test_a_file_that_is_only_rewritten_passes(exported: Path, exporter: Exporter, tmp_path: Path) -> None:
+def test_a_file_that_is_only_rewritten_passes(exported: Path, original: Original, tmp_path: Path) -> None:
     file = rewrite(exported / "smoke-f16.gguf", tmp_path / "same.gguf")
-    assert exporter.original
-    exporter.original.check_float("f16", file)
+    original.check_float("f16", file)
 
 
 WRONG_HEADER = {
@@ -179,12 +182,11 @@ WRONG_HEADER = {
 }
 
 
-def test_each_wrong_value_of_a_header_is_caught_by_its_key(exported: Path, exporter: Exporter, tmp_path: Path) -> None:
+def test_each_wrong_value_of_a_header_is_caught_by_its_key(exported: Path, original: Original, tmp_path: Path) -> None:
     file = rewrite(exported / "smoke-f16.gguf", tmp_path / "wrong.gguf", WRONG_HEADER)
-    assert exporter.original
     with pytest.raises(ExportError, match="failed 'metadata'"):
-        exporter.original.check_float("f16", file)
-    told = exporter.checks[-1].figures["wrong"]
+        original.check_float("f16", file)
+    told = original.results.checks[-1].figures["wrong"]
     assert [key for key in WRONG_HEADER if f"{key} " not in told] == []
     assert told.count(";") == len(WRONG_HEADER) - 1
 
@@ -214,12 +216,11 @@ def lose_bias(tensors: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("change", [swap, transpose, lose_bias])
 def test_a_wrong_tensor_is_caught(
-    change: Callable[[dict[str, Any]], None], exported: Path, exporter: Exporter, tmp_path: Path
+    change: Callable[[dict[str, Any]], None], exported: Path, original: Original, tmp_path: Path
 ) -> None:
     file = rewrite(exported / "smoke-f16.gguf", tmp_path / "wrong.gguf", change=change)
-    assert exporter.original
     with pytest.raises(ExportError, match="failed 'logits as in transformers'"):
-        exporter.original.check_float("f16", file)
+        original.check_float("f16", file)
 
 
 def merged_weights(run: Session, scale: float) -> dict[str, torch.Tensor]:
@@ -252,44 +253,38 @@ def four_bit(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ids=["not merged", "adapter's scale lost", "merged twice", "merged into 4-bit"],
 )
 def test_a_wrong_merge_is_caught(
-    weights: Callable[[Session], dict[str, torch.Tensor]], run: Session, exporter: Exporter
+    weights: Callable[[Session], dict[str, torch.Tensor]], run: Session, exporter: Exporter, original: Original
 ) -> None:
-    original = exporter.original
-    assert original
     own = [original.work / "trained" / file.name for file in original.logits]
-    model = reference.in_float32(exporter.merged).model
+    model = reference.in_float32(original.merged).model
     model.load_state_dict(weights(run), strict=False)
-    found = reference.write_logits(model, original.exchanges, original.work / "wrong")
+    found = reference.write_logits(model, original.replies, original.work / "wrong")
     assert verify.check_merged(own, original.logits).passed
     assert not verify.check_merged(own, found).passed
 
 
-def test_a_quantized_file_of_other_weights_is_caught(exported: Path, exporter: Exporter, tmp_path: Path) -> None:
+def test_a_quantized_file_of_other_weights_is_caught(exported: Path, original: Original, tmp_path: Path) -> None:
     other = tmp_path / "base-f16.gguf"
     writer.write_model(TINY, other, "f16", "smoke")
     engine.quantize(other, tmp_path / "other-q4_k_m.gguf", "q4_k_m")
-    original = exporter.original
-    assert original
-    original.verified = engine.logits(exported / "smoke-f16.gguf", original.exchanges, original.work / "verified")
+    original.verified = engine.logits(exported / "smoke-f16.gguf", original.replies, original.work / "verified")
     with pytest.raises(ExportError, match="failed 'quantized as expected'"):
         original.check_quantized("q4_k_m", tmp_path / "other-q4_k_m.gguf")
 
 
 @pytest.mark.parametrize("alpha", [8.0, pytest.param(64.0, marks=pytest.mark.slow)])
 def test_an_adapter_file_with_another_scale_is_caught(
-    alpha: float, run: Session, exported: Path, exporter: Exporter, tmp_path: Path
+    alpha: float, run: Session, exported: Path, original: Original, tmp_path: Path
 ) -> None:
     file = rewrite(exported / "smoke-adapter.gguf", tmp_path / "wrong.gguf", {"adapter.lora.alpha": alpha})
-    assert exporter.original
     with pytest.raises(ExportError, match="failed 'same as PEFT'"):
-        exporter.original.check_adapter(file, run.folder / "01-sft" / "adapter", TINY)
+        original.check_adapter(file, run.folder / "01-sft" / "adapter", TINY)
 
 
-def test_an_adapter_with_rslora_keeps_its_scale(run: Session, exporter: Exporter, tmp_path: Path) -> None:
+def test_an_adapter_with_rslora_keeps_its_scale(run: Session, original: Original, tmp_path: Path) -> None:
     write_random_adapter(run, tmp_path / "adapter", use_rslora=True)
     lora.write_adapter(tmp_path / "adapter", TINY, tmp_path / "rslora.gguf", "smoke")
-    assert exporter.original
-    exporter.original.check_adapter(tmp_path / "rslora.gguf", tmp_path / "adapter", TINY)
+    original.check_adapter(tmp_path / "rslora.gguf", tmp_path / "adapter", TINY)
 
 
 # --- a failed check, and bad input -----------------------------------------------------------------
@@ -421,7 +416,7 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
 def test_an_engine_that_cannot_read_a_file_says_so_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 100)
     with pytest.raises(ExportError, match=r"llama\.cpp ended with"):
-        engine.logits(tmp_path / "broken.gguf", [engine.Exchange([1, 2, 3], 1)], tmp_path / "out")
+        engine.logits(tmp_path / "broken.gguf", [Reply("", prompt_ids=(1,), token_ids=(2, 3))], tmp_path / "out")
     with pytest.raises(ExportError, match=r"llama\.cpp ended with"), engine.Server(tmp_path / "broken.gguf", 64):
         pass
 

@@ -132,6 +132,26 @@ def test_the_card_has_the_runs_own_numbers_and_no_local_path(made: Path, hub: Fa
             assert str(made).encode() not in content, name
 
 
+def test_python_in_the_card_imports_what_there_is(made: Path, hub: FakeHub) -> None:
+    # The card named a module that had moved.
+    card = call("push", made, "--to", "me/helper", "--include", "adapter", "--include", "merged", "--dry-run").stdout
+    lines = [line for line in card.splitlines() if line.startswith("from ")]
+    assert "from qreason.model.load import locate" in lines
+    exec("\n".join(lines), {})
+
+
+def test_the_card_says_what_was_not_measured(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "run"))
+    (folder / "report.json").unlink()
+    (folder / "03-export" / "Modelfile").unlink()
+    (folder / "01-sft" / "judge.json").unlink()
+    card = call("push", folder, "--to", "me/helper", "--include", "gguf", "--dry-run").stdout
+    assert "nothing is known about how good the model is" in card
+    assert "llama-server -m smoke-q8_0.gguf --jinja" in card
+    assert not any(word in card for word in ("## The judge", "## Merging", "held-out rows", "PeftModel", "None"))
+    assert "\n\n\n" not in card
+
+
 def test_a_local_base_is_named_without_its_path(made: Path, tmp_path: Path, hub: FakeHub) -> None:
     folder = Path(shutil.copytree(made, tmp_path / "run"))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())

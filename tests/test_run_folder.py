@@ -1,4 +1,4 @@
-"""Run folders: starting, continuing, refusing, starting over. No model is loaded here."""
+"""Session folders: starting, continuing, refusing, starting over. No model is loaded here."""
 
 from __future__ import annotations
 

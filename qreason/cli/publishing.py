@@ -68,9 +68,9 @@ def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, 
 
     files = collect(opened, check_name(to), include or ("adapter",))
     for file in files:
-        say(f"{file.size:>14,}  {file.path}")
+        say(f"{file.upload_info.size:>14,}  {file.path_in_repo}")
     if dry_run:
-        click.echo(next(file.content for file in files if file.path == "README.md"))
+        click.echo(files[0].path_or_fileobj)  # the card
         return
     pusher = Pusher(to, public=public, say=say)
     how = "PUBLIC, for everyone to see" if public else "private"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distance:
-    """`kl` in nats a token, `kl_max` of the worst token, `top1` the share of tokens with the same most probable one."""
+    """`kl` in nats per token, `kl_max` of the worst token, `top1`: share of tokens with the same most probable one."""
 
     kl: float
     kl_max: float
@@ -24,16 +24,6 @@ class Distance:
     """The largest one of all tokens and of the whole vocabulary."""
     largest_logit: float
     tokens: int
-
-    def figures(self) -> dict[str, float]:
-        return {
-            "kl": self.kl,
-            "kl_max": self.kl_max,
-            "top1": self.top1,
-            "logit_difference": self.logit_difference,
-            "largest_logit": self.largest_logit,
-            "tokens": self.tokens,
-        }
 
 
 def log_softmax(logits: Array) -> Array:

@@ -12,22 +12,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
 from qreason.errors import ExportError, MissingExtra
-from qreason.types import Messages
+from qreason.machine.progress import progress_bar
+from qreason.types import Messages, Reply
 
 PACKAGES = ("gguf", "cyllama", "xllamacpp")
 SLOTS = 8
 """Replies the server makes side by side."""
-REPLIES = 20
-TOKENS = 50
-"""How many replies are compared token by token, and how much of each."""
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "samplers": ["temperature"], "cache_prompt": False}
-"""Each of them said: the server's defaults may come from the file."""
+"""All of them are sent: the server's defaults may come from the file."""
 
 
 def need_engine() -> None:
@@ -36,12 +33,63 @@ def need_engine() -> None:
         raise MissingExtra(f"{', '.join(missing)} is missing: pip install 'qreason[gguf]'")
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """Token ids of a prompt and its reply; the reply begins at `start`."""
+class Worker:
+    """A process with one task on one model, as a context: when that is left, the process has ended."""
 
-    ids: list[int]
-    start: int
+    def __init__(self, task: str, model: Path, **details: Any) -> None:
+        self.task = {"task": task, "model": str(model), "threads": os.cpu_count() or 1, **details}
+
+    def __enter__(self) -> Self:
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        command, pipe = [sys.executable, "-m", "qreason.export.worker"], subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, encoding="utf-8"
+        )
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(self.task) + "\n")
+        self.process.stdin.flush()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def failed(self) -> ExportError:
+        """The engine's last message, as one line."""
+        self.errors.seek(0)
+        lines = [line.strip() for line in self.errors.read().splitlines() if line.strip()]
+        last = next(
+            (line for line in reversed(lines) if "rror" in line or "failed" in line), lines[-1] if lines else ""
+        )
+        code = self.process.poll()
+        return ExportError(f"{self.task['model']}: llama.cpp ended with {code} in '{self.task['task']}' ({last[:200]})")
+
+    def run(self, on_line: Callable[[int], None]) -> None:
+        """Wait for its end; ExportError if it fails."""
+        assert self.process.stdout
+        for _ in self.process.stdout:
+            on_line(1)
+        if self.process.wait():
+            raise self.failed()
+
+
+def quantize(model: Path, out: Path, kind: str) -> None:
+    """A float GGUF file -> one of a K-quant type (`q4_k_m`), by llama.cpp's own quantizer."""
+    with progress_bar(f"quantize {kind}") as bar, Worker("quantize", model, out=str(out), kind=kind) as worker:
+        worker.run(bar.advance)
+
+
+def logits(model: Path, replies: Sequence[Reply], folder: Path) -> list[Path]:
+    """Teacher-forced logits before each token of the replies: a .npy per reply, (tokens, vocabulary) float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sequences = [
+        {"ids": [*reply.prompt_ids, *reply.token_ids[:-1]], "start": len(reply.prompt_ids) - 1} for reply in replies
+    ]
+    bar = progress_bar(f"{folder.name} logits", total=len(replies))
+    with bar as shown, Worker("logits", model, sequences=sequences, out=str(folder)) as worker:
+        worker.run(shown.advance)
+    return [folder / f"{number}.npy" for number in range(len(replies))]
 
 
 @dataclass(frozen=True)
@@ -49,116 +97,41 @@ class Completion:
     """A greedy reply of the engine: token ids (the stop token included), and whether it stopped by itself."""
 
     tokens: list[int]
-    text: str
     stopped: bool
     logprobs: list[dict[int, float]]
-    """Of each token the most probable ones, where they were asked for: id -> log-probability."""
+    """For each token the most probable ones, where they were asked for: id -> log-probability."""
 
 
-def logits_bytes(vocabulary: int) -> int:
-    """What the compared logits of one model take on disk."""
-    return REPLIES * TOKENS * vocabulary * 4
-
-
-def start_worker(task: dict[str, Any], errors: Any) -> subprocess.Popen[str]:
-    threads = os.cpu_count() or 1
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "qreason.export.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        encoding="utf-8",
-    )
-    assert worker.stdin
-    worker.stdin.write(json.dumps({"threads": threads, **task}) + "\n")
-    worker.stdin.flush()
-    return worker
-
-
-def failed(task: dict[str, Any], errors: Any, code: int | None) -> ExportError:
-    """What the engine said last, as one line."""
-    errors.seek(0)
-    lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if "rror" in line or "failed" in line), lines[-1] if lines else "")
-    return ExportError(f"{task['model']}: llama.cpp ended with {code} in '{task['task']}' ({said[:200]})")
-
-
-def run_worker(task: dict[str, Any], on_line: Callable[[], None] = lambda: None) -> None:
-    """Run a task to its end; ExportError with the engine's last words if it fails."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        worker = start_worker(task, errors)
-        assert worker.stdin
-        assert worker.stdout
-        try:
-            worker.stdin.close()
-            for _ in worker.stdout:
-                on_line()
-            code = worker.wait()
-        finally:
-            worker.kill()
-            worker.wait()
-            worker.stdout.close()
-        if code:
-            raise failed(task, errors, code)
-
-
-def quantize(model: Path, out: Path, kind: str) -> None:
-    """A float GGUF file -> one of a K-quant type (`q4_k_m`), by llama.cpp's own quantizer."""
-    run_worker({"task": "quantize", "model": str(model), "out": str(out), "kind": kind})
-
-
-def logits(
-    model: Path, exchanges: Sequence[Exchange], folder: Path, on_line: Callable[[], None] = lambda: None
-) -> list[Path]:
-    """Teacher-forced logits before each token of the replies: a .npy a reply, (tokens, vocabulary) float32."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sequences = [{"ids": exchange.ids[:-1], "start": exchange.start - 1} for exchange in exchanges]
-    run_worker({"task": "logits", "model": str(model), "sequences": sequences, "out": str(folder)}, on_line)
-    return [folder / f"{number}.npy" for number in range(len(exchanges))]
-
-
-class Server:
-    """llama-server on a GGUF file, as a context; `lora` is a GGUF adapter on it."""
+class Server(Worker):
+    """llama-server on a GGUF file; `lora` is a GGUF adapter on it."""
 
     def __init__(self, model: Path, context: int, lora: Path | None = None) -> None:
-        self.task = {
-            "task": "serve",
-            "model": str(model),
-            "context": context,
-            "slots": SLOTS,
-            "lora": str(lora) if lora else None,
-        }
+        super().__init__("serve", model, context=context, slots=SLOTS, lora=str(lora) if lora else None)
 
     def __enter__(self) -> Self:
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        self.worker = start_worker(self.task, self.errors)
-        assert self.worker.stdout
-        address = self.worker.stdout.readline().strip()
-        if not address:
-            self.worker.kill()
-            raise failed(self.task, self.errors, self.worker.wait())
+        super().__enter__()
+        assert self.process.stdout
+        if not (address := self.process.stdout.readline().strip()):
+            self.process.wait()
+            error = self.failed()
+            super().__exit__()
+            raise error
         self.client = httpx.Client(base_url=address, timeout=600, trust_env=False)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.client.close()
-        self.worker.kill()
-        self.worker.communicate()
-        self.errors.close()
+        super().__exit__(*exception)
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
         try:
             answer = self.client.post(path, json=body)
             answer.raise_for_status()
         except httpx.TransportError:
-            raise failed(self.task, self.errors, self.worker.poll()) from None
+            raise self.failed() from None
         except httpx.HTTPStatusError as error:
-            raise ExportError(
-                f"{self.task['model']}: llama-server refused {path}: {error.response.text[:200]}"
-            ) from None
+            reason = error.response.text[:200]
+            raise ExportError(f"{self.task['model']}: llama-server refused {path}: {reason}") from None
         found: dict[str, Any] = answer.json()
         return found
 
@@ -171,25 +144,23 @@ class Server:
         """The file's own chat template on messages, up to where the assistant begins."""
         return str(self.post("/apply-template", messages=messages)["prompt"])
 
-    def complete(self, prompt: list[int], limit: int, top: int = 0, **options: Any) -> Completion:
+    def complete(self, prompt: Sequence[int], limit: int, top: int = 0, **options: Any) -> Completion:
         """The greedy reply to token ids, at most `limit` tokens."""
-        body = {**GREEDY, "prompt": prompt, "n_predict": limit, "n_probs": top, "return_tokens": True, **options}
+        body = {**GREEDY, "prompt": list(prompt), "n_predict": limit, "n_probs": top, "return_tokens": True, **options}
         found = self.post("/completion", **body)
         logprobs = [
             {entry["id"]: entry["logprob"] for entry in token["top_logprobs"]}
             for token in found.get("completion_probabilities", [])
         ]
-        return Completion(found["tokens"], found["content"], found["stop_type"] == "eos", logprobs)
+        return Completion(found["tokens"], found["stop_type"] == "eos", logprobs)
 
-    def replies(
-        self, prompts: Sequence[list[int]], limit: int, on_reply: Callable[[], None] = lambda: None
-    ) -> list[Completion]:
-        """Greedy replies to many prompts, SLOTS at a time, in order."""
+    def replies(self, prompts: Sequence[Sequence[int]], limit: int, what: str) -> list[list[int]]:
+        """Token ids of the greedy replies to many prompts, SLOTS at a time, in order."""
 
-        def reply(prompt: list[int]) -> Completion:
-            completion = self.complete(prompt, limit)
-            on_reply()
-            return completion
+        def reply(prompt: Sequence[int]) -> list[int]:
+            tokens = self.complete(prompt, limit).tokens
+            bar.advance(1)
+            return tokens
 
-        with ThreadPoolExecutor(SLOTS) as pool:
+        with progress_bar(what, total=len(prompts)) as bar, ThreadPoolExecutor(SLOTS) as pool:
             return list(pool.map(reply, prompts))

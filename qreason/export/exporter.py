@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS
-from qreason.errors import ExportError, ModelError, RunFolderError, first_line
+from qreason.errors import ModelError, RunFolderError, first_line
 from qreason.export import engine, lora, ollama, writer
-from qreason.export.original import Original
+from qreason.export.original import REPLIES, TOKENS, Original
 from qreason.export.reference import Heldout
-from qreason.export.verify import DRAFT, Check
-from qreason.machine.progress import progress_bar
+from qreason.export.verify import DRAFT, Results
 from qreason.model.load import fingerprint, load_tokenizer, locate
 from qreason.model.merging import check_adapter
 from qreason.recipe.settings import Export
@@ -24,11 +24,14 @@ class Exporter:
 
     def __init__(self, folder: Path, work: Path, merged: Path, settings: Export, run: Session) -> None:
         self.folder, self.work, self.merged, self.settings, self.run = folder, work, merged, settings, run
+        self.name, self.base = run.recipe.name, run.recipe.model.base
+        adapter = run.disk.adapter()
+        assert adapter is not None, "a merge has an adapter"
+        self.adapter = adapter
         self.config = writer.read_config(merged)
         self.native = writer.native_type(self.config)
-        self.checks: list[Check] = []
+        self.results = Results(folder, run.say)
         self.finished: dict[str, Path] = {}
-        self.accuracy: dict[str, float] = {}
         self.heldout = Heldout(
             run.examples("heldout"),
             SYSTEM_PROMPTS[run.recipe.data.prompt],
@@ -42,12 +45,13 @@ class Exporter:
         """The lossless float file first: all others are made from it, or held against it."""
         self.check_inputs()
         if self.settings.verify:
-            self.original = Original(self)
+            self.original = Original(self.run, self.merged, self.heldout, self.work, self.results)
+        wanted = self.settings.gguf
         lossless = self.make_float(self.native)
-        for kind in self.settings.gguf:
+        for kind in wanted:
             if kind in writer.FLOATS and kind != self.native:
                 self.make_float(kind)
-        for kind in self.settings.gguf:
+        for kind in wanted:
             if kind not in writer.FLOATS:
                 self.make_quantized(kind, lossless)
         self.make_adapter()
@@ -55,36 +59,32 @@ class Exporter:
             self.make_modelfile()
 
     def check_inputs(self) -> None:
-        """What cannot end well is told before anything is written."""
-        base, tokenizer, adapter = self.run.recipe.model.base, self.heldout.tokenizer, self.run.disk.adapter()
-        assert adapter is not None, "a merge has an adapter"
-        check_adapter(adapter, self.run.disk.manifest["base"])
-        lora.check_fits(adapter, self.merged)
-        if (
-            fingerprint(base, self.config) != self.run.disk.manifest["base"]["fingerprint"]
-            and Path(locate(base)).is_dir()
-        ):
+        """Errors that can be known before anything is written."""
+        check_adapter(self.adapter, self.run.disk.manifest["base"])
+        lora.check_fits(self.adapter, self.merged)
+        changed = fingerprint(self.base, self.config) != self.run.disk.manifest["base"]["fingerprint"]
+        if changed and Path(locate(self.base)).is_dir():
             raise RunFolderError(
-                f"{self.run.folder}: the weights of {base} changed since this run began; put the earlier ones back, or "
-                "train again with --fresh"
+                f"{self.run.folder}: the weights of {self.base} changed since this run began; put the earlier ones "
+                "back, or train again with --fresh"
             )
-        if added := sorted(tokenizer.get_vocab().keys() - load_tokenizer(base).get_vocab().keys()):
+        if added := sorted(self.heldout.tokenizer.get_vocab().keys() - load_tokenizer(self.base).get_vocab().keys()):
             raise ModelError(
-                f"{self.merged}: the tokenizer was extended ('{added[0]}' is not in that of {base}), and an adapter "
-                "has no weights for new tokens; put the base's tokenizer there, or train on a base that has them"
+                f"{self.merged}: the tokenizer was extended ('{added[0]}' is not in that of {self.base}), and an "
+                "adapter has no weights for new tokens; put the base's tokenizer there, or train on a base that has "
+                "them"
             )
-        kinds = {self.native, *self.settings.gguf}
-        logits = engine.logits_bytes(self.config.vocab_size) * 4 if self.settings.verify else 0
-        weights = sum(file.stat().st_size for file in self.merged.glob("*.safetensors"))
-        share = writer.BYTES[self.native]
-        writer.check_space(self.folder, int(sum(weights * writer.BYTES[kind] / share for kind in kinds)) + logits)
+        stored = sum(file.stat().st_size for file in self.merged.glob("*.safetensors")) / writer.BYTES[self.native]
+        files = sum(stored * writer.BYTES[kind] for kind in {self.native, *self.settings.gguf})
+        logits = 4 * REPLIES * TOKENS * self.config.vocab_size * 4 if self.settings.verify else 0
+        writer.check_space(self.folder, int(files) + logits)
 
     # --- files ---------------------------------------------------------------------------------
 
     def draft(self, kind: str) -> Path:
         """Where a file is written first; one that was not asked for vanishes with the work folder."""
         folder = self.folder if kind in (*self.settings.gguf, "adapter") else self.work
-        return folder / f"{self.run.recipe.name}-{kind}.gguf{DRAFT}"
+        return folder / f"{self.name}-{kind}.gguf{DRAFT}"
 
     def keep(self, kind: str, draft: Path) -> Path:
         """The draft under its own name, in place of an earlier one."""
@@ -93,85 +93,70 @@ class Exporter:
             self.finished[kind] = kept
         return kept
 
-    def write(self, source: Path, kind: str, draft: Path) -> None:
-        with progress_bar(f"write {kind}") as bar:
-            writer.write_model(source, draft, kind, self.run.recipe.name, on_start=bar.total, on_tensor=bar.advance)
-
     def make_float(self, kind: str) -> Path:
         draft = self.draft(kind)
-        self.write(self.merged, kind, draft)
+        writer.write_model(self.merged, draft, kind, self.name)
         if self.original:
             self.original.check_float(kind, draft)
         return self.keep(kind, draft)
 
     def make_quantized(self, kind: str, lossless: Path) -> None:
         draft = self.draft(kind)
-        if kind in writer.WRITTEN:
-            self.write(self.merged, kind, draft)
+        if kind in writer.FILE_TYPES:
+            writer.write_model(self.merged, draft, kind, self.name)
         else:
-            with progress_bar(f"quantize {kind}"):
-                engine.quantize(lossless, draft, kind)
+            engine.quantize(lossless, draft, kind)
         if self.original:
             self.original.check_quantized(kind, draft)
         self.keep(kind, draft)
 
     def make_adapter(self) -> None:
         """The newest adapter for the GGUF file of its base; kinds that GGUF cannot hold are named and left out."""
-        adapter = self.run.disk.adapter()
-        assert adapter is not None, "a merge has an adapter"
-        base = base_folder(self.run.recipe.model.base)
-        draft = self.draft("adapter")
+        base, draft = base_folder(self.base), self.draft("adapter")
         try:
-            lora.write_adapter(adapter, base, draft, self.run.recipe.name)
+            lora.write_adapter(self.adapter, base, draft, self.name)
         except ModelError as error:
             self.run.say(f"no adapter file: {error}")
             return
         if self.original:
-            self.original.check_adapter(draft, adapter, base)
+            self.original.check_adapter(draft, self.adapter, base)
         self.keep("adapter", draft)
 
     def make_modelfile(self) -> None:
         """A Modelfile for the last of the types asked for, and the model in Ollama where that is installed."""
-        model, name = self.finished[self.settings.gguf[-1]], self.run.recipe.name
+        model = self.finished[self.settings.gguf[-1]]
         context = self.config.max_position_embeddings
-        self.passed(ollama.write_modelfile(self.folder, model, self.run.recipe, self.heldout, context, self.merged))
+        text = ollama.modelfile(model.name, self.heldout, self.run.recipe.sampling, context, self.merged)
+        check = ollama.check_template(self.heldout)
+        file = self.folder / ("Modelfile" if check.passed else f"Modelfile{DRAFT}")
+        file.write_text(text, encoding="utf-8")
+        self.results.passed(check)
         question = self.heldout.examples[0].prompt
-        reply = ollama.create(self.folder, name, question)
-        if reply is not None:
+        create, ask = ["ollama", "create", self.name, "-f", str(file)], ["ollama", "run", self.name]
+        if (reply := ollama.ask(create, [*ask, question])) is not None:
             self.run.say(f"ollama: {question}\n{reply}")
-        for command in ollama.commands(self.folder, name):
-            self.run.say(shlex.join(command))
+        self.run.say(f"{shlex.join(create)}\n{shlex.join(ask)}")
 
     # --- what passed ---------------------------------------------------------------------------
-
-    def passed(self, check: Check) -> None:
-        """Keep a check and say it; ExportError where it failed."""
-        self.checks.append(check)
-        self.run.say(check.line)
-        if not check.passed:
-            raise ExportError(
-                f"{check.file}: failed '{check.name}' ({self.folder / 'export.json'} has the figures); what was "
-                f"written is kept as *{DRAFT}, not to be used"
-            )
 
     @property
     def summary(self) -> str:
         files = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.0f} MB" for file in self.finished.values())
         if not self.original:
             return f"{files}; nothing was verified"
-        right = ", ".join(f"{name} {share:.1%}" for name, share in self.accuracy.items())
-        return f"{files}; {len(self.checks)} checks passed; accuracy on {len(self.heldout.asked)} rows: {right}"
+        right = ", ".join(f"{name} {share:.1%}" for name, share in self.results.accuracy.items())
+        return f"{files}; {len(self.results.checks)} checks passed; accuracy on {len(self.heldout.asked)} rows: {right}"
 
     def report(self) -> dict[str, Any]:
         """`export.json`."""
         files = {kind: {"file": file.name, "bytes": file.stat().st_size} for kind, file in self.finished.items()}
         return {
             "model": str(self.merged),
-            "verified": self.original is not None and all(check.passed for check in self.checks),
+            "verified": self.original is not None and all(check.passed for check in self.results.checks),
             "rows": len(self.heldout.asked),
-            "accuracy": self.accuracy,
+            "accuracy": self.results.accuracy,
             "files": files,
-            "checks": [check.as_dict() for check in self.checks],
+            "checks": [asdict(check) for check in self.results.checks],
         }
 
 

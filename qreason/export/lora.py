@@ -2,98 +2,74 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from qreason.errors import ModelError
-from qreason.export.writer import (
-    ARCHITECTURE,
-    add_tensor,
-    add_value,
-    check_space,
-    count_bytes,
-    gguf_names,
-    open_tensors,
-    read_config,
-    written,
+from qreason.export.writer import gguf_names, open_tensors, read_config, write_file
+from qreason.machine.files import read_json
+
+NAMED = {"use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA", "arrow_config": "Arrow"}
+REFUSED = (
+    *(*NAMED, "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "trainable_token_indices"),
+    *("target_parameters", "layer_replication", "fan_in_fan_out", "alora_invocation_tokens"),
 )
-
-REFUSED = {
-    "use_dora": "DoRA",
-    "modules_to_save": "modules_to_save",
-    "rank_pattern": "rank_pattern",
-    "alpha_pattern": "alpha_pattern",
-    "lora_bias": "lora_bias",
-    "trainable_token_indices": "trainable_token_indices",
-    "target_parameters": "target_parameters",
-    "layer_replication": "layer_replication",
-    "fan_in_fan_out": "fan_in_fan_out",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "BD-LoRA",
-    "alora_invocation_tokens": "aLoRA",
-    "arrow_config": "Arrow",
-}
-"""Settings of PEFT's LoRA that GGUF has no place for -> what they are called."""
+"""Settings of PEFT's LoRA that GGUF has no place for; NAMED has those whose method is better known by its name."""
+SIDES = {"A.weight": "lora_a", "B.weight": "lora_b"}
+"""PEFT's name of a matrix, behind `.lora_` -> GGUF's."""
 
 
-def read_lora(adapter: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    found = [name for key, name in REFUSED.items() if settings.get(key)]
+def read_alpha(adapter: Path) -> float:
+    """The alpha that llama.cpp, which scales by alpha / r, needs; ModelError for kinds that GGUF cannot hold.
+
+    rsLoRA scales by alpha / sqrt(r) (Kalajdzievski 2023): its alpha is multiplied by sqrt(r).
+    """
+    settings = read_json(adapter / "adapter_config.json")
+    found = [NAMED.get(key, key) for key in REFUSED if settings.get(key)]
     if settings["peft_type"] != "LORA":
         found = [settings["peft_type"]]
     if settings["bias"] != "none":
         found.append(f"bias: {settings['bias']}")
     if found:
         raise ModelError(f"{adapter}: {', '.join(found)} cannot be an adapter in GGUF; merge it and export the model")
-    return settings
+    return float(settings["lora_alpha"] * (settings["r"] ** 0.5 if settings["use_rslora"] else 1.0))
 
 
-def lora_target(key: str, adapter: Path) -> tuple[str, str]:
-    """PEFT's name of a LoRA matrix -> (the weight it belongs to, `lora_a` or `lora_b`)."""
+def split_key(key: str) -> tuple[str, str]:
+    """PEFT's name of a LoRA matrix -> (the weight it belongs to, a key of SIDES or what else it is)."""
     target, _, side = key.removeprefix("base_model.model.").partition(".lora_")
-    if side not in ("A.weight", "B.weight") or target == "lm_head":
-        raise ModelError(f"{adapter}: {key} cannot be part of an adapter in GGUF; merge it and export the model")
-    return f"{target}.weight", f"lora_{side[0].lower()}"
+    return f"{target}.weight", side
 
 
 def check_fits(adapter: Path, merged: Path) -> None:
     """ModelError for an adapter of another base: its matrices must have the shapes of the merged model's weights."""
-    matrices, weights = open_tensors(adapter)[0], open_tensors(merged)[0]
-    for key, shape in matrices.items():
-        target, _, side = key.removeprefix("base_model.model.").partition(".lora_")
-        if side not in ("A.weight", "B.weight"):
-            continue
-        columns, rows = shape[-1], shape[0]
-        weight = weights.get(f"{target}.weight", [0, 0])
-        if (columns != weight[-1]) if side == "A.weight" else (rows != weight[0]):
+    weights = open_tensors(merged)[0]
+    for key, shape in open_tensors(adapter)[0].items():
+        target, side = split_key(key)
+        weight, place = weights.get(target, [0, 0]), -1 if side == "A.weight" else 0
+        if side in SIDES and shape[place] != weight[place]:
             raise ModelError(
-                f"{adapter}: made for another base ({target} is {weight} in {merged}); export the adapter that this "
-                "run trained"
+                f"{adapter}: made for another base ({target.removesuffix('.weight')} is {weight} in {merged}); export "
+                "the adapter that this run trained"
             )
 
 
 def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
     """A PEFT LoRA folder -> a GGUF adapter for the GGUF file of its base, in float32 as it was trained.
 
-    llama.cpp scales by alpha / r; for rsLoRA, which scales by alpha / sqrt(r) (Kalajdzievski 2023), alpha is
-    multiplied by sqrt(r). Raises ModelError for kinds of adapters that GGUF cannot hold.
+    Raises ModelError for kinds of adapters that GGUF cannot hold.
     """
-    import gguf
+    from gguf import GGMLQuantizationType
 
-    config, settings = read_config(base), read_lora(adapter)
-    alpha = settings["lora_alpha"] * (settings["r"] ** 0.5 if settings["use_rslora"] else 1.0)
+    alpha = read_alpha(adapter)
     shapes, load = open_tensors(adapter)
-    weights = {key: lora_target(key, adapter) for key in sorted(shapes)}
-    names = gguf_names(config, {target for target, _ in weights.values()})
-    check_space(out.parent, sum(count_bytes(shape) * 4 for shape in shapes.values()))
-    writer = gguf.GGUFWriter(None, ARCHITECTURE)
-    values = {"general.type": "adapter", "adapter.type": "lora", "general.name": name}
-    for metadata, value in {**values, "adapter.lora.alpha": float(alpha), "general.file_type": 0}.items():
-        add_value(writer, metadata, value)
-    for key, (target, side) in weights.items():
-        kind = gguf.GGMLQuantizationType.F32
-        add_tensor(writer, f"{names[target]}.{side}", shapes[key], count_bytes(shapes[key]) * 4, kind)
-    with written(writer, out):
-        for key in weights:
-            writer.write_tensor_data(load(key).float().numpy())
+    parts = {key: split_key(key) for key in shapes}
+    if wrong := [key for key, (to, side) in parts.items() if side not in SIDES or to == "lm_head.weight"]:
+        raise ModelError(f"{adapter}: {wrong[0]} cannot be part of an adapter in GGUF; merge it and export the model")
+    names = gguf_names(read_config(base), [target for target, _ in parts.values()])
+    header = {"general.type": "adapter", "adapter.type": "lora", "general.name": name}
+    tensors = [
+        (f"{names[to]}.{SIDES[side]}", shapes[key], GGMLQuantizationType.F32, partial(load, key))
+        for key, (to, side) in parts.items()
+    ]
+    write_file(out, {**header, "adapter.lora.alpha": alpha, "general.file_type": 0}, tensors)

@@ -1,67 +1,86 @@
-"""Ollama: a Modelfile that renders like the chat template, and `ollama create` where Ollama is installed."""
+"""Ollama: a Modelfile that asks the model as training did, and `ollama create` where Ollama is installed."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from qreason.errors import ExportError
-from qreason.export import modelfile
+from qreason.errors import ExportError, InputError
 from qreason.export.reference import Heldout
 from qreason.export.verify import Check
-from qreason.recipe.schema import Recipe
+from qreason.recipe.sections import Draw
+from qreason.types import Messages
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+MESSAGE = "<|im_start|>{role}\n{content}<|im_end|>\n"
+REPLY = "<|im_start|>assistant\n"
+"""ChatML: each message, and where the reply begins. Ollama's template and what is checked are both made of them."""
 LONGEST_CONTEXT = 4096
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
-def write_modelfile(folder: Path, model: Path, recipe: Recipe, heldout: Heldout, context: int, source: Path) -> Check:
-    """`Modelfile` for a GGUF file beside it, with the recipe's system prompt and sampling."""
-    draw = recipe.sampling
-    text = modelfile.render(
-        model=f"./{model.name}",
-        system=heldout.system,
-        stops=[heldout.tokenizer.eos_token],
-        parameters={
-            "temperature": draw.temperature,
-            "top_p": draw.top_p,
-            "top_k": draw.top_k,
-            "min_p": draw.min_p,
-            "repeat_penalty": 1.0,
-            "num_ctx": min(context, LONGEST_CONTEXT),
-            "num_predict": draw.max_completion_length,
-        },
-        license=next((f.read_text(encoding="utf-8") for f in (source / n for n in LICENCES) if f.is_file()), None),
-    )
-    problems = modelfile.check(text, heldout.tokenizer, heldout.conversations)
-    (folder / ("Modelfile.unverified" if problems else "Modelfile")).write_text(text, encoding="utf-8")
-    figures: dict[str, Any] = {"conversations": len(heldout.conversations), "different": len(problems)}
-    if problems:
-        figures["first"] = problems[0]
-    return Check("Modelfile", "renders like the chat template", not problems, figures)
+def template() -> str:
+    """ChatML in Go's text/template; a dash takes the white space on its side away."""
+    message = MESSAGE.format(role="{{ .Role }}", content="{{ .Content }}")
+    return f"{{{{- range .Messages }}}}{message}{{{{ end }}}}{REPLY}"
 
 
-def commands(folder: Path, name: str) -> tuple[list[str], list[str]]:
-    return ["ollama", "create", name, "-f", str(folder / "Modelfile")], ["ollama", "run", name]
+def modelfile(model: str, heldout: Heldout, sampling: Draw, context: int, source: Path) -> str:
+    """The Modelfile for a GGUF file beside it, with the system prompt and sampling of training.
+
+    Raises InputError for text that a Modelfile cannot hold.
+    """
+    parameters = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repeat_penalty": 1.0,
+        "num_ctx": min(context, LONGEST_CONTEXT),
+        "num_predict": sampling.max_completion_length,
+        "stop": f'"{heldout.tokenizer.eos_token}"',
+    }
+    lines = [f"FROM ./{model}", f"TEMPLATE {fenced(template(), 'template')}"]
+    lines += [f"SYSTEM {fenced(heldout.system, 'system prompt')}"]
+    lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    licence = next((file for file in (source / name for name in LICENCES) if file.is_file()), None)
+    if licence:
+        lines.append(f"LICENSE {fenced(licence.read_text(encoding='utf-8'), 'licence')}")
+    return "\n".join(lines) + "\n"
 
 
-def create(folder: Path, name: str, question: str) -> str | None:
+def fenced(text: str, what: str) -> str:
+    """Text between triple quotes, which it cannot have inside: the format has no way to escape them."""
+    if '"""' in text:
+        raise InputError(f'the {what} has """ in it, which a Modelfile cannot hold; take it out of the {what}')
+    return f'"""{text}"""'
+
+
+def as_ollama_asks(messages: Messages, system: str) -> str:
+    """What Ollama makes of messages: SYSTEM in front where there is no system message, then the template."""
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    return "".join(MESSAGE.format(**message) for message in messages) + REPLY
+
+
+def check_template(heldout: Heldout) -> Check:
+    """Ollama asks every held-out question, by its user's message alone, with the tokens of training."""
+    bare = [[one for one in messages if one["role"] != "system"] for messages in heldout.conversations]
+    texts = [as_ollama_asks(messages, heldout.system) for messages in bare]
+    ids = heldout.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    wrong = [text for text, ours, theirs in zip(texts, ids, heldout.prompts, strict=True) if ours != theirs]
+    figures = {"conversations": len(texts), "different": len(wrong), **({"first": wrong[0]} if wrong else {})}
+    return Check("Modelfile", "renders like the chat template", not wrong, figures)
+
+
+def ask(create: Sequence[str], question: Sequence[str]) -> str | None:
     """Create the model where Ollama is installed and ask it a question; its reply, None without Ollama."""
     if shutil.which("ollama") is None:
         return None
-    build, ask = commands(folder, name)
-    call(build)
-    return call([*ask, question]).strip()
-
-
-def call(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise ExportError(f"`{' '.join(command[:3])}` ended with {done.returncode} ({''.join(said)[:200]})")
-    return done.stdout
+    for command in (create, question):
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+            raise ExportError(f"`{' '.join(command[:3])}` ended with {done.returncode} ({''.join(last)[:200]})")
+    return done.stdout.strip()

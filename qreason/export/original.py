@@ -3,92 +3,81 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qreason.export import engine, quality, reference, verify, writer
+from qreason.export.verify import Results
 from qreason.machine.files import read_jsonl
 from qreason.machine.hardware import detect
-from qreason.machine.progress import progress_bar
+from qreason.run.session import Session
 
-if TYPE_CHECKING:
-    from qreason.export.exporter import Exporter
-
+REPLIES = 20
+TOKENS = 50
+"""How many replies are compared token by token, and how much of each."""
 ADAPTER_PROMPTS = 8
 
 
 class Original:
     """Replies and logits of the merged model, which had to be those of the adapter; each check of a file is one method.
 
-    Raises ExportError, through `Exporter.passed`, for the first check that fails.
+    Raises ExportError, through `Results.passed`, for the first check that fails.
     """
 
-    def __init__(self, export: Exporter) -> None:
-        self.export, self.work, self.heldout = export, export.work, export.heldout
-        adapter = export.run.disk.adapter()
-        assert adapter is not None, "a merge has an adapter"
+    def __init__(self, run: Session, merged: Path, heldout: reference.Heldout, work: Path, results: Results) -> None:
+        self.run, self.merged, self.heldout, self.work, self.results = run, merged, heldout, work, results
+        self.passed = results.passed
+        config = writer.read_config(merged)
+        self.native = writer.native_type(config)
         self.ask_merged()
-        own = self.ask_trained(adapter)
-        export.passed(verify.check_merged(own, self.logits, detect().dtype))
-        longest = max(map(len, self.heldout.asked)) + max(self.heldout.limit, engine.TOKENS)
-        self.context = min(-(-longest // 256) * 256, export.config.max_position_embeddings)
+        self.passed(verify.check_merged(self.ask_trained(), self.logits, detect().dtype))
+        longest = max(map(len, heldout.asked)) + max(heldout.limit, TOKENS)
+        self.context = min(-(-longest // 256) * 256, config.max_position_embeddings)
 
     # --- one model in memory after the other ---------------------------------------------------
 
     def ask_merged(self) -> None:
         """Its replies, their logits, and how many held-out rows it gets right."""
-        heldout = self.heldout
-        few = heldout.questions[: engine.REPLIES]
-        self.export.run.release()
-        merged = reference.in_float32(self.export.merged)
-        with progress_bar("merged replies", total=len(few) + len(heldout.questions)) as bar:
-            self.replies = reference.answer(merged, few, engine.TOKENS, bar.advance)
-            whole = reference.answer(merged, heldout.questions, heldout.limit, bar.advance)
-        self.exchanges = reference.exchanges(self.replies)
-        self.logits = reference.write_logits(merged.model, self.exchanges, self.work / "merged")
-        self.accuracy("merged", heldout.right([reply.text for reply in whole]))
+        questions = self.heldout.questions
+        self.run.release()
+        merged = reference.in_float32(self.merged)
+        self.replies = reference.answer(merged, questions[:REPLIES], TOKENS, "merged replies")
+        whole = reference.answer(merged, questions, self.heldout.limit, "merged replies")
+        self.logits = reference.write_logits(merged.model, self.replies, self.work / "merged")
+        self.results.accuracy["merged"] = self.heldout.accuracy([reply.text for reply in whole])
 
-    def ask_trained(self, adapter: Path) -> list[Path]:
+    def ask_trained(self) -> list[Path]:
         """Its logits on the same replies; and how many rows it gets right, as evaluated after its stage, or now."""
-        heldout, trained = self.heldout, self.export.run.resident
+        adapter, trained = self.run.disk.adapter(), self.run.resident
+        assert adapter is not None, "a merge has an adapter"
         trained.load_adapter(adapter)
         with trained.inference() as model:
-            logits = reference.write_logits(model, self.exchanges, self.work / "trained")
+            logits = reference.write_logits(model, self.replies, self.work / "trained")
         file = adapter.parent / "evaluation.jsonl"
         known = {row["id"]: bool(row["accurate"]) for row in read_jsonl(file)} if file.is_file() else {}
-        ids = [row.id for row in heldout.examples[: heldout.rows]]
+        ids = [row.id for row in self.heldout.examples[: self.heldout.rows]]
         if all(name in known for name in ids):
-            marks = [known[name] for name in ids]
+            share = sum(known[name] for name in ids) / len(ids)
         else:
-            with progress_bar("adapter replies", total=len(ids)) as bar:
-                replies = reference.answer(trained, heldout.questions, heldout.limit, bar.advance)
-            marks = heldout.right([reply.text for reply in replies])
-        self.export.accuracy = {"adapter": sum(marks) / len(marks), **self.export.accuracy}
-        self.export.run.release()
+            replies = reference.answer(trained, self.heldout.questions, self.heldout.limit, "adapter replies")
+            share = self.heldout.accuracy([reply.text for reply in replies])
+        self.results.accuracy = {"adapter": share, **self.results.accuracy}
+        self.run.release()
         return logits
 
     # --- files ---------------------------------------------------------------------------------
 
-    def accuracy(self, name: str, marks: Sequence[bool]) -> float:
-        self.export.accuracy[name] = sum(marks) / len(marks)
-        return self.export.accuracy[name]
-
-    def engine_logits(self, kind: str, file: Path) -> list[Path]:
-        with progress_bar(f"{kind} logits", total=len(self.exchanges)) as bar:
-            return engine.logits(file, self.exchanges, self.work / kind, partial(bar.advance, 1))
-
-    def engine_accuracy(self, kind: str, file: Path) -> dict[str, float]:
-        with progress_bar(f"{kind} replies", total=len(self.heldout.asked)) as bar:
-            marks = quality.accuracy_of(file, self.heldout, self.context, partial(bar.advance, 1))
-        return {"accuracy": self.accuracy(kind, marks), "accuracy of the merged": self.export.accuracy["merged"]}
+    def measure_accuracy(self, kind: str, file: Path) -> None:
+        """Of greedy replies of llama.cpp itself to the held-out rows."""
+        with engine.Server(file, self.context) as server:
+            replies = server.replies(self.heldout.asked, self.heldout.limit, f"{kind} replies")
+        texts = self.heldout.tokenizer.batch_decode(replies, skip_special_tokens=True)
+        self.results.accuracy[kind] = self.heldout.accuracy(texts)
 
     def check_float(self, kind: str, file: Path) -> None:
         """Header, tokens, template, stop, logits and greedy replies of a float file against transformers."""
-        heldout, passed = self.heldout, self.export.passed
-        passed(verify.check_metadata(file, kind, self.export.merged, heldout.tokenizer))
-        found = self.engine_logits(kind, file)
+        heldout, passed = self.heldout, self.passed
+        passed(verify.check_metadata(file, kind, self.merged, heldout.tokenizer))
+        found = engine.logits(file, self.replies, self.work / kind)
         logits = verify.check_logits(file, kind, self.logits, found)
         passed(logits)
         with engine.Server(file, self.context) as server:
@@ -96,23 +85,25 @@ class Original:
             passed(verify.check_template(file, server, heldout))
             passed(verify.check_stop(file, server, heldout))
             noise = logits.figures["logit_difference"]
-            passed(verify.check_greedy(file, server, self.replies, self.logits, noise, engine.TOKENS))
-        self.engine_accuracy(kind, file)
-        if kind == self.export.native:
+            passed(verify.check_greedy(file, server, self.replies, self.logits, noise, TOKENS))
+        self.measure_accuracy(kind, file)
+        if kind == self.native:
             self.verified = found
         else:
             shutil.rmtree(self.work / kind)
 
     def check_quantized(self, kind: str, file: Path) -> None:
         """A quantized file against the verified one, against its own weights, and on the held-out rows."""
-        self.export.passed(verify.check_metadata(file, kind, self.export.merged, self.heldout.tokenizer))
-        found = self.engine_logits(kind, file)
-        accuracy = self.engine_accuracy(kind, file)
-        self.export.passed(quality.check_quantized(file, kind, self.verified, found, accuracy))
-        model = reference.in_float32(self.export.merged).model
+        self.passed(verify.check_metadata(file, kind, self.merged, self.heldout.tokenizer))
+        found = engine.logits(file, self.replies, self.work / kind)
+        self.measure_accuracy(kind, file)
+        right = self.results.accuracy
+        accuracy = {"accuracy": right[kind], "accuracy of the merged": right["merged"]}
+        self.passed(quality.check_quantized(file, kind, self.verified, found, accuracy))
+        model = reference.in_float32(self.merged).model
         quality.take_weights(model, file)
-        own = reference.write_logits(model, self.exchanges, self.work / f"{kind}-own")
-        self.export.passed(quality.check_own_weights(file, own, found))
+        own = reference.write_logits(model, self.replies, self.work / f"{kind}-own")
+        self.passed(quality.check_own_weights(file, own, found))
         for folder in (self.work / kind, self.work / f"{kind}-own"):
             shutil.rmtree(folder)
 
@@ -120,7 +111,7 @@ class Original:
         """The adapter's file on a temporary file of its base, in llama.cpp and in PEFT."""
         kind = writer.native_type(writer.read_config(base))
         floats = self.work / f"base-{kind}.gguf"
-        self.export.write(base, kind, floats)
+        writer.write_model(base, floats, kind, self.run.recipe.name)
         model = reference.with_adapter(base, adapter)
         prompts = self.heldout.asked[:ADAPTER_PROMPTS]
-        self.export.passed(quality.check_adapter_file(file, floats, model, prompts, self.context))
+        self.passed(quality.check_adapter_file(file, floats, model, prompts, self.context))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import ExportError
 from qreason.export.compare import distance
 from qreason.export.engine import Server
-from qreason.export.reference import Heldout
 from qreason.export.verify import Check, named
+from qreason.export.writer import gguf_names
 
 OWN_WEIGHTS_KL = 5e-3
-"""Nats a token between llama.cpp and the file's own weights in float32: it rounds activations to 8 bits."""
+"""Nats per token between llama.cpp and the file's own weights in float32: it rounds activations to 8 bits."""
 QUANTIZED_KL = {"q8_0": 0.01, "q6_k": 0.05, "q5_k_m": 0.1, "q5_k_s": 0.1, "q4_k_m": 0.2, "q4_k_s": 0.2}
-"""Nats a token from the verified file: some ten times what the embedded model shows."""
+"""Nats per token from the verified file: some ten times what the embedded model shows."""
 MOST_KL = 2.0
 """The same for coarser types, whose loss is the user's choice: beyond it a file is broken rather than coarse."""
 ADAPTER_LOGPROB = 0.1
@@ -42,14 +43,14 @@ def check_quantized(
     far = distance(verified, found)
     most = QUANTIZED_KL.get(kind, MOST_KL)
     mix = " ".join(f"{name} {share}%" for name, share in types_of(file).items())
-    figures = {"types": mix, **far.figures(), **accuracy}
+    figures = {"types": mix, **asdict(far), **accuracy}
     return Check(named(file), "quantized as expected", far.kl <= most, figures, f"kl {most:g}")
 
 
 def check_own_weights(file: Path, own: Sequence[Path], found: Sequence[Path]) -> Check:
     """llama.cpp computes from the file what its dequantized weights say: neither file nor kernels are broken."""
     far = distance(own, found)
-    return Check(named(file), "as its own weights", far.kl <= OWN_WEIGHTS_KL, far.figures(), f"kl {OWN_WEIGHTS_KL:g}")
+    return Check(named(file), "as its own weights", far.kl <= OWN_WEIGHTS_KL, asdict(far), f"kl {OWN_WEIGHTS_KL:g}")
 
 
 def take_weights(model: Any, file: Path) -> None:
@@ -58,19 +59,12 @@ def take_weights(model: Any, file: Path) -> None:
     import numpy
     import torch
 
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, model.config.num_hidden_layers)
+    parameters = dict(model.named_parameters())  # a tied output layer is not named twice
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    for name, parameter in model.named_parameters():  # a tied output layer is not named twice
-        tensor = stored[table.get_name(name, try_suffixes=(".weight", ".bias"))]
+    for name, inside in gguf_names(model.config, list(parameters)).items():
+        tensor, parameter = stored[inside], parameters[name]
         weights = numpy.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=numpy.float32)
         parameter.data.copy_(torch.from_numpy(weights.reshape(parameter.shape)))
-
-
-def accuracy_of(file: Path, heldout: Heldout, context: int, on_reply: Callable[[], None]) -> list[bool]:
-    """Which held-out rows a GGUF file answers rightly: greedy replies of llama.cpp itself."""
-    with Server(file, context) as server:
-        completions = server.replies(heldout.asked, heldout.limit, on_reply)
-    return heldout.right([heldout.decode(completion.tokens) for completion in completions])
 
 
 def check_adapter_file(
@@ -96,7 +90,5 @@ def check_adapter_file(
                     worst, compared = max(worst, abs(float(row[token]) - logprob)), compared + 1
     if not compared:
         raise ExportError(f"{file}: llama.cpp gave no probabilities to compare")
-    figures = {"logprob_difference": worst, "compared": compared}
-    return Check(
-        named(file), "same as PEFT", worst <= ADAPTER_LOGPROB, figures, f"logprob_difference {ADAPTER_LOGPROB:g}"
-    )
+    figures, bound = {"logprob_difference": worst, "compared": compared}, f"logprob_difference {ADAPTER_LOGPROB:g}"
+    return Check(named(file), "same as PEFT", worst <= ADAPTER_LOGPROB, figures, bound)

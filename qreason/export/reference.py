@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qreason.data.prompts import render
-from qreason.export.engine import Exchange
 from qreason.inference.generate import LocalGenerator
 from qreason.inference.reading import render_ids
 from qreason.machine.hardware import detect
+from qreason.machine.progress import progress_bar
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Model
 from qreason.rewards.tags import read_answer
@@ -37,8 +37,13 @@ class Heldout:
         return [render(example, self.system) for example in self.examples]
 
     @cached_property
+    def texts(self) -> list[str]:
+        """The same through the chat template, up to where the assistant begins."""
+        return [self.render(conversation) for conversation in self.conversations]
+
+    @cached_property
     def prompts(self) -> list[list[int]]:
-        """Token ids, up to where the assistant begins."""
+        """The same as token ids."""
         return render_ids(self.tokenizer, self.conversations)
 
     @property
@@ -51,31 +56,28 @@ class Heldout:
         """The same as token ids."""
         return self.prompts[: self.rows]
 
-    def right(self, texts: Sequence[str]) -> list[bool]:
-        """Which replies to the first rows have the right answer."""
+    def render(self, messages: Messages) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def accuracy(self, texts: Sequence[str]) -> float:
+        """The share of replies to the first rows that have the right answer."""
         rows = self.examples[: self.rows]
-        return [correct(read_answer(text), row.references) > 0 for text, row in zip(texts, rows, strict=True)]
+        return sum(correct(read_answer(text), row.references) > 0 for text, row in zip(texts, rows, strict=True)) / len(
+            rows
+        )
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-
-def answer(
-    resident: Resident, questions: Sequence[Messages], limit: int, on_reply: Callable[[int], None]
-) -> list[Reply]:
+def answer(resident: Resident, questions: Sequence[Messages], limit: int, what: str) -> list[Reply]:
+    """Greedy replies of a model in transformers, under a progress bar of this name."""
     sampling = Sampling(temperature=0.0, max_completion_length=limit)
-    return [
-        one for (one,) in LocalGenerator(resident).generate(questions, n=1, sampling=sampling, on_progress=on_reply)
-    ]
+    with progress_bar(what, total=len(questions)) as bar:
+        drawn = LocalGenerator(resident).generate(questions, n=1, sampling=sampling, on_progress=bar.advance)
+    return [reply for (reply,) in drawn]
 
 
 def in_float32(merged: Path) -> Resident:
     """The merged model, whatever it is stored in, on the device of the stages."""
     return Resident(Model(base=str(merged)), replace(detect(), dtype="float32"))
-
-
-def exchanges(replies: Sequence[Reply]) -> list[Exchange]:
-    return [Exchange([*reply.prompt_ids, *reply.token_ids], len(reply.prompt_ids)) for reply in replies]
 
 
 @contextmanager
@@ -108,8 +110,8 @@ def engine_angles(model: Any) -> Iterator[None]:
             hook.remove()
 
 
-def write_logits(model: Any, asked: Sequence[Exchange], folder: Path) -> list[Path]:
-    """Teacher-forced logits before each token of the replies: a .npy a reply, (tokens, vocabulary) float32.
+def write_logits(model: Any, replies: Sequence[Reply], folder: Path) -> list[Path]:
+    """Teacher-forced logits before each token of the replies: a .npy per reply, (tokens, vocabulary) float32.
 
     With llama.cpp's rotary angles, so that they can be held against a file's.
     """
@@ -117,11 +119,11 @@ def write_logits(model: Any, asked: Sequence[Exchange], folder: Path) -> list[Pa
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{number}.npy" for number in range(len(asked))]
+    files = [folder / f"{number}.npy" for number in range(len(replies))]
     with torch.no_grad(), engine_angles(model):
-        for exchange, file in zip(asked, files, strict=True):
-            ids = torch.tensor([exchange.ids[:-1]], device=model.device)
-            logits = model(input_ids=ids, logits_to_keep=len(exchange.ids) - exchange.start).logits[0]
+        for reply, file in zip(replies, files, strict=True):
+            ids = torch.tensor([[*reply.prompt_ids, *reply.token_ids[:-1]]], device=model.device)
+            logits = model(input_ids=ids, logits_to_keep=len(reply.token_ids)).logits[0]
             numpy.save(file, logits.float().cpu().numpy())
     return files
 

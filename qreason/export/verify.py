@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qreason.errors import ExportError
 from qreason.export.compare import distance, top2_margin
 from qreason.export.engine import Server
 from qreason.export.reference import Heldout
+from qreason.machine.files import read_json
 from qreason.types import Reply
 
 MERGED_KL = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}
-"""Nats a token between adapter and merged model as they run; 16-bit arithmetic itself rounds that much."""
+"""Nats per token between adapter and merged model as they run; 16-bit arithmetic itself rounds that much."""
 FLOAT_KL = {"f32": 1e-7, "f16": 1e-4, "bf16": 1e-3}
-"""Nats a token between transformers and llama.cpp, which rounds activations to the type of the weights."""
+"""Nats per token between transformers and llama.cpp, which rounds activations to the type of the weights."""
 F32_LOGITS = 5e-6
 """The largest difference of a logit in F32, as a share of the largest logit: some forty units in the last place."""
 MARGIN = 0.005
@@ -44,15 +46,30 @@ class Check:
     figures: dict[str, Any] = field(default_factory=dict)
     bound: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @property
     def line(self) -> str:
-        told = ", ".join(f"{key} {shown(value)}" for key, value in self.figures.items())
-        return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.name}: {told}" + (
-            f" (bound: {self.bound})" if self.bound else ""
-        )
+        figures = ", ".join(f"{key} {shown(value)}" for key, value in self.figures.items())
+        bound = f" (bound: {self.bound})" if self.bound else ""
+        return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.name}: {figures}{bound}"
+
+
+class Results:
+    """What an export found out: its checks, and how many held-out rows each model gets right."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+        self.checks: list[Check] = []
+        self.accuracy: dict[str, float] = {}
+
+    def passed(self, check: Check) -> None:
+        """Keep a check and print it; ExportError where it failed."""
+        self.checks.append(check)
+        self.say(check.line)
+        if not check.passed:
+            raise ExportError(
+                f"{check.file}: failed '{check.name}' ({self.folder / 'export.json'} has the figures); what was "
+                f"written is kept as *{DRAFT}, not to be used"
+            )
 
 
 def named(file: Path) -> str:
@@ -69,7 +86,7 @@ def shown(value: Any) -> str:
 def check_merged(trained: Sequence[Path], merged: Sequence[Path], arithmetic: str = "float32") -> Check:
     """The merged model against base and adapter, which ran in this number format."""
     found, most = distance(trained, merged), MERGED_KL[arithmetic]
-    return Check("merged", "same as the adapter", found.kl <= most, found.figures(), f"kl {most:g}")
+    return Check("merged", "same as the adapter", found.kl <= most, asdict(found), f"kl {most:g}")
 
 
 # --- (b) the float file against transformers -------------------------------------------------------
@@ -77,15 +94,10 @@ def check_merged(trained: Sequence[Path], merged: Sequence[Path], arithmetic: st
 
 def expected_metadata(model: Path, tokenizer: Any) -> dict[str, Any]:
     """What the header must say, read from config.json and the tokenizer by another way than the writer's."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    rope = config.get("rope_parameters") or config
-    rows = config["vocab_size"]
-    special = set(tokenizer.all_special_ids) | {
-        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    plain = {token for token in tokenizer.added_tokens_decoder if token not in special}
-    kinds = [3 if number in special else 4 if number in plain else 1 for number in range(len(tokenizer))]
+    config = read_json(model / "config.json")
+    rows, length, added = config["vocab_size"], len(tokenizer), tokenizer.added_tokens_decoder
+    special = set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
+    kinds = [3 if number in special else 4 if number in added else 1 for number in range(length)]
     return {
         "general.architecture": "qwen2",
         "general.type": "model",
@@ -96,11 +108,14 @@ def expected_metadata(model: Path, tokenizer: Any) -> dict[str, Any]:
         "qwen2.attention.head_count": config["num_attention_heads"],
         "qwen2.attention.head_count_kv": config["num_key_value_heads"],
         "qwen2.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        "qwen2.rope.freq_base": rope["rope_theta"],
+        "qwen2.rope.freq_base": (config.get("rope_parameters") or config)["rope_theta"],
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
-        "tokenizer.ggml.tokens": tokens + [f"[PAD{number}]" for number in range(len(tokens), rows)],
-        "tokenizer.ggml.token_type": kinds + [5] * (rows - len(kinds)),
+        "tokenizer.ggml.tokens": [
+            *tokenizer.convert_ids_to_tokens(list(range(length))),
+            *(f"[PAD{number}]" for number in range(length, rows)),
+        ],
+        "tokenizer.ggml.token_type": kinds + [5] * (rows - length),
         "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
         "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
         "tokenizer.ggml.add_bos_token": False,
@@ -114,25 +129,22 @@ def check_metadata(file: Path, kind: str, model: Path, tokenizer: Any) -> Check:
     from gguf import GGUFReader, LlamaFileType
 
     found = {key: entry.contents() for key, entry in GGUFReader(file).fields.items()}
-    wrong = []
     file_type = LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"]
     expected = {**expected_metadata(model, tokenizer), "general.file_type": int(file_type)}
-    for key, value in expected.items():
-        there = found.get(key)
-        if isinstance(value, float) and there is not None:
-            value = float(numpy.float32(value))
-        if there != value:
-            wrong.append(f"{key} is {shorten(there)}, not {shorten(value)}")
-    merges = sorted(pair if isinstance(pair, str) else " ".join(pair) for pair in read_merges(tokenizer))
+    expected = {
+        key: float(numpy.float32(value)) if isinstance(value, float) else value for key, value in expected.items()
+    }
+    wrong = [
+        f"{key} is {shorten(found.get(key))}, not {shorten(value)}"
+        for key, value in expected.items()
+        if found.get(key) != value
+    ]
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    merges = sorted(pair if isinstance(pair, str) else " ".join(pair) for pair in merges)
     if sorted(found.get("tokenizer.ggml.merges") or []) != merges:
         wrong.append("tokenizer.ggml.merges differ")
     wrong += [f"{key} must not be there" for key in found if key.startswith("general.sampling.")]
     return Check(named(file), "metadata", not wrong, {"keys": len(expected) + 1, "wrong": "; ".join(wrong) or "none"})
-
-
-def read_merges(tokenizer: Any) -> list[Any]:
-    merges: list[Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    return merges
 
 
 def shorten(value: Any) -> str:
@@ -142,39 +154,27 @@ def shorten(value: Any) -> str:
 
 def check_tokens(file: Path, server: Server, heldout: Heldout) -> Check:
     """The engine's token ids of every held-out prompt and of the probes are the tokenizer's."""
-    tokenizer, wrong = heldout.tokenizer, []
-    texts = [
-        tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in heldout.conversations
-    ]
-    ids = [*heldout.prompts, *(tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBES)]
-    for text, own in zip([*texts, *PROBES], ids, strict=True):
-        if server.tokenize(text) != own:
-            wrong.append(text)
+    texts = [*heldout.texts, *PROBES]
+    ids = [*heldout.prompts, *heldout.tokenizer(list(PROBES), add_special_tokens=False)["input_ids"]]
+    wrong = [text for text, own in zip(texts, ids, strict=True) if server.tokenize(text) != own]
     figures = {"texts": len(ids), "different": len(wrong), **({"first": shorten(wrong[0])} if wrong else {})}
     return Check(named(file), "tokenization", not wrong, figures)
 
 
 def check_template(file: Path, server: Server, heldout: Heldout) -> Check:
     """The file's own template renders every held-out prompt, and one without a system message, as transformers does."""
-    conversations = [*heldout.conversations, heldout.conversations[0][-1:]]
-    tokenizer = heldout.tokenizer
-    wrong = [
-        messages
-        for messages in conversations
-        if server.render(messages)
-        != tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ]
-    return Check(named(file), "chat template", not wrong, {"prompts": len(conversations), "different": len(wrong)})
+    bare = heldout.conversations[0][-1:]
+    pairs = list(zip([*heldout.conversations, bare], [*heldout.texts, heldout.render(bare)], strict=True))
+    wrong = sum(server.render(messages) != text for messages, text in pairs)
+    return Check(named(file), "chat template", not wrong, {"prompts": len(pairs), "different": wrong})
 
 
 def check_stop(file: Path, server: Server, heldout: Heldout) -> Check:
     """A reply ends at the end-of-reply token: by itself in a dialogue, and at once where that token is forced."""
     eos = heldout.tokenizer.eos_token_id
     forced = server.complete(heldout.prompts[0], 8, logit_bias=[[eos, 1000.0]])
-    ended = forced.stopped and len(forced.tokens) <= 1
-    return Check(
-        named(file), f"stops at {heldout.tokenizer.eos_token}", ended, {"tokens after it": len(forced.tokens) - 1}
-    )
+    ended, figures = forced.stopped and len(forced.tokens) <= 1, {"tokens after it": len(forced.tokens) - 1}
+    return Check(named(file), f"stops at {heldout.tokenizer.eos_token}", ended, figures)
 
 
 def check_logits(file: Path, kind: str, reference: Sequence[Path], found: Sequence[Path]) -> Check:
@@ -185,7 +185,7 @@ def check_logits(file: Path, kind: str, reference: Sequence[Path], found: Sequen
     if kind == "f32":
         most = F32_LOGITS * far.largest_logit
         passed, bound = passed and far.logit_difference <= most, f"{bound}, logit_difference {most:.2g}"
-    return Check(named(file), "logits as in transformers", passed, far.figures(), bound)
+    return Check(named(file), "logits as in transformers", passed, asdict(far), bound)
 
 
 def check_greedy(
@@ -195,15 +195,15 @@ def check_greedy(
 
     As good as equal: a lead below MARGIN, or one that the file's own largest logit difference (`noise`) can turn.
     """
-    found = server.replies([list(reply.prompt_ids) for reply in replies], limit)
+    found = server.replies([reply.prompt_ids for reply in replies], limit, "greedy replies")
     leads = []
-    for reply, completion, logits in zip(replies, found, reference, strict=True):
-        pairs = zip(reply.token_ids, completion.tokens, strict=False)
+    for reply, tokens, logits in zip(replies, found, reference, strict=True):
+        pairs = zip(reply.token_ids, tokens, strict=False)
         first = next((place for place, (own, theirs) in enumerate(pairs) if own != theirs), None)
         if first is not None:
             leads.append(top2_margin(logits, first))
-        elif len(reply.token_ids) != len(completion.tokens):
+        elif len(reply.token_ids) != len(tokens):
             leads.append(float("inf"))  # the same tokens, but one of them did not stop
-    figures = {"replies": len(replies), "equal": len(replies) - len(leads), "lead where not": max(leads, default=0.0)}
-    most = max(MARGIN, 2 * noise)
-    return Check(named(file), "greedy replies", max(leads, default=0.0) <= most, figures, f"lead {most:.3g}")
+    worst, most = max(leads, default=0.0), max(MARGIN, 2 * noise)
+    figures = {"replies": len(replies), "equal": len(replies) - len(leads), "lead where not": worst}
+    return Check(named(file), "greedy replies", worst <= most, figures, f"lead {most:.3g}")

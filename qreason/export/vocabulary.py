@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from qreason.errors import ModelError
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """`tokens` and `types` have one entry for each row of the embedding."""
-
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    eos: int
-    pad: int
-    template: str
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The keys under `tokenizer.`, in llama.cpp's names."""
-        return {
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "qwen2",
-            "tokenizer.ggml.tokens": self.tokens,
-            "tokenizer.ggml.token_type": self.types,
-            "tokenizer.ggml.merges": self.merges,
-            "tokenizer.ggml.eos_token_id": self.eos,
-            "tokenizer.ggml.padding_token_id": self.pad,
-            # Never added, but without it llama.cpp takes whatever token has id 11.
-            "tokenizer.ggml.bos_token_id": self.pad,
-            "tokenizer.ggml.add_bos_token": False,
-            "tokenizer.chat_template": self.template,
-        }
-
-
-def read_vocabulary(tokenizer: Any, rows: int, name: str) -> Vocabulary:
-    """The vocabulary of a transformers tokenizer for an embedding of `rows` rows.
+def tokenizer_metadata(tokenizer: Any, rows: int, name: str) -> dict[str, Any]:
+    """The keys under `tokenizer.`, in llama.cpp's names, for an embedding of `rows` rows.
 
     Raises ModelError where llama.cpp would split text otherwise than this tokenizer, or where it has more tokens
     than the embedding has rows.
@@ -48,30 +18,30 @@ def read_vocabulary(tokenizer: Any, rows: int, name: str) -> Vocabulary:
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     check_splitting(parts, name)
-    added = {token["id"]: token for token in parts["added_tokens"]}
-    ids = {number: token for token, number in parts["model"]["vocab"].items()}
-    ids |= {number: token["content"] for number, token in added.items()}
-    if (last := max(ids)) >= rows:
+    tokens = {number: (token, TokenType.NORMAL) for token, number in parts["model"]["vocab"].items()}
+    for token in parts["added_tokens"]:
+        tokens[token["id"]] = token["content"], TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+    if (last := max(tokens)) >= rows:
         raise ModelError(
-            f"{name}: the tokenizer was extended ('{ids[last]}' has id {last}, the embedding {rows} rows); "
+            f"{name}: the tokenizer was extended ('{tokens[last][0]}' has id {last}, the embedding {rows} rows); "
             "export with the tokenizer of the base, or resize the base's embedding before training"
         )
-    types = []
-    for number in range(rows):
-        if number in added:
-            kind = TokenType.CONTROL if added[number]["special"] else TokenType.USER_DEFINED
-        else:
-            kind = TokenType.NORMAL if number in ids else TokenType.UNUSED
-        types.append(int(kind))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in parts["model"]["merges"]]
-    return Vocabulary(
-        tokens=[ids.get(number, f"[PAD{number}]") for number in range(rows)],
-        types=types,
-        merges=merges,
-        eos=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-        template=tokenizer.chat_template,
-    )
+    every = [tokens.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(rows)]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": [token for token, _ in every],
+        "tokenizer.ggml.token_type": [int(kind) for _, kind in every],
+        "tokenizer.ggml.merges": [
+            pair if isinstance(pair, str) else " ".join(pair) for pair in parts["model"]["merges"]
+        ],
+        "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
+        "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
+        # Never added, but without it llama.cpp takes whatever token has id 11.
+        "tokenizer.ggml.bos_token_id": tokenizer.pad_token_id,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": tokenizer.chat_template,
+    }
 
 
 def check_splitting(parts: dict[str, Any], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Our GGUF writer for the Qwen2 family: a transformers folder, tensor by tensor.
+"""GGUF files of the Qwen2 family from a transformers folder, tensor by tensor.
 
 Tensors are those of llama.cpp's own converter, byte for byte; only one of them is in memory at a time.
 """
@@ -7,76 +7,109 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import InputError, ModelError
-from qreason.export.vocabulary import read_vocabulary
+from qreason.export.vocabulary import tokenizer_metadata
+from qreason.machine.progress import progress_bar
+from qreason.recipe.settings import GGUF_TYPES
 
 if TYPE_CHECKING:
     import numpy
 
-ARCHITECTURE = "qwen2"
-WRITTEN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
-"""Types the writer makes itself -> the type of its matrices; vectors are always F32."""
-BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 1.07,
-    "q6_k": 0.9,
-    "q5_k_m": 0.8,
-    "q5_k_s": 0.8,
-    "q4_k_m": 0.75,
-    "q4_k_s": 0.75,
-    "q3_k_m": 0.65,
-    "q2_k": 0.6,
-}
-"""At most so many bytes a weight; more than the names say, for the embedding is kept finer than the rest."""
-FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
-ROWS = 8192
-"""Rows that are encoded at a time: in float32 a large embedding takes a gigabyte, and its encoding several."""
 FLOATS = ("f32", "f16", "bf16")
+FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+"""Types that are written here, vectors in F32 in all of them -> llama.cpp's name of such a file."""
+BYTES = dict(zip(GGUF_TYPES, (4.0, 2.0, 2.0, 1.07, 0.9, 0.8, 0.8, 0.75, 0.75, 0.65, 0.6), strict=True))
+"""At most so many bytes per weight; more than the names say, for the embedding is kept finer than the rest."""
 NATIVE = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 """How the weights of a folder are stored -> the type that holds them without loss."""
+ROWS = 8192
+"""Rows that are encoded at a time: in float32 a large embedding takes a gigabyte, and its encoding several."""
 
 
-def write_model(
-    source: Path,
-    out: Path,
-    kind: str,
-    name: str,
-    *,
-    on_start: Callable[[int], None] = lambda tensors: None,
-    on_tensor: Callable[[int], None] = lambda tensors: None,
-) -> None:
-    """A transformers folder -> one GGUF file of a type of WRITTEN.
+def write_model(source: Path, out: Path, kind: str, name: str) -> None:
+    """A transformers folder -> one GGUF file of a type of FILE_TYPES.
 
     Raises ModelError for anything but a Qwen2 model llama.cpp computes alike, InputError without disk space.
     """
-    import gguf
+    from qreason.model.load import load_tokenizer
 
     config = read_config(source)
-    kinds = {}
     shapes, load = open_tensors(source)
-    for tensor in ordered(shapes, config, load):
-        kinds[tensor] = tensor_type(kind, shapes[tensor])
-    sizes = {tensor: byte_shape(shapes[tensor], kinds[tensor]) for tensor in kinds}
-    check_space(out.parent, sum(map(count_bytes, sizes.values())))
-    on_start(len(sizes))
-    names = gguf_names(config, kinds)
-    writer = gguf.GGUFWriter(None, ARCHITECTURE)
-    for key, value in {**architecture_metadata(config, name, kind), **tokenizer_metadata(source, config)}.items():
+    kept = without_tied_output(shapes, config, load)
+    names = gguf_names(config, kept)
+    tensors = [(names[key], shapes[key], tensor_type(kind, shapes[key]), partial(load, key)) for key in kept]
+    vocabulary = tokenizer_metadata(load_tokenizer(str(source)), config.vocab_size, str(source))
+    write_file(out, {**architecture_metadata(config, name, kind), **vocabulary}, tensors)
+
+
+def write_file(
+    out: Path, metadata: Mapping[str, Any], tensors: Sequence[tuple[str, list[int], Any, Callable[[], Any]]]
+) -> None:
+    """A GGUF file from its header and its tensors: (name, shape, GGUF type, function that loads it).
+
+    Raises InputError without disk space, ModelError for values that float16 cannot hold.
+    """
+    import gguf
+
+    writer = gguf.GGUFWriter(None, "qwen2")
+    for key, value in metadata.items():
         add_value(writer, key, value)
-    for tensor, shape in sizes.items():
-        numbers, bytes_ = shape if kinds[tensor].name == "Q8_0" else shapes[tensor], count_bytes(shape)
-        add_tensor(writer, names[tensor], numbers, bytes_, kinds[tensor])
-    with written(writer, out):
-        for tensor in sizes:
-            writer.write_tensor_data(encode(load(tensor), kinds[tensor], tensor))
-            on_tensor(1)
+    with progress_bar(f"write {out.name.partition('.gguf')[0]}", total=len(tensors)) as bar:
+        for name, shape, kind, load in tensors:
+            writer.add_tensor(name, encoded_later(name, shape, kind, load, bar.advance), raw_dtype=kind)
+        check_space(out.parent, sum(tensor.nbytes for tensor in writer.tensors[0].values()))
+        try:
+            writer.write_header_to_file(out)
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise InputError(f"{out}: no space left on the disk; free some and run the export again") from error
+            raise
+        finally:
+            writer.close()
+
+
+def add_value(writer: Any, key: str, value: Any) -> None:
+    """One key of the header, in the GGUF type of its Python type."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    add.get(type(value), writer.add_array)(key, value)
+
+
+def encoded_later(
+    name: str, shape: list[int], kind: Any, load: Callable[[], Any], on_tensor: Callable[[int], None]
+) -> Any:
+    """A tensor in a GGUF type, loaded and encoded when its turn to be written comes."""
+    import gguf
+    import numpy
+
+    def encode() -> numpy.ndarray[Any, Any]:
+        parts = [gguf.quants.quantize(rows.float().numpy(), kind) for rows in load().split(ROWS)]
+        data: numpy.ndarray[Any, Any] = numpy.concatenate(parts)
+        if kind.name == "F16" and not numpy.isfinite(data).all():
+            raise ModelError(f"{name}: has values that float16 cannot hold; export bf16 or f32 in place of f16")
+        on_tensor(1)
+        return data
+
+    dtype = {"F32": numpy.float32, "F16": numpy.float16}.get(kind.name, numpy.uint8)
+    stored = gguf.quant_shape_to_byte_shape(shape, kind) if dtype is numpy.uint8 else shape
+    empty = gguf.LazyNumpyTensor.meta_with_dtype_and_shape(dtype, tuple(stored))
+    return gguf.LazyNumpyTensor(meta=empty, func=encode)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """InputError before anything is written, where the disk cannot hold so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: no disk space: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free some, or "
+            "export fewer types"
+        )
 
 
 # --- what is read ----------------------------------------------------------------------------------
@@ -106,42 +139,60 @@ def read_config(folder: Path) -> Any:
 
 
 def open_tensors(folder: Path) -> tuple[dict[str, list[int]], Callable[[str], Any]]:
-    """(name -> shape, name -> the tensor, read when it is asked for) of a folder's safetensors.
+    """(name -> shape, in alphabetical order; name -> the tensor, read when it is asked for) of a folder's safetensors.
 
     The file is mapped for one tensor at a time: pages of a map that stays open stay in memory.
     """
     from safetensors import safe_open
 
-    home: dict[str, Path] = {}
-    shapes: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    found: dict[str, tuple[Path, list[int]]] = {}
+    for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                home[name], shapes[name] = file, list(stored.get_slice(name).get_shape())
-    if not home:
+            found |= {name: (file, list(stored.get_slice(name).get_shape())) for name in stored.keys()}  # noqa: SIM118
+    if not found:
         raise ModelError(f"{folder}: no *.safetensors in it; save the model with save_pretrained")
 
     def load(name: str) -> Any:
-        with safe_open(home[name], framework="pt") as stored:
+        with safe_open(found[name][0], framework="pt") as stored:
             return stored.get_tensor(name)
 
-    return shapes, load
+    return {name: found[name][1] for name in sorted(found)}, load
 
 
-def ordered(shapes: Mapping[str, list[int]], config: Any, load: Callable[[str], Any]) -> list[str]:
+def without_tied_output(shapes: Mapping[str, list[int]], config: Any, load: Callable[[str], Any]) -> list[str]:
     """Names of the tensors to write; ModelError for an output layer that is tied by name only."""
-    kept = sorted(shapes)
-    if config.tie_word_embeddings and "lm_head.weight" in shapes:
-        if not load("lm_head.weight").equal(load("model.embed_tokens.weight")):
-            raise ModelError(
-                "lm_head.weight differs from the embedding although config.json says tie_word_embeddings; "
-                "set it to false there, or save the model again"
-            )
-        kept.remove("lm_head.weight")
-    return kept
+    if not (config.tie_word_embeddings and "lm_head.weight" in shapes):
+        return list(shapes)
+    if not load("lm_head.weight").equal(load("model.embed_tokens.weight")):
+        raise ModelError(
+            "lm_head.weight differs from the embedding although config.json says tie_word_embeddings; "
+            "set it to false there, or save the model again"
+        )
+    return [name for name in shapes if name != "lm_head.weight"]
 
 
-# --- what is written -------------------------------------------------------------------------------
+# --- names, types and header -----------------------------------------------------------------------
+
+
+def gguf_names(config: Any, names: Sequence[str]) -> dict[str, str]:
+    """Name in transformers -> name in GGUF; ModelError for a tensor that Qwen2 does not have."""
+    import gguf
+
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+    if unknown := [name for name, known in found.items() if known is None]:
+        raise ModelError(f"{unknown[0]}: no tensor of a Qwen2 model; it cannot be exported")
+    return found
+
+
+def tensor_type(kind: str, shape: list[int]) -> Any:
+    """The GGUF type of one tensor in a file of this type."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    wanted = GGMLQuantizationType[kind.upper()]
+    return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16
 
 
 def architecture_metadata(config: Any, name: str, kind: str) -> dict[str, Any]:
@@ -162,94 +213,3 @@ def architecture_metadata(config: Any, name: str, kind: str) -> dict[str, Any]:
         "qwen2.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "qwen2.rope.freq_base": float(config.rope_parameters["rope_theta"]),
     }
-
-
-def tokenizer_metadata(source: Path, config: Any) -> dict[str, Any]:
-    from qreason.model.load import load_tokenizer
-
-    return read_vocabulary(load_tokenizer(str(source)), config.vocab_size, str(source)).metadata
-
-
-def add_value(writer: Any, key: str, value: Any) -> None:
-    """One key of the header, in the GGUF type of its Python type."""
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    add.get(type(value), writer.add_array)(key, value)
-
-
-def gguf_names(config: Any, names: Any) -> dict[str, str]:
-    """Name in transformers -> name in GGUF; ModelError for a tensor that Qwen2 does not have."""
-    import gguf
-
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
-    found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
-    if unknown := [name for name, known in found.items() if known is None]:
-        raise ModelError(f"{unknown[0]}: no tensor of a Qwen2 model; it cannot be exported")
-    return found
-
-
-def tensor_type(kind: str, shape: list[int]) -> Any:
-    import gguf
-
-    if len(shape) == 1:
-        return gguf.GGMLQuantizationType.F32
-    fits = kind != "q8_0" or shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_0][0] == 0
-    return gguf.GGMLQuantizationType[WRITTEN[kind] if fits else "F16"]
-
-
-def byte_shape(shape: list[int], kind: Any) -> tuple[int, ...]:
-    """The shape with the last dimension in bytes."""
-    import gguf
-
-    shape_in_bytes: tuple[int, ...] = gguf.quant_shape_to_byte_shape(shape, kind)
-    return shape_in_bytes
-
-
-def count_bytes(shape: Any) -> int:
-    product = 1
-    for length in shape:
-        product *= int(length)
-    return product
-
-
-def add_tensor(writer: Any, name: str, shape: Any, count: int, kind: Any) -> None:
-    import numpy
-
-    writer.add_tensor_info(name, shape, numpy.uint8 if kind.name == "Q8_0" else numpy.float32, count, raw_dtype=kind)
-
-
-def encode(tensor: Any, kind: Any, name: str) -> numpy.ndarray[Any, Any]:
-    """A torch tensor as the bytes of a GGUF type; ModelError where float16 cannot hold it."""
-    import gguf
-    import numpy
-
-    parts = [gguf.quants.quantize(rows.float().numpy(), kind) for rows in tensor.split(ROWS)]
-    data: numpy.ndarray[Any, Any] = numpy.concatenate(parts)
-    if kind.name == "F16" and not numpy.isfinite(data).all():
-        raise ModelError(f"{name}: has values that float16 cannot hold; export bf16 or f32 in place of f16")
-    return data
-
-
-@contextmanager
-def written(writer: Any, out: Path) -> Iterator[None]:
-    """The header in the file, and the file closed afterwards; a full disk is told as one."""
-    try:
-        writer.write_header_to_file(out)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(f"{out}: no space left on the disk; free some and run the export again") from error
-        raise
-    finally:
-        writer.close()
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """InputError before anything is written, where the disk cannot hold so many bytes."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"{folder}: no disk space: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free some, or "
-            "export fewer types"
-        )

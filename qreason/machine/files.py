@@ -21,6 +21,10 @@ def write_json(file: Path, value: Any) -> None:
     draft.replace(file)
 
 
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool = False) -> None:
     with file.open("a" if append else "w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

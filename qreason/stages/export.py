@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 from qreason.errors import RunFolderError
 from qreason.export.engine import need_engine
 from qreason.export.exporter import Exporter
-from qreason.machine.files import write_json
+from qreason.machine.files import read_json, write_json
 from qreason.recipe.settings import Export
 from qreason.run.session import Artifact, Session
 
@@ -28,7 +27,7 @@ def find_merged(run: Session) -> Path:
             return folder / "model"
         if (folder / "adapter").exists():
             for file in sorted(run.folder.glob("merged-*/merge.json")):
-                made_of = json.loads(file.read_text(encoding="utf-8"))
+                made_of = read_json(file)
                 if (made_of["base"], made_of["adapters"]) == ("trained", [f"{folder.name}/adapter"]):
                     return file.parent / "model"
             break
@@ -44,6 +43,6 @@ def export_into(folder: Path, merged: Path, settings: Export, run: Session) -> A
         try:
             exporter.make_all()
         finally:
-            if exporter.finished or exporter.checks:
+            if exporter.finished or exporter.results.checks:
                 write_json(folder / "export.json", exporter.report())
     return Artifact(folder, exporter.summary)

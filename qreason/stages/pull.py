@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from qreason.errors import InputError, ModelError
 from qreason.hub.access import check_name, fetch_adapter
+from qreason.machine.files import read_json, write_json
 from qreason.recipe.schema import Recipe
 from qreason.recipe.settings import Pull
 from qreason.run.session import Artifact, Session
@@ -19,7 +19,7 @@ from qreason.run.session import Artifact, Session
 def stage(settings: Pull, run: Session) -> Artifact:
     """Fetch an adapter of the recipe's base into the run folder."""
     source, about = fetch_adapter(settings.repo, settings.revision, run.say)
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "adapter_config.json")
     told, base = about.get("base") or {}, run.recipe.model.base
     named = config.get("base_model_name_or_path")
     if not settings.other_base and named and named != base:
@@ -32,15 +32,14 @@ def stage(settings: Pull, run: Session) -> Artifact:
     folder = run.clear_stage_folder() / "adapter"
     folder.mkdir()
     shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    config["base_model_name_or_path"] = base
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    write_json(folder / "adapter_config.json", {**config, "base_model_name_or_path": base})
     return Artifact(folder, f"{settings.repo}, an adapter for {base}")
 
 
 def recipe_of(repo: str, revision: str | None, base: str | None, run_say: Any) -> Recipe:
     """A recipe of one step that pulls an adapter; what it does not say itself is taken from its PEFT configuration."""
     source, about = fetch_adapter(check_name(repo), revision, run_say)
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "adapter_config.json")
     named = config.get("base_model_name_or_path")
     if base is None and (not named or Path(named).is_absolute()):
         raise InputError(f"{repo}: the adapter does not say which base on the Hub it is for; give it with --base")

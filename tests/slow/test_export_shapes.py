@@ -22,7 +22,7 @@ from qreason.errors import ModelError
 from qreason.export import compare, engine, quality, reference, verify, writer
 from qreason.export.reference import Heldout
 from qreason.model.load import EMBEDDED, load_tokenizer
-from qreason.types import Example
+from qreason.types import Example, Reply
 
 pytestmark = pytest.mark.slow
 TINY = EMBEDDED["qreason/tiny"]
@@ -188,7 +188,7 @@ def compare_with_transformers(qwen: Path, file: Path, work: Path) -> None:
         for check in (verify.check_tokens, verify.check_template, verify.check_stop):
             result = check(file, server, heldout)
             assert result.passed, result.line
-    asked = [engine.Exchange(ids, len(ids) - 8) for ids in heldout.prompts]
+    asked = [Reply("", prompt_ids=tuple(ids[:-8]), token_ids=tuple(ids[-8:])) for ids in heldout.prompts]
     found = engine.logits(file, asked, work / "found")
     model: Any = reference.in_float32(qwen).model
     own = reference.write_logits(model, asked, work / "own")
