@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,9 @@ from qreason.cli.options import json_option, read_settings, recipe_options, sett
 from qreason.errors import RunFolderError
 from qreason.recipe.schema import STAGES
 from qreason.recipe.settings import Evaluate
-from qreason.run.session import Session
+
+if TYPE_CHECKING:
+    from qreason.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def add_stage_command(stage: str) -> None:
 def run_recipe(given: Request, only: str | None) -> None:
     from qreason.machine.hardware import prepare_process
     from qreason.recipe.load import load_recipe
+    from qreason.run.session import Session
 
     recipe = load_recipe(given.recipe, given.overrides, given.seed)
     folder = given.out or Path("runs") / recipe.name
