@@ -25,8 +25,7 @@ from make_helpdesk import read_knowledge, sentence, typo
 
 from qreason.data.prompts import render_judge
 from qreason.inference.generate import LocalGenerator
-from qreason.judge.local import LocalModel
-from qreason.judge.verdict import Judge
+from qreason.judge.verdict import Judge, LocalModel
 from qreason.machine.hardware import detect
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora, Model

@@ -16,7 +16,7 @@ from qreason.cli import main
 from qreason.data.prompts import VERDICTS, render_judge
 from qreason.errors import MissingExtra, ModelError
 from qreason.inference.generate import LocalGenerator
-from qreason.judge.local import LocalModel
+from qreason.judge.verdict import LocalModel
 from qreason.machine.hardware import detect
 from qreason.model import backends
 from qreason.model.load import EMBEDDED, load_base

@@ -10,8 +10,7 @@ from conftest import give_weights
 from qreason.errors import DataError, ModelError
 from qreason.inference.generate import LocalGenerator
 from qreason.judge.calibration import auc, calibrate, fitness, read_labels
-from qreason.judge.local import LocalModel
-from qreason.judge.verdict import GroupwiseJudge, Judge, open_judge
+from qreason.judge.verdict import GroupwiseJudge, Judge, LocalModel, open_judge
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora
 from qreason.rewards.judged import JudgeSettings

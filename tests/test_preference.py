@@ -20,6 +20,7 @@ from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Data
 from qreason.rewards import registry
 from qreason.rewards.preferred import PreferenceSettings, preferred
+from qreason.rewards.scoring import Restricted, combine
 from qreason.run.session import Session
 from qreason.types import Example, Pair, Reply
 
@@ -203,11 +204,11 @@ def test_a_reward_for_some_rows_does_not_touch_the_total_of_the_others() -> None
     def unjudged(replies: Any, examples: Any) -> list[float | None]:
         return [None if reply.text == "odd" else 0.5 for reply in replies]
 
-    limited = {"format": registry.Restricted(registry.REWARDS["format"], plain=False)}
-    limited["liked"] = registry.Restricted(unjudged, plain=True)
+    limited = {"format": Restricted(registry.REWARDS["format"], plain=False)}
+    limited["liked"] = Restricted(unjudged, plain=True)
     reasoned, plain = Example("a", "p", "r"), Example("b", "p", "r", plain=True)
     replies = [Reply("<answer>r</answer>"), Reply("<answer>r</answer>"), Reply("odd"), Reply("odd")]
-    scores = registry.combine(limited, {"format": 1, "liked": 1}, replies, [reasoned, plain, plain, reasoned])
+    scores = combine(limited, {"format": 1, "liked": 1}, replies, [reasoned, plain, plain, reasoned])
     assert [score.total for score in scores] == [0.4, 0.5, None, 0.0]
 
 

@@ -16,7 +16,7 @@ from qreason.data.prompts import VERDICTS, render_judge
 from qreason.errors import OutOfMemoryError
 from qreason.inference.drawing import take
 from qreason.inference.generate import LocalGenerator
-from qreason.judge.local import LocalModel
+from qreason.judge.verdict import LocalModel
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.run.session import Session

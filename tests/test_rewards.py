@@ -7,6 +7,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from qreason.rewards import registry
 from qreason.rewards.preferred import PreferenceSettings
+from qreason.rewards.scoring import combine
 from qreason.rewards.tags import follows_format, read_answer
 from qreason.rewards.text import normalize, read_number
 from qreason.types import Example, Reply
@@ -222,14 +223,14 @@ def test_judge_is_not_asked_about_a_reply_without_answer() -> None:
 def test_main_recipe_combines_with_its_exact_weights() -> None:
     weights = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2, "judge": 0.4}
     built = registry.build({name: {} for name in weights}, lambda settings: words_shared, 96)
-    (score,) = registry.combine(built, weights, [Reply(GOLD)], [Example("x", "issue", "Restart the spooler.")])
+    (score,) = combine(built, weights, [Reply(GOLD)], [Example("x", "issue", "Restart the spooler.")])
     assert score.parts == {"correctness": 2.0, "format": 0.8, "rouge_l": 1.0, "length": 1.0, "judge": 0.25}
     assert score.total == pytest.approx(0.1 * 2.0 + 0.1 * 0.8 + 0.2 * 1.0 + 0.2 * 1.0 + 0.4 * 0.25)
 
 
 def test_scores_stay_in_the_order_of_the_replies() -> None:
     replies, example = [Reply("none"), Reply(GOLD), Reply("none")], Example("x", "issue", "Restart the spooler.")
-    scores = registry.combine(registry.build({"format": {}}, no_model, 96), {"format": 1.0}, replies, [example] * 3)
+    scores = combine(registry.build({"format": {}}, no_model, 96), {"format": 1.0}, replies, [example] * 3)
     assert [score.total for score in scores] == [0.0, 0.8, 0.0]
 
 
@@ -238,7 +239,7 @@ def test_unjudged_part_leaves_no_total_and_keeps_the_other_parts() -> None:
         return [None]
 
     built = registry.build({"format": {}}, no_model, 96) | {"judge": unjudged}
-    (score,) = registry.combine(built, {"format": 0.1, "judge": 0.0}, [Reply(GOLD)], [Example("x", "i", "r")])
+    (score,) = combine(built, {"format": 0.1, "judge": 0.0}, [Reply(GOLD)], [Example("x", "i", "r")])
     assert score.total is None
     assert score.parts == {"format": 0.8, "judge": None}
 

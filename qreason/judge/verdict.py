@@ -28,6 +28,17 @@ class Answerer(Protocol):
         ...
 
 
+class LocalModel:
+    """The bare base of a generator; with `adapter`, that judge adapter on it. One forward pass over many questions."""
+
+    def __init__(self, generator: Generator, adapter: Path | None = None) -> None:
+        self.generator, self.adapter = generator, adapter
+
+    def ask(self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float]) -> list[list[float | None]]:
+        """The expected value of each answer."""
+        return [list(group) for group in self.generator.expect(groups, values, adapter=self.adapter)]
+
+
 class Judge:
     """(reference, response) pairs -> 0..1 each, or None; each pair is judged once as long as the judge lives."""
 
@@ -101,8 +112,6 @@ def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator]) -
         from qreason.judge.endpoint import Endpoint
 
         return Endpoint(settings)
-    from qreason.judge.local import LocalModel
-
     if settings.base:
         from qreason.inference.generate import open_generator
 

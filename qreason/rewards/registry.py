@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,10 +21,11 @@ from qreason.rewards.language import language_consistency
 from qreason.rewards.mathematics import math
 from qreason.rewards.preferred import PreferenceSettings, preferred
 from qreason.rewards.programs import code
+from qreason.rewards.scoring import Restricted
 from qreason.rewards.shape import cosine_length, repetition, soft_overlong, step_count
 from qreason.rewards.tags import format_strict, format_tags, tag_count
 from qreason.rewards.text import correctness, length, rouge_l
-from qreason.types import Example, Reply, Reward, Score
+from qreason.types import Reward
 
 REWARDS: dict[str, Callable[..., list[float | None]]] = {
     "correctness": correctness,
@@ -116,27 +117,6 @@ LIMIT = "max_completion_length"
 """A setting that follows the recipe's sampling unless it is given."""
 
 
-@dataclass(frozen=True)
-class Restricted:
-    """A reward for some rows only; None for the others, whose total does without it."""
-
-    reward: Reward
-    plain: bool
-
-    def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
-        marks: list[float | None] = [None] * len(replies)
-        own = [place for place, example in enumerate(examples) if example.plain == self.plain]
-        found = self.reward([replies[place] for place in own], [examples[place] for place in own]) if own else []
-        for place, mark in zip(own, found, strict=True):
-            marks[place] = mark
-        return marks
-
-
-def applies(reward: Reward, example: Example) -> bool:
-    """Whether a reward is for the row of an example."""
-    return not isinstance(reward, Restricted) or reward.plain == example.plain
-
-
 def build(
     wanted: Mapping[str, Settings],
     open_model: OpenModel,
@@ -160,33 +140,3 @@ def build(
             reward = partial(find(kind), **dict(settings))
         rewards[name] = Restricted(reward, rows == "plain") if rows else reward
     return rewards
-
-
-def combine(
-    rewards: Mapping[str, Reward],
-    weights: Mapping[str, float],
-    replies: Sequence[Reply],
-    examples: Sequence[Example],
-) -> list[Score]:
-    """Score replies against their examples: every part, and the weighted sum of the parts.
-
-    The total is None as soon as one part that is for the row is None: a reply that could not be judged is not a bad
-    reply. So it is where no part is for the row.
-    """
-    columns = {name: reward(replies, examples) for name, reward in rewards.items()}
-    scores = []
-    for row, example in enumerate(examples):
-        parts = {name: column[row] for name, column in columns.items()}
-        own = {name: part for name, part in parts.items() if applies(rewards[name], example)}
-        scores.append(Score(total(own, weights) if own else None, parts))
-    return scores
-
-
-def total(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """The weighted sum of the parts; None as soon as one of them is None."""
-    result = 0.0
-    for name, part in parts.items():
-        if part is None:
-            return None
-        result += weights[name] * part
-    return result

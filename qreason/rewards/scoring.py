@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import QReasonError, TrainingError
 from qreason.machine.files import write_json
-from qreason.rewards.registry import combine
 from qreason.types import Example, Reply, Reward, Score
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """A reward for some rows only; None for the others, whose total does without it."""
+
+    reward: Reward
+    plain: bool
+
+    def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+        marks: list[float | None] = [None] * len(replies)
+        own = [place for place, example in enumerate(examples) if example.plain == self.plain]
+        found = self.reward([replies[place] for place in own], [examples[place] for place in own]) if own else []
+        for place, mark in zip(own, found, strict=True):
+            marks[place] = mark
+        return marks
+
+
+def applies(reward: Reward, example: Example) -> bool:
+    """Whether a reward is for the row of an example."""
+    return not isinstance(reward, Restricted) or reward.plain == example.plain
 
 
 class Scorer:
@@ -52,3 +73,33 @@ def reply_row(reply: Reply, example: Example, score: Score) -> dict[str, Any]:
         "parts": score.parts,
         "total": score.total,
     }
+
+
+def combine(
+    rewards: Mapping[str, Reward],
+    weights: Mapping[str, float],
+    replies: Sequence[Reply],
+    examples: Sequence[Example],
+) -> list[Score]:
+    """Score replies against their examples: every part, and the weighted sum of the parts.
+
+    The total is None as soon as one part that is for the row is None: a reply that could not be judged is not a bad
+    reply. So it is where no part is for the row.
+    """
+    columns = {name: reward(replies, examples) for name, reward in rewards.items()}
+    scores = []
+    for row, example in enumerate(examples):
+        parts = {name: column[row] for name, column in columns.items()}
+        own = {name: part for name, part in parts.items() if applies(rewards[name], example)}
+        scores.append(Score(total(own, weights) if own else None, parts))
+    return scores
+
+
+def total(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """The weighted sum of the parts; None as soon as one of them is None."""
+    result = 0.0
+    for name, part in parts.items():
+        if part is None:
+            return None
+        result += weights[name] * part
+    return result

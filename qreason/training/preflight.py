@@ -12,8 +12,8 @@ from qreason.judge.calibration import calibrate, fitness, read_labels
 from qreason.judge.verdict import Judge
 from qreason.machine.files import write_json
 from qreason.recipe.training import PREFLIGHT_PROMPTS
-from qreason.rewards.registry import FULL_MARKS, applies
-from qreason.rewards.scoring import Scorer
+from qreason.rewards.registry import FULL_MARKS
+from qreason.rewards.scoring import Scorer, applies
 from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
 
 
