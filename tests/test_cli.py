@@ -113,7 +113,7 @@ def test_init_refuses_to_overwrite_what_was_changed(tmp_path: Path, monkeypatch:
     with (tmp_path / "quickstart.yaml").open("a") as recipe:
         recipe.write("# mine")
     before = content(tmp_path)
-    assert "quickstart.yaml is there already" in refused("init")
+    assert "quickstart.yaml already exists" in refused("init")
     assert content(tmp_path) == before
 
 
@@ -128,7 +128,7 @@ def test_init_leaves_nothing_where_one_file_is_there_already(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "helpdesk").mkdir(parents=True)
     (tmp_path / "data" / "helpdesk" / "heldout.jsonl").write_text("mine")
-    assert "heldout.jsonl is there already" in refused("init")
+    assert "heldout.jsonl already exists" in refused("init")
     assert not (tmp_path / "quickstart.yaml").exists()
 
 

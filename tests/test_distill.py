@@ -59,7 +59,7 @@ def test_the_loss_is_the_divergence_of_student_and_teacher(
     rows = [json.loads(line) for line in Path("out/01-distill/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses == pytest.approx(expected, rel=1e-3)
-    assert f"divergence {losses[0]:.3f} to {losses[-1]:.3f} nats a token" in result.output
+    assert f"divergence {losses[0]:.3f} to {losses[-1]:.3f} nats per token" in result.output
     (_, node) = json.loads(Path("out/lineage.json").read_text())["nodes"]
     assert node["data"][-1] == str(taught)
     assert Path("out/01-distill/adapter/adapter_config.json").exists()

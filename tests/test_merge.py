@@ -280,7 +280,7 @@ def refused(folder: Path, *options: str | Path, code: int = 2) -> str:
 
 
 def test_a_second_merge_overwrites_nothing(trained: tuple[Path, str]) -> None:
-    assert "is there already" in refused(trained[0])
+    assert "already exists" in refused(trained[0])
 
 
 def test_an_adapter_of_another_base_is_refused(two_adapters: Path, tmp_path: Path) -> None:

@@ -69,12 +69,12 @@ def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_j
     from qreason.training.judge import calibrate_judge, judge_settings
 
     figures = calibrate_judge(run, labels)
-    fit, told = fitness(figures, judge_settings(run.recipe)[1])
+    fit, message = fitness(figures, judge_settings(run.recipe)[1])
     if as_json:
-        click.echo(json.dumps({**figures, "fit": fit, "told": told}, indent=2))
+        click.echo(json.dumps({**figures, "fit": fit, "told": message}, indent=2))
         return
     show_judges({"judge": figures})
-    click.echo(f"The judge is {told}.")
+    click.echo(f"The judge is {message}.")
 
 
 @judge.command()

@@ -48,7 +48,7 @@ def init(name: str, to: Path) -> None:
         beside = (folder / path for folder in source.resolve().parents)
         files += [(file, to / path) for file in beside if file.is_file()][:1]
     if taken := [new for old, new in files if new.exists() and new.read_bytes() != old.read_bytes()]:
-        raise InputError(f"{taken[0]} is there already and differs; choose another folder with --to")
+        raise InputError(f"{taken[0]} already exists and differs; choose another folder with --to")
     for origin, target in files:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin, target)

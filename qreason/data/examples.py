@@ -1,6 +1,6 @@
 """JSONL, CSV and Parquet files and Hub data sets -> Example, with file and line in every error.
 
-The usual column names are found by themselves (COLUMNS, first match wins); `data.fields` names others.
+The usual column names are recognized automatically (COLUMNS, first match wins); `data.fields` names others.
 A reference with `####` in it is read as GSM8K writes it: the working before, the final answer after.
 """
 

@@ -76,7 +76,8 @@ def shorten(text: str, words: int) -> str:
 def render_judge(reference: str, response: str) -> Messages:
     """The messages that ask the judge whether a response, fenced, says what the reference says.
 
-    Of a response more than twice as long as the reference, the judge sees the beginning: endless ones wear it out.
+    Of a response more than twice as long as the reference the judge sees the beginning: very long ones degrade its
+    verdict.
     """
     shown = shorten(response, 20 + 2 * len(reference.split()))
     question = f"Reference: {fence(reference)}\nResponse: <<< {fence(shown)} >>>\nDo they say the same?"

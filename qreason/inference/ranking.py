@@ -24,7 +24,7 @@ def open_ranking(by: str, generator: Generator, scorer: Scorer, folder: Path) ->
 
 
 def check_ranking(by: str, scorer: Scorer) -> None:
-    """InputError for a ranking that is none."""
+    """InputError for an unknown ranking."""
     known = ["likelihood", "total", *scorer.rewards]
     if by not in known:
         raise InputError(f"nothing ranks replies by '{by}'{nearest(by, known)}; there are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Inference-time scaling: what more tokens a row buy, from the samples that are there."""
+"""Inference-time scaling: what more tokens per row buy, from the samples that are there."""
 
 from __future__ import annotations
 

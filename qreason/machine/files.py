@@ -1,4 +1,4 @@
-"""Files of ours: JSON and JSON Lines, whole or not at all; hashes; names that are free."""
+"""JSON and JSON Lines files, written whole or not at all; hashes; free names."""
 
 from __future__ import annotations
 

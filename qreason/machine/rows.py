@@ -21,7 +21,7 @@ def free_memory() -> None:
 
 
 class Rows:
-    """How many rows are computed side by side; halved for good when memory runs out, which is said once."""
+    """How many rows are computed side by side; halved permanently when memory runs out, reported once."""
 
     def __init__(self, most: int, what: str, say: Callable[[str], None]) -> None:
         self.most, self.what, self.say = most, what, say

@@ -84,8 +84,8 @@ def parts_table(phase: Mapping[str, int]) -> Table:
         parts = {component: phase[component] for component in components if component in phase}
         if parts:
             named = ", ".join(f"{part} {in_gib(size)}" for part, size in parts.items())
-            told = named if list(parts) != [name] else ""
-            table.add_row(Text.assemble((character * 2, style), f" {name}"), in_gib(sum(parts.values())), told)
+            label = named if list(parts) != [name] else ""
+            table.add_row(Text.assemble((character * 2, style), f" {name}"), in_gib(sum(parts.values())), label)
     return table
 
 

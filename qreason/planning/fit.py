@@ -51,8 +51,8 @@ def fit(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> t
     it fit, where this does not.
     """
     result, lines = fitting_rollouts(recipe, shape, card, lengths), []
-    if told := differences(recipe, result):
-        lines.append(f"{', '.join(told)}: fewer replies side by side, so that they fit into {gib(card.free_bytes)}")
+    if changed := differences(recipe, result):
+        lines.append(f"{', '.join(changed)}: fewer replies side by side, so that they fit into {gib(card.free_bytes)}")
     for step in measure(recipe, shape, card, lengths).steps:
         chosen = result
         for chosen in gentler(result, step.position):
@@ -60,8 +60,8 @@ def fit(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> t
             peak = next(one for one in plans if one.position == step.position).peak[1]
             if peak <= card.free_bytes:
                 break
-        if told := differences(result, chosen):
-            lines.append(f"{', '.join(told)}: the {step.name} step needs {gib(peak)} instead of {gib(step.peak[1])}")
+        if changed := differences(result, chosen):
+            lines.append(f"{', '.join(changed)}: the {step.name} step needs {gib(peak)} instead of {gib(step.peak[1])}")
         result = chosen
     now = measure(result, shape, card, lengths)
     if not now.fits:

@@ -26,11 +26,11 @@ from qreason.planning.phases import (
     judging,
     loss_logits,
     optimizer_bytes,
+    peak_phase,
     read_shape,
     rollout,
     row_tokens,
     weight_bytes,
-    worst,
 )
 from qreason.recipe.schema import STAGES, Recipe, Step, stage_folders
 from qreason.recipe.sections import Model, Weighted, preference_models
@@ -212,12 +212,12 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         stored["gradients"] = 4 * sum(sizes) if work.interrupted else 0
     if work.rollouts:
         moments = [rollout(shape, model, recipe.sampling, prompts, n, lengths) for prompts, n in work.rollouts]
-        phases["rollout"] = complete(card, stored, worst(moments))
+        phases["rollout"] = complete(card, stored, peak_phase(moments))
     if work.judged and asked:
         replies, n = work.judged
         replies = max(replies, QUESTIONS if work.fills_judge else 0)
         phases["judge"] = complete(
-            card, stored, worst([judging(one, replies, n, lengths, completion) for one in asked])
+            card, stored, peak_phase([judging(one, replies, n, lengths, completion) for one in asked])
         )
     if isinstance(settings, Training):
         tokens = row_tokens(shape, work, lengths, completion)

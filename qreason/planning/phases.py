@@ -2,7 +2,7 @@
 
 Stored are weights, adapters, gradients, optimizer states and KV caches. Activations, logits and dequantized weights
 follow what TRL, transformers, PEFT and bitsandbytes allocate for a dense decoder (RMSNorm, SDPA, gated MLP) whose
-numbers have 16 bits, all rows at their longest. A phase is a dict component -> bytes at its worst moment.
+numbers have 16 bits, all rows at their longest. A phase is a dict component -> bytes at its peak.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FRAGMENTATION = 0.05
 CHUNK = 256
 """Tokens whose logits TRL's chunked SFT loss holds at a time."""
 SFT_LOGIT, FUSED_LOGIT, PLAIN_LOGIT = 16, 8, 16
-"""Bytes a logit at the worst moment of SFT's chunk, and of GRPO's log-probabilities with Triton and without."""
+"""Bytes per logit at the peak of SFT's chunk, and of GRPO's log-probabilities with Triton and without."""
 
 Phase = dict[str, int]
 COMPONENTS = (
@@ -110,7 +110,7 @@ class Asked:
 
 
 def read_shape(base: str) -> Shape:
-    """The shape of a base, built without memory on torch's meta device. Raises ModelError where it is no model."""
+    """The shape of a base, built without memory on torch's meta device. Raises ModelError where it is not a model."""
     import torch
     import transformers
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -236,13 +236,13 @@ def saved_by_layer(shape: Shape, model: Model, rows: int, tokens: int) -> int:
     return ceil(rows * tokens * (8 * shape.hidden + 4 * shape.heads + NUMBER * numbers + dropped))
 
 
-def worst(moments: Sequence[Phase]) -> Phase:
-    """The moment that needs most."""
+def peak_phase(moments: Sequence[Phase]) -> Phase:
+    """The moment that needs most memory."""
     return max(moments, key=lambda moment: sum(moment.values()))
 
 
 def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: int, logits: int) -> Phase:
-    """The worst of three moments: the loss, the last layer's backward pass, the optimizer's step."""
+    """The peak of three moments: the loss, the last layer's backward pass, the optimizer's step."""
     trained = sum(adapter_sizes(shape, model.lora))
     layer = saved_by_layer(shape, model, rows, tokens)
     count = rows * tokens
@@ -253,7 +253,7 @@ def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: 
         kept += shape.layers * layer + trained * NUMBER  # the adapters as autocast reads them
     gradients = count * shape.intermediate * NUMBER * (2 if model.quantization == "nf4" else 4)
     again = layer if settings.gradient_checkpointing else 0
-    return worst(
+    return peak_phase(
         [
             {"activations": kept, "logits": logits},
             {"activations": kept + again + gradients, "dequantized": dequantized(shape, model)},
@@ -306,7 +306,7 @@ def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, le
     # As transformers' cache and attention need it, which Unsloth decodes with; our own (cache.py, attention.py) less:
     # keys and values repeated for every head, and one layer's cache beside its longer copy.
     attention = rows * tokens * NUMBER * shape.head_dim * (2 * shape.heads + shape.kv_heads)
-    return worst(
+    return peak_phase(
         [
             reading(shape, model, chosen, lengths.prompt, adapter=True),
             {"KV cache": cache, "activations": attention, "dequantized": dequantized(shape, model)},

@@ -70,7 +70,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | Non
         set_value(raw, override)
     if seed is not None:
         raw["seed"] = seed
-    for folder in (str(file.resolve().parent), str(Path.cwd())):  # a reward of one's own lies in one of them
+    for folder in (str(file.resolve().parent), str(Path.cwd())):  # a custom reward lies in one of them
         if folder not in sys.path:
             sys.path.append(folder)
     try:
@@ -130,7 +130,7 @@ def find_models_of(step: Step) -> Step:
 
 
 def absolute(model: str) -> str:
-    """A model's folder as an absolute path; a Hub id, a name of ours, or a stage of the run, as it is."""
+    """A model's folder as an absolute path; a Hub id, an embedded base or a stage of the run, as it is."""
     if OWN_FOLDER.fullmatch(model):
         return model
     if model.startswith((".", "/", "~")) or Path(model).is_dir():

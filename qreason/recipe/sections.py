@@ -30,7 +30,7 @@ class Lora(Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
     init: Literal["zero", "quantization_error"] = "zero"
-    """What the policy's fresh adapter adds: nothing, or what 4 bits took from the base as far as its rank goes."""
+    """What the policy's fresh adapter adds: nothing, or the NF4 quantization error of the base, limited by its rank."""
 
 
 class Model(Strict):

@@ -13,14 +13,14 @@ from qreason.recipe.training import Teacher, plain_rows
 
 
 class Beam(Strict):
-    """Step-wise beam search: replies grow step by step, and the best beginnings go on."""
+    """Step-wise beam search: replies grow step by step, and the best partial replies are kept."""
 
     width: int = Field(4, ge=1)
-    """Beginnings that go on."""
+    """Partial replies kept."""
     expand: int = Field(4, ge=1)
-    """Ways each of them is continued by a step."""
+    """Continuations of each by one step."""
     by: str = "likelihood"
-    """What ranks them: `likelihood`, `total`, or one of the recipe's rewards, given the beginning."""
+    """What ranks them: `likelihood`, `total`, or one of the recipe's rewards, given the partial reply."""
 
 
 class Sample(Start):
@@ -76,7 +76,7 @@ class Evaluate(Stage):
     rows: int | None = Field(None, gt=0)
     """Use only the first held-out rows."""
     samples: int = Field(4, ge=1)
-    """Replies a row for pass@1, beside the greedy one."""
+    """Replies per row for pass@1, beside the greedy one."""
     chain_of_thought: bool = True
     """Ask for reasoning before the answer; without, for the answer alone."""
     right_by: Literal["correctness", "math"] = "correctness"
@@ -88,7 +88,7 @@ class Evaluate(Stage):
     best_of: tuple[PositiveInt, ...] = ()
     """The n of best-of-n: is the sample right that `best_by` ranks highest among n?"""
     best_by: str = "likelihood"
-    """`likelihood` (mean log-probability a token), `total`, or one of the recipe's rewards."""
+    """`likelihood` (mean log-probability per token), `total`, or one of the recipe's rewards."""
     beam: Beam | None = None
 
     @model_validator(mode="after")
@@ -96,7 +96,7 @@ class Evaluate(Stage):
         for key in ("pass_at", "cons_at", "best_of"):
             if (most := max(getattr(self, key), default=0)) > self.samples:
                 raise ValueError(
-                    f"{key}: {most} is more than the {self.samples} samples a row; raise samples to {most}"
+                    f"{key}: {most} is more than the {self.samples} samples per row; raise samples to {most}"
                 )
         return self
 

@@ -59,7 +59,7 @@ def gains_table(gains: Sequence[dict[str, Any]]) -> Table:
 
 
 def scaling_table(passes: Sequence[dict[str, Any]]) -> Table | None:
-    """What more tokens a row buy, in the passes that measured it; None where none did."""
+    """What more tokens per row buy, in the passes that measured it; None where none did."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("after")
     table.add_column("inference")

@@ -90,14 +90,14 @@ def lineage_tree(nodes: list[Node]) -> Tree:
 def describe(node: Node) -> Text:
     """One line: name, data, figures."""
     numbers = node["numbers"]
-    told = [
+    described = [
         f"{key.replace('pass_at_1', 'pass@1')} {numbers[key]:.1%}"
         for key in ("accuracy", "pass_at_1")
         if numbers.get(key) is not None
     ]
     if "kept" in numbers:
-        told.append(f"kept {numbers['kept']} of {numbers['replies']}")
+        described.append(f"kept {numbers['kept']} of {numbers['replies']}")
     if "heldout_accuracy" in numbers:
-        told.append(f"right on {numbers['heldout_accuracy']:.1%} of held-out pairs")
+        described.append(f"right on {numbers['heldout_accuracy']:.1%} of held-out pairs")
     data = ", ".join(Path(source).name if source.startswith("/") else source for source in node["data"])
-    return Text.assemble((node["name"], "bold"), f"  {data}" if data else "", ("  " + ", ".join(told), "green"))
+    return Text.assemble((node["name"], "bold"), f"  {data}" if data else "", ("  " + ", ".join(described), "green"))

@@ -45,7 +45,7 @@ def stage(settings: Distill, run: Session) -> Artifact:
             callbacks=[Watch(folder, bar, ("loss", "entropy"))],
         )
         adapter = train(trainer, run, folder)
-    return Artifact(adapter, f"{trainer.state.global_step} steps{told(trainer.state.log_history)}")
+    return Artifact(adapter, f"{trainer.state.global_step} steps{divergences(trainer.state.log_history)}")
 
 
 def check_vocabularies(student: Resident, teacher: Resident, name: str) -> None:
@@ -64,7 +64,7 @@ def check_vocabularies(student: Resident, teacher: Resident, name: str) -> None:
         )
 
 
-def told(history: list[dict[str, Any]]) -> str:
+def divergences(history: list[dict[str, Any]]) -> str:
     """The divergence that was logged first and last."""
     losses = [row["loss"] for row in history if "loss" in row]
-    return f", divergence {losses[0]:.3f} to {losses[-1]:.3f} nats a token" if losses else ""
+    return f", divergence {losses[0]:.3f} to {losses[-1]:.3f} nats per token" if losses else ""

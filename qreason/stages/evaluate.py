@@ -1,4 +1,4 @@
-"""Evaluation: the same rows, the same prompts, before and after every stage; and a task file of one's own."""
+"""Evaluation: the same rows, the same prompts, before and after every stage; and a custom task file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stage(settings: Evaluate, run: Session) -> Artifact:
 def measure_rows(
     checkpoint: Checkpoint, examples: Sequence[Example], settings: Evaluate, *, label: str, folder: Path
 ) -> list[dict[str, Any]]:
-    """One greedy reply a row with every reward, and `samples` drawn ones for pass@1 and what else is asked for."""
+    """One greedy reply per row with every reward, and `samples` drawn ones for pass@1 and what else is asked for."""
     prompt_of = SYSTEM_PROMPTS if settings.chain_of_thought else DIRECT_PROMPTS
     prompts = [render(example, prompt_of[checkpoint.data.prompt]) for example in examples]
     draw, scorer, n = checkpoint.draw, checkpoint.scorer, settings.samples

@@ -24,7 +24,7 @@ from qreason.types import Example, Generator, Reply
 
 COMPARED_REPLIES = 8
 MOST_DIVERGENCE = 1e-4
-"""Nats a token that the stored model may be from the trained one, before a merge is refused."""
+"""Nats per token that the stored model may differ from the trained one before a merge is refused."""
 MOST_DIVERGENCE_BFLOAT16 = 1e-2
 """The same from a model that was trained and asked in bfloat16: its rounding alone moves it by more than 1e-4."""
 WITHOUT_DATA = ("My printer is offline.", "The disk of the database server is full.", "I cannot log in to my mail.")
@@ -46,8 +46,8 @@ def fold_apart(folder: Path, settings: Merge, run: Session) -> Artifact:
         if key == "adapters":
             command += [part for adapter in value for part in ("--adapter", adapter)]
         else:
-            told = ",".join(map(str, value)) if key == "weights" else str(value)
-            command += [f"--{key.replace('_', '-')}", told]
+            text = ",".join(map(str, value)) if key == "weights" else str(value)
+            command += [f"--{key.replace('_', '-')}", text]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         kind = RunFolderError if done.returncode == RunFolderError.exit_code else TrainingError
@@ -70,7 +70,7 @@ def merge_again(run: Session, settings: Merge, folder: Path | None = None) -> Ar
     )
     folder = folder or run.folder / name
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise RunFolderError(f"{folder} is there already; remove it, or choose another folder with --out")
+        raise RunFolderError(f"{folder} already exists; remove it, or choose another folder with --out")
     find_adapters(run, settings)
     there = folder.exists()
     try:
@@ -159,11 +159,11 @@ class Merger:
         settings, model = self.settings, self.run.recipe.model
         copied = merging.float32_copy(self.run.resident) if base == "trained" else merging.float32_original(model)
         self.run.release()  # the stored model takes its place: a small GPU cannot hold two
-        worn = merging.put_on(copied, self.adapters, settings, self.run.recipe.seed)
-        unfolded = merging.log_probabilities(worn, self.replies)
+        adapted = merging.put_on(copied, self.adapters, settings, self.run.recipe.seed)
+        unfolded = merging.log_probabilities(adapted, self.replies)
         self.bar.advance(1)
-        merging.store(merging.fold(worn), self.tokenizer, draft, settings, model.base)
-        del worn, copied
+        merging.store(merging.fold(adapted), self.tokenizer, draft, settings, model.base)
+        del adapted, copied
         self.bar.advance(2)
         stored = merging.float32_original(Model(base=str(draft)))
         predictions = merging.log_probabilities(stored, self.replies)
@@ -205,17 +205,17 @@ def check_divergence(figures: dict[str, Any], settings: Merge, arithmetic: str |
     for name, most in bars.items():
         if not figures[name] <= most:
             raise TrainingError(
-                f"the merged model is not the trained one: KL {figures[name]:.1e} nats a token, at most {most:.0e} is "
-                f"allowed; nothing was kept. {settings.dtype} may be too coarse for these weights: try float32"
+                f"the merged model is not the trained one: KL {figures[name]:.1e} nats per token, at most {most:.0e} "
+                f"is allowed; nothing was kept. {settings.dtype} may be too coarse for these weights: try float32"
             )
 
 
 def summary(report: dict[str, Any]) -> str:
     """One line: on which base, how far from the trained model, how many held-out rows are right."""
-    told = []
+    parts = []
     for base, figures in sorted(report["bases"].items(), key=lambda pair: pair[0] != report["base"]):
         what = {"trained": "the base as trained", "original": "the original base"}[base]
         right = "" if figures["right"] is None else f", {figures['right']} of {report['rows']} rows right"
-        told.append(f"on {what}{' (not kept)' * (base != report['base'])}: KL {figures['kl']:.1e}{right}")
+        parts.append(f"on {what}{' (not kept)' * (base != report['base'])}: KL {figures['kl']:.1e}{right}")
     trained = "" if report["right"] is None else f"; trained model {report['right']}"
-    return f"{report['dtype']} {'; '.join(told)}{trained}"
+    return f"{report['dtype']} {'; '.join(parts)}{trained}"

@@ -112,9 +112,9 @@ def finish(settings: Sample, run: Session, examples: Sequence[Example], journal:
     kept = [lesson(row) for row in rows if row["rejected"] is None]
     reasons = Counter(row["rejected"] for row in rows if row["rejected"])
     if not kept:
-        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        reasons_text = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise TrainingError(
-            f"none of {len(rows)} replies was kept: {told}; look at them in {journal.file}, then lower what "
+            f"none of {len(rows)} replies was kept: {reasons_text}; look at them in {journal.file}, then lower what "
             "sample.keep asks, or sample from a better model. The draws stay: other bounds draw nothing anew"
         )
     plain = [
@@ -128,8 +128,8 @@ def finish(settings: Sample, run: Session, examples: Sequence[Example], journal:
     replace_jsonl(journal.file, rows)
     write_json(folder / "sample.json", figures)
     (folder / "README.md").write_text(card(run, settings, figures), encoding="utf-8")
-    told = f"{figures['kept']} of {len(rows)} replies kept ({figures['acceptance']:.0%})"
-    summary = f"{told}, to {figures['prompts_kept']} of {figures['prompts']} prompts"
+    kept_text = f"{figures['kept']} of {len(rows)} replies kept ({figures['acceptance']:.0%})"
+    summary = f"{kept_text}, to {figures['prompts_kept']} of {figures['prompts']} prompts"
     return Artifact(folder / SAMPLED, summary + (f", {len(plain)} rows mixed in" if plain else ""))
 
 

@@ -134,7 +134,7 @@ class Watchdog:
         grown = change(group_means(early, count_words), group_means(late, count_words))
         if right > SURE / 2 or grown < SURE or after < GROWTH * before:
             return []
-        name, _ = self.payer(early + late, count_words)
+        name, _ = self.top_correlated_reward(early + late, count_words)
         cut = mean([not r.finished for r in late])
         text = (
             f"replies grow ({before:.0f} to {after:.0f} words, {cut:.0%} cut off at the limit) and are not right more "
@@ -154,7 +154,7 @@ class Watchdog:
             if share - before[phrase] > SPREAD and expected[phrase] < len(late) * share / 4
         }
         for phrase in sorted(rises, key=lambda phrase: (round(rises[phrase], 1), len(phrase)), reverse=True)[:TRIED]:
-            name, pay = self.payer(early + late, partial(has_phrase, phrase))
+            name, pay = self.top_correlated_reward(early + late, partial(has_phrase, phrase))
             if pay > PAYS:
                 text = (
                     f"'{phrase}' spreads: in {before[phrase]:.0%} of the replies at first, in {after[phrase]:.0%} now, "
@@ -167,7 +167,7 @@ class Watchdog:
     def total(self, rollout: Rollout, without: str) -> float:
         return sum(earned(name, weight, rollout) for name, weight in self.weights.items() if name != without)
 
-    def payer(self, rollouts: list[Rollout], trait: Trait) -> tuple[str, float]:
+    def top_correlated_reward(self, rollouts: list[Rollout], trait: Trait) -> tuple[str, float]:
         """The part of the reward that pays most for a trait, among the replies to the same prompt, and how much.
 
         In standard deviations of the total for one of the trait.

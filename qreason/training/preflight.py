@@ -73,7 +73,7 @@ def check_rollouts(
         earned = ", ".join(f"{name} {part}" for name, part in scores[0].parts.items())
         raise TrainingError(
             f"all {n} replies to each of {len(chosen)} prompts earn the same ({earned}), so GRPO would learn nothing: "
-            "look at the replies with qreason evaluate, start from a model that is right now and then (sft first), "
+            "look at the replies with qreason evaluate, start from a model that is sometimes correct (sft first), "
             "raise sampling.temperature or num_generations, or add a reward that tells replies apart; "
             f"grpo.preflight=false skips this check. The first reply: {show(replies[0])}"
         )
@@ -82,9 +82,9 @@ def check_rollouts(
 def check_judge(judge: Judge, labels: Path, weight: float, folder: Path) -> str | None:
     """Measure the judge on labelled pairs (judge.json in the folder); what to say when it is not fit for its weight."""
     figures = calibrate(judge, read_labels(labels))
-    fit, told = fitness(figures, weight)
-    write_json(folder / "judge.json", {**figures, "weight": weight, "fit": fit, "told": told})
-    return None if fit else f"warning: the judge is {told}"
+    fit, message = fitness(figures, weight)
+    write_json(folder / "judge.json", {**figures, "weight": weight, "fit": fit, "told": message})
+    return None if fit else f"warning: the judge is {message}"
 
 
 def varies(group: Sequence[Score]) -> bool:
