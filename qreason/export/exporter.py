@@ -60,7 +60,7 @@ class Exporter:
         assert adapter is not None, "a merge has an adapter"
         check_adapter(adapter, self.run.manifest["base"])
         lora.check_fits(adapter, self.merged)
-        if fingerprint(base, self.config) != self.run.manifest["base"]["fingerprint"] and Path(locate(base)).is_dir():
+        if fingerprint(base) != self.run.manifest["base"]["fingerprint"] and Path(locate(base)).is_dir():
             raise RunFolderError(
                 f"{self.run.folder}: the weights of {base} changed since this run began; put the earlier ones back, or "
                 "train again with --fresh"

@@ -285,7 +285,7 @@ class Run:
         where = hardware.name or hardware.device
         self.say(f"loading {self.recipe.model.base} on {where} ({number}; backend {backend.name}: {backend.why})")
         resident = Resident(self.recipe.model, hardware, self.say, backend.name)
-        base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base, resident.model.config)}
+        base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base)}
         if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:
             raise RunFolderError(
                 f"{self.folder}: the weights of {base['id']} changed since this run began; --fresh starts over"

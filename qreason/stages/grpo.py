@@ -40,8 +40,8 @@ def grpo(step: Step, run: Run) -> Artifact:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    from qreason.model.compat.trl import sharing_prompts
     from qreason.training.recovery import recovering
-    from qreason.training.shared_prompts import sharing_prompts
     from qreason.training.trainer import Watch, start_adapter, train, trl_arguments
 
     start_adapter(run, settings)
