@@ -30,7 +30,7 @@ PROMPTS = Path(__file__).parents[1] / "data" / "helpdesk" / "prompts.jsonl"
 
 def with_cache(make: Any, decode: Callable[..., list[list[int]]]) -> Callable[..., list[list[int]]]:
     """The decoding loop, its caches made by `make`."""
-    from qreason.inference import cache
+    from qreason.model.compat import cache
 
     def way(*args: Any) -> list[list[int]]:
         cache.roomy_cache = make
@@ -43,7 +43,7 @@ def main() -> None:
     prepare_process()
     from transformers import DynamicCache
 
-    from qreason.inference.cache import roomy_cache
+    from qreason.model.compat.cache import roomy_cache
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="qreason/tiny")

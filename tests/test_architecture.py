@@ -33,7 +33,7 @@ ORDER = (
 MOST_LINES = 350
 """Lines of a file."""
 
-DERIVED = {"training.trainer", "inference.cache"}
+DERIVED = {"training.trainer", "model.compat.cache"}
 """Modules whose classes have classes of heavy libraries as bases; they are themselves imported inside functions."""
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen2Config
 
-from qreason.inference.cache import RoomyLayer, roomy_cache
 from qreason.inference.drawing import staying
+from qreason.model.compat.cache import RoomyLayer, roomy_cache
 
 CONFIG = Qwen2Config(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=32)
 

@@ -94,7 +94,7 @@ def test_a_step_that_ran_out_of_memory_leaves_the_same_adapter(
     write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, stage: str, settings: str
 ) -> None:
     monkeypatch.setattr("qreason.machine.hardware.fast_bfloat16", lambda: False)  # rounding to 1e-5 needs float32
-    monkeypatch.setattr("qreason.training.shared_prompts.worthwhile", lambda args: False)  # as on a GPU
+    monkeypatch.setattr("qreason.model.compat.trl.can_share_prompts", lambda args: False)  # as on a GPU
     undisturbed, silence = trained(write_recipe, stage, settings, "undisturbed")
     moment = random.Random(stage + settings).randint(1, 4)
     attempts = out_of_memory(monkeypatch, lambda attempt, rows: attempt == moment)

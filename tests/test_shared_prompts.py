@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import give_weights
 
+from qreason.model.compat.trl import read_prompts_once, sharing_prompts
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora
-from qreason.training.shared_prompts import read_prompts_once, sharing_prompts
 
 PROMPT, REPLY = 12, 7
 
@@ -62,13 +62,17 @@ def test_a_prompt_is_read_once(own_resident: Resident) -> None:
         ({"use_cpu": False, "gradient_checkpointing": False}, {}, False),
         ({"use_cpu": True, "gradient_checkpointing": True}, {}, False),
         ({"use_cpu": True, "gradient_checkpointing": False}, {"compute_aux_loss": True}, False),
+        ({"use_cpu": True, "gradient_checkpointing": False, "use_liger_kernel": True}, {}, False),
     ],
 )
 def test_only_where_it_helps_and_can_be_done(args: dict[str, bool], others: dict[str, bool], shared: bool) -> None:
     class Trainer:
-        def _full_logits_logps(self, model: Any, *rest: Any, **kwargs: Any) -> Any:
+        temperature = 1.0
+        use_liger_kernel = args.get("use_liger_kernel", False)
+
+        def _get_per_token_logps_and_entropies(self, model: Any, *rest: Any, **kwargs: Any) -> Any:
             return model
 
     trainer, model = sharing_prompts(Trainer)(), object()
     trainer.args = SimpleNamespace(**args)
-    assert (trainer._full_logits_logps(model, None, None, 1, **others) is not model) == shared
+    assert (trainer._get_per_token_logps_and_entropies(model, None, None, 1, **others) is not model) == shared

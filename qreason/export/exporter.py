@@ -62,7 +62,7 @@ class Exporter:
         """Errors that can be known before anything is written."""
         check_adapter(self.adapter, self.run.disk.manifest["base"])
         lora.check_fits(self.adapter, self.merged)
-        changed = fingerprint(self.base, self.config) != self.run.disk.manifest["base"]["fingerprint"]
+        changed = fingerprint(self.base) != self.run.disk.manifest["base"]["fingerprint"]
         if changed and Path(locate(self.base)).is_dir():
             raise RunFolderError(
                 f"{self.run.folder}: the weights of {self.base} changed since this run began; put the earlier ones "

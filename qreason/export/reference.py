@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from qreason.inference.generate import LocalGenerator
 from qreason.inference.reading import render_ids
 from qreason.machine.hardware import detect
 from qreason.machine.progress import progress_bar
+from qreason.model.compat.transformers import engine_angles
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Model
 from qreason.rewards.tags import read_answer
@@ -78,36 +78,6 @@ def answer(resident: Resident, questions: Sequence[Messages], limit: int, what: 
 def in_float32(merged: Path) -> Resident:
     """The merged model, whatever it is stored in, on the device of the stages."""
     return Resident(Model(base=str(merged)), replace(detect(), dtype="float32"))
-
-
-@contextmanager
-def engine_angles(model: Any) -> Iterator[None]:
-    """Within it, the model turns queries and keys by the very angles of llama.cpp.
-
-    Angles in float32 are off by up to 1e-5 in each engine, a little differently: transformers multiplies the position
-    by each frequency, ggml takes the angle before times one constant. That alone moves logits by 1e-4 and more, and it
-    is no property of the file that is checked. Kernels that bring angles of their own (Unsloth's) keep them.
-    """
-    import torch
-
-    def turned(module: Any, inputs: tuple[Any, Any], _: Any) -> tuple[Any, Any]:
-        states, positions = inputs
-        pairs = len(module.inv_freq)  # of dimensions that turn together
-        ratio = torch.tensor(module.config.rope_parameters["rope_theta"]).pow(-1 / pairs).item()
-        angles = [positions[..., None].float()]
-        while len(angles) < pairs:
-            angles.append(angles[-1] * ratio)
-        angle = torch.cat(angles * 2, dim=-1)
-        return angle.cos().to(states.dtype), angle.sin().to(states.dtype)
-
-    rotary = [module for module in model.modules() if hasattr(module, "inv_freq")]
-    own = [module for module in rotary if type(module).__module__.startswith("transformers.")]
-    hooks = [module.register_forward_hook(turned) for module in own]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def write_logits(model: Any, replies: Sequence[Reply], folder: Path) -> list[Path]:

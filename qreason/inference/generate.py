@@ -223,7 +223,7 @@ class LocalGenerator:
             return self.decode_by_generate(model, ids, n, drawing)
         import torch
 
-        from qreason.inference.cache import roomy_cache
+        from qreason.model.compat.cache import roomy_cache
 
         inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
         cache = roomy_cache(model.config, drawing.sampling.max_completion_length)

@@ -6,16 +6,12 @@ It needs its own way of decoding and judging, too: its models read no cache of o
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from qreason.errors import MissingExtra, ModelError
-from qreason.machine.hardware import Hardware
-from qreason.recipe.sections import Lora, Model
+from qreason.model.compat.unsloth import import_unsloth
 
 Name = Literal["plain", "unsloth"]
 LEAST_CAPABILITY = (7, 0)
@@ -62,54 +58,8 @@ def choose(wanted: Literal["auto", "plain", "unsloth"], card: tuple[int, int] | 
 
 
 def start(wanted: Literal["auto", "plain", "unsloth"]) -> Choice:
-    """Choose, and import Unsloth where it is chosen; its caches and its statistics stay out of the way."""
+    """Choose, and import Unsloth where it is chosen."""
     chosen = choose(wanted, capability())
     if chosen.name == "unsloth":
-        if "trl" in sys.modules and "unsloth" not in sys.modules:
-            raise RuntimeError("trl was imported before the backend was chosen")
-        caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qreason" / "unsloth"
-        caches.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(caches))
-        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-        import unsloth  # noqa: F401
+        import_unsloth()
     return chosen
-
-
-def load_with_unsloth(path: str, model: Model, hardware: Hardware, context: int) -> Any:
-    import torch
-    from unsloth import FastLanguageModel
-
-    base, _ = FastLanguageModel.from_pretrained(
-        model_name=path,
-        max_seq_length=context,
-        dtype=getattr(torch, hardware.dtype),
-        load_in_4bit=model.quantization == "nf4",
-        load_in_16bit=model.quantization == "none",
-        device_map={"": 0} if hardware.device == "cuda" else None,
-        use_exact_model_name=True,  # or it takes a 4-bit copy of its own from the Hub
-        fix_tokenizer=False,
-    )
-    return base
-
-
-def adapt_with_unsloth(base: Any, lora: Lora, seed: int, checkpointing: bool) -> Any:
-    from unsloth import FastLanguageModel
-
-    return FastLanguageModel.get_peft_model(
-        base,
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        bias="none",
-        use_rslora=False,
-        use_gradient_checkpointing="unsloth" if checkpointing else False,
-        random_state=seed,
-    )
-
-
-def patch_with_unsloth(adapted: Any, checkpointing: bool) -> Any:
-    """A loaded adapter, made ready for the fused kernels."""
-    from unsloth import FastLanguageModel
-
-    return FastLanguageModel.patch_peft_model(adapted, "unsloth" if checkpointing else False)

@@ -6,13 +6,14 @@ layers that hold weights shared, its LoRA around them. So the policy's adapter a
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import ModelError
+from qreason.model.compat.peft import base_of
+from qreason.model.compat.transformers import mark_quantized, unquantized_config
 from qreason.model.load import cannot_load, locate, quiet
 from qreason.model.resident import Resident
 
@@ -129,17 +130,14 @@ def with_head(resident: Resident) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     causal = resident.model.get_base_model() if resident.wrapped else resident.model
-    config = copy.deepcopy(causal.config)
+    config = unquantized_config(causal)  # the layers are quantized already
     config.num_labels = 1
     config.get_text_config().pad_token_id = resident.tokenizer.pad_token_id
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the layers are quantized already
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=resident.hardware.attention)
     backbone, shared = getattr(model, model.base_model_prefix), getattr(causal, causal.base_model_prefix)
     for name in [name for name, module in backbone.named_modules() if name and not list(module.children())]:
-        layer = shared.get_submodule(name)
-        backbone.set_submodule(name, getattr(layer, "base_layer", layer))
+        backbone.set_submodule(name, base_of(shared.get_submodule(name)))
     head = torch.nn.Linear(model.score.in_features, 1, bias=False, device=resident.device)
     torch.nn.init.zeros_(head.weight)  # a random direction drowns what tells two replies apart: LOG.md
     # float32, whatever the base computes in: pairs differ by little
@@ -147,9 +145,7 @@ def with_head(resident: Resident) -> Any:
     model.score = head
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ModelError(f"{resident.settings.base}: a {type(causal).__name__} cannot carry a scalar head here")
-    for key in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
-        if hasattr(causal, key):
-            setattr(model, key, getattr(causal, key))
+    mark_quantized(model, causal)
     model.requires_grad_(False)
     return model.eval()
 

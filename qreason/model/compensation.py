@@ -7,10 +7,12 @@ correction of this rank for these inputs (QERA, arXiv 2410.06040; without inputs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qreason.model.merging import float32_original, to_float32
+from qreason.model.compat.bitsandbytes import is_four_bit, to_float32
+from qreason.model.compat.peft import POLICY, adapted_layers
+from qreason.model.merging import float32_original
 from qreason.model.resident import Resident
 
 if TYPE_CHECKING:
@@ -30,19 +32,23 @@ def compensate(resident: Resident, texts: Sequence[str]) -> tuple[float, float]:
     """
     import torch
 
-    layers = {name.removeprefix(WRAPPED): layer for name, layer in adapted(resident.model)}
+    layers = {
+        name.removeprefix(WRAPPED): layer
+        for name, layer in adapted_layers(resident.model)
+        if is_four_bit(layer.base_layer.weight)
+    }
     inputs = read_inputs(resident, layers, texts)
     original = float32_original(resident.settings)
     before, after = [], []
     for name, layer in layers.items():
         whole = original.get_submodule(name).weight.data
         error, read = whole - to_float32(layer.base_layer.weight), inputs.pop(name).float()
-        first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        first, second = layer.lora_A[POLICY].weight, layer.lora_B[POLICY].weight
         down, up = correction(error, read, len(first))
         scale = float(first.detach().norm() / down.norm())
         with torch.no_grad():
             first[: len(down)] = scale * down.to(first)
-            second[:, : len(down)] = (up / (scale * layer.scaling["default"])).to(second)
+            second[:, : len(down)] = (up / (scale * layer.scaling[POLICY])).to(second)
         size = (read @ whole.T).norm()
         before.append(float((read @ error.T).norm() / size))
         after.append(float((read @ (error - up @ down).T).norm() / size))
@@ -60,13 +66,6 @@ def correction(error: torch.Tensor, read: torch.Tensor, rank: int) -> tuple[torc
     _, _, directions = torch.svd_lowrank(shown, q=min(2 * rank, *shown.shape), niter=8)
     up = directions[:, :rank]
     return up.T @ error, up
-
-
-def adapted(model: Any) -> Iterator[tuple[str, Any]]:
-    """The 4-bit layers that have an adapter."""
-    for name, layer in model.named_modules():
-        if "default" in getattr(layer, "lora_A", ()) and hasattr(layer.base_layer.weight, "quant_state"):
-            yield name, layer
 
 
 def read_inputs(resident: Resident, layers: dict[str, Any], texts: Sequence[str]) -> dict[str, torch.Tensor]:

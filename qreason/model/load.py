@@ -9,7 +9,9 @@ from typing import Any
 from qreason.errors import ModelError, first_line
 from qreason.machine.files import hash_files
 from qreason.machine.hardware import Hardware
-from qreason.model.backends import Name, load_with_unsloth
+from qreason.model.backends import Name
+from qreason.model.compat.bitsandbytes import four_bit_trouble, keep_layout
+from qreason.model.compat.unsloth import load_with_unsloth
 from qreason.recipe.sections import Lora, Model
 
 EMBEDDED = {"qreason/tiny": Path(__file__).parents[1] / "assets" / "tiny"}
@@ -59,8 +61,6 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
     if hardware.device == "cuda":
         options["device_map"] = {"": 0}
     if model.quantization == "nf4":
-        from qreason.model.compat.bitsandbytes import four_bit_trouble
-
         if trouble := four_bit_trouble(hardware.device):
             raise ModelError(f"model.quantization is nf4, but {trouble}; `qreason doctor` shows the cure")
         options["quantization_config"] = four_bit(hardware)
@@ -86,12 +86,10 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
 
 def four_bit(hardware: Hardware) -> Any:
     """NF4 with double quantization (QLoRA, Dettmers et al. 2023)."""
-    import bitsandbytes
     import torch
     from transformers import BitsAndBytesConfig
 
-    # On CPUs with AVX512-BF16, inference would repack the 4-bit weights in place and break training and merging.
-    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
+    keep_layout()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -140,9 +138,12 @@ def quiet() -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
-def fingerprint(base: str, config: Any) -> str:
+def fingerprint(base: str) -> str:
     """What identifies the weights of a base: a hash of the files of a folder, or the commit of a Hub model."""
+    from huggingface_hub import try_to_load_from_cache
+
     folder = Path(locate(base))
     if not folder.is_dir():
-        return f"commit:{getattr(config, '_commit_hash', None) or 'unknown'}"
+        cached = try_to_load_from_cache(base, "config.json")  # …/snapshots/COMMIT/config.json
+        return f"commit:{Path(cached).parent.name if isinstance(cached, str) else 'unknown'}"
     return f"sha256:{hash_files(sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin')))}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import warnings
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from qreason.errors import InputError, ModelError, TrainingError, first_line
 from qreason.machine.hardware import GIB, free_bytes
+from qreason.model.compat.bitsandbytes import to_float32
+from qreason.model.compat.transformers import unquantized_config
 from qreason.model.load import cannot_load, locate
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Model
@@ -40,25 +41,11 @@ def float32_copy(resident: Resident) -> Any:
     import torch
 
     resident.remove_adapter()
-    config = copy.deepcopy(resident.model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    config = unquantized_config(resident.model)
     weights = {name: to_float32(weight) for name, weight in resident.model.named_parameters()}
     model = type(resident.model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
     model.generation_config = resident.model.generation_config
     return model.requires_grad_(False).eval()
-
-
-def to_float32(weight: torch.Tensor) -> torch.Tensor:
-    """A weight in float32 on the CPU; a 4-bit one as the forward pass dequantizes it."""
-    import torch
-
-    state = getattr(weight, "quant_state", None)
-    if state is None:
-        return weight.detach().to("cpu", torch.float32, copy=True)
-    from bitsandbytes.functional import dequantize_4bit
-
-    return torch.as_tensor(dequantize_4bit(weight.data, state)).to("cpu", torch.float32)
 
 
 def float32_original(model: Model) -> Any:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from qreason.errors import ModelError, first_line
 from qreason.machine.hardware import Hardware
-from qreason.model.attention import grouped_queries
-from qreason.model.backends import Name, adapt_with_unsloth, patch_with_unsloth
+from qreason.model.backends import Name
+from qreason.model.compat.peft import JUDGE, folded, judge_adapter
+from qreason.model.compat.transformers import grouped_queries
+from qreason.model.compat.unsloth import adapt_with_unsloth, patch_with_unsloth
 from qreason.model.load import load_base, load_tokenizer, lora_config, quiet
 from qreason.recipe.sections import Lora, Model
 
 if TYPE_CHECKING:
     import torch
-
-JUDGE = "judge"
-"""What a judge adapter is called beside the policy's, which is PEFT's `default`."""
 
 
 class Resident:
@@ -103,8 +102,7 @@ class Resident:
         """
         import torch
 
-        worn = self.judging(adapter) if isinstance(adapter, Path) else self.folded() if adapter else self.bare()
-        with torch.no_grad(), worn:
+        with torch.no_grad(), self.adapter_context(adapter):
             was_training = self.model.training
             self.model.eval()
             try:
@@ -119,6 +117,18 @@ class Resident:
             finally:
                 self.model.train(was_training)
 
+    def adapter_context(self, adapter: bool | Path) -> AbstractContextManager[Any]:
+        """Which adapter answers: the policy's, folded into the base on a CPU; none; or a judge's."""
+        if isinstance(adapter, Path):
+            return self.judging(adapter)
+        if not self.wrapped:
+            return nullcontext()
+        if not adapter:
+            disabled: AbstractContextManager[Any] = self.model.disable_adapter()
+            return disabled
+        on_cpu = self.hardware.device == "cpu" and self.settings.quantization == "none"
+        return folded(self.model) if on_cpu else nullcontext()
+
     @contextmanager
     def judging(self, folder: Path) -> Iterator[None]:
         """A judge adapter on in place of the policy's, whose weights and training are left alone."""
@@ -129,50 +139,15 @@ class Resident:
             finally:
                 self.remove_adapter()
             return
-        if JUDGE not in self.model.peft_config:
-            was_training = self.model.training
+
+        def load(model: Any) -> None:
             try:
-                self.model.load_adapter(str(folder), JUDGE)
+                model.load_adapter(str(folder), JUDGE)
             except Exception as error:
                 raise self.no_adapter(folder, error) from error
-            self.model.train(was_training)  # PEFT switches to evaluation
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.model.set_adapter(JUDGE, inference_mode=True)
-        try:
+
+        with judge_adapter(self.model, load):
             yield
-        finally:
-            self.model.set_adapter("default", inference_mode=True)
-            for parameter in trained:
-                parameter.requires_grad_(True)
-
-    def bare(self) -> AbstractContextManager[Any]:
-        """The adapter switched off."""
-        disabled: AbstractContextManager[Any] = self.model.disable_adapter() if self.wrapped else nullcontext()
-        return disabled
-
-    @contextmanager
-    def folded(self) -> Iterator[None]:
-        """On a CPU, each adapter added into its layer's weight while replies are made: a third less work a token.
-
-        The base's own tensors are put aside and put back, so that nothing is rounded and nothing drifts; a layer that
-        shares its tensor with another one gets one of its own for that time.
-        """
-        import torch
-
-        if not self.wrapped or self.hardware.device != "cpu" or self.settings.quantization != "none":
-            yield
-            return
-        layers = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
-        own = [layer.base_layer.weight for layer in layers]
-        for layer, weight in zip(layers, own, strict=True):
-            folded = weight.data + layer.get_delta_weight("default").to(weight.dtype)
-            layer.base_layer.weight = torch.nn.Parameter(folded, requires_grad=False)
-        try:
-            with self.bare():
-                yield
-        finally:
-            for layer, weight in zip(layers, own, strict=True):
-                layer.base_layer.weight = weight
 
     @contextmanager
     def rounded(self, model: Any) -> Iterator[None]:

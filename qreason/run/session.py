@@ -151,7 +151,7 @@ class Session:
         where = hardware.name or hardware.device
         self.say(f"loading {self.recipe.model.base} on {where} ({number}; backend {backend.name}: {backend.why})")
         resident = Resident(self.recipe.model, hardware, self.say, backend.name)
-        base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base, resident.model.config)}
+        base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base)}
         self.disk.record_base(base, hardware.as_dict() | {"backend": backend.name})
         return resident
 

@@ -28,8 +28,8 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    from qreason.model.compat.trl import sharing_prompts
     from qreason.training.recovery import recovering
-    from qreason.training.shared_prompts import sharing_prompts
     from qreason.training.trainer import Watch, start_adapter, train, trl_config
 
     start_adapter(run, settings)

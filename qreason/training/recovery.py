@@ -3,56 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 from qreason.errors import OutOfMemoryError
 from qreason.machine.rows import free_memory
+from qreason.model.compat.trl import Cut, in_pieces
 
-T = TypeVar("T")
 BY_ROWS = {"grpo", "dr_grpo", "sapo", "luspo"}
 """GRPO losses that are a mean over the rows of a micro-batch; the others are sums over what a whole step has."""
 
 
-class Recovering:
-    """A TRL trainer that, out of memory, repeats a micro-batch in halves: same rows, same gradient up to rounding.
+class Recovery:
+    """How a TRL trainer computes a micro-batch: out of memory, again in halves, same gradient up to rounding.
 
-    Mixed in before SFTTrainer or GRPOTrainer by `recovering`. The gradients of earlier micro-batches are set aside
-    during a backward pass, so that one that breaks off in the middle leaves nothing in them.
+    The gradients of earlier micro-batches are set aside during a backward pass, so that one that breaks off in the
+    middle leaves nothing in them.
     """
 
-    say: Callable[[str], None]
-    args: Any
-    state: Any
-    parts = 1
-    """Pieces that a micro-batch is cut into."""
-    share = 1.0
-    """What the piece at hand counts in the loss of its micro-batch."""
-    piece: dict[str, Any] | None = None
-    prepared: dict[str, Any] | None = None
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.parts = 1
+        """Pieces that a micro-batch is cut into."""
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+    def __call__(self, trainer: Any, model: Any, attempt: Callable[[Cut | None], Any]) -> Any:
         import torch
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         earlier = [parameter.grad for parameter in trained]
         for parameter in trained:
             parameter.grad = None
-        self.prepared = None
-        step = self.state.global_step + 1
+        cut = partial(self.cut, loss_type=getattr(trainer.args, "loss_type", None))
         while True:
             try:
-                loss = self.in_parts(model, inputs, num_items_in_batch)
+                loss = attempt(cut if self.parts > 1 else None)
                 break
             except torch.OutOfMemoryError:
-                rows = row_count(self.prepared)
-                if self.prepared is None or self.parts >= rows:
-                    raise OutOfMemoryError(
-                        f"step {step}: the GPU has not enough memory for one row of training"
-                    ) from None
-                if self.parts == 1:
-                    self.say(f"out of GPU memory at step {step}: going on with smaller micro-batches, same gradient")
-                self.parts = min(rows, self.parts * 2)
+                self.go_on_smaller(trainer)
             for parameter in trained:
                 parameter.grad = None
             free_memory()
@@ -61,45 +49,22 @@ class Recovering:
                 parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
         return loss
 
-    def in_parts(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
-        """The step of the trainer, or as many as there are pieces; the trainer counts the last one only."""
-        step = super().training_step  # type: ignore[misc]
+    def cut(self, inputs: dict[str, Any], loss_type: str | None) -> list[tuple[dict[str, Any], float]]:
+        return split_rows(inputs, min(self.parts, row_count(inputs)), loss_type)
+
+    def go_on_smaller(self, trainer: Any) -> None:
+        """Twice as many pieces; OutOfMemoryError where a piece is one row already."""
+        step, rows = trainer.state.global_step + 1, row_count(trainer.prepared)
+        if trainer.prepared is None or self.parts >= rows:
+            raise OutOfMemoryError(f"step {step}: the GPU has not enough memory for one row of training") from None
         if self.parts == 1:
-            return step(model, inputs, num_items_in_batch)
-        if self.prepared is None:
-            model.train()
-            self.prepared = self._prepare_inputs(inputs)
-        pieces = split_rows(
-            self.prepared, min(self.parts, row_count(self.prepared)), getattr(self.args, "loss_type", None)
-        )
-        losses = []
-        try:
-            for number, (self.piece, self.share) in enumerate(pieces):
-                count = step if number == len(pieces) - 1 else self.uncounted
-                losses.append(count(model, inputs, num_items_in_batch))
-        finally:
-            self.piece, self.share = None, 1.0
-        return sum(losses)
-
-    def uncounted(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
-        from transformers import Trainer
-
-        return Trainer.training_step(self, model, inputs, num_items_in_batch)
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        if self.piece is not None:
-            return dict(self.piece)
-        self.prepared = super()._prepare_inputs(inputs)  # type: ignore[misc]
-        return dict(self.prepared)
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
-        return loss if self.share == 1.0 else loss * self.share
+            self.say(f"out of GPU memory at step {step}: going on with smaller micro-batches, same gradient")
+        self.parts = min(rows, self.parts * 2)
 
 
 def recovering(trainer: type, say: Callable[[str], None]) -> Any:
     """TRL's trainer class with recovery."""
-    return type(trainer.__name__, (Recovering, trainer), {"say": staticmethod(say)})
+    return in_pieces(trainer, Recovery(say))
 
 
 def row_count(inputs: dict[str, Any] | None) -> int:

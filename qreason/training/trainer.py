@@ -13,6 +13,8 @@ from qreason.data.prompts import SYSTEM_PROMPTS, lesson
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import Bar
+from qreason.model.compat.peft import POLICY, name_base
+from qreason.model.compat.trl import recast_adapter
 from qreason.recipe.training import Training
 from qreason.run.folder import CHECKPOINT
 from qreason.run.session import Session
@@ -106,14 +108,14 @@ def finite(value: float) -> float | None:
 
 
 def train(trainer: Any, run: Session, folder: Path) -> Path:
-    """Run a TRL trainer on the resident model and save its adapter; nothing is saved after a failure."""
+    """Session a TRL trainer on the resident model and save its adapter; nothing is saved after a failure."""
     run_trainer(trainer, run, folder)
     run.resident.adapter = save_adapter(trainer, run, folder / "adapter")
     return run.resident.adapter
 
 
 def run_trainer(trainer: Any, run: Session, folder: Path) -> None:
-    """Run a TRL trainer. Raises TrainingError where it leaves weights that are no numbers."""
+    """Session a TRL trainer. Raises TrainingError where it leaves weights that are no numbers."""
     import torch
 
     trainer.remove_callback(PrinterCallback)
@@ -135,13 +137,6 @@ def run_trainer(trainer: Any, run: Session, folder: Path) -> None:
 def save_adapter(trainer: Any, run: Session, folder: Path) -> Path:
     """The trained adapter as a PEFT folder that names the recipe's base."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    model.peft_config["default"].base_model_name_or_path = run.recipe.model.base
-    model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    name_base(model, run.recipe.model.base)
+    model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
     return folder
-
-
-def recast_adapter(trainer: Any) -> None:
-    """Trainable weights stay float32: TRL casts a QLoRA adapter to bfloat16, which a float16 scaler cannot step."""
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()

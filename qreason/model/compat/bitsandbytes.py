@@ -1,8 +1,13 @@
-"""bitsandbytes: whether it works here, and what is bent in it."""
+"""bitsandbytes: whether it works here, 4-bit weights that stay in their layout, and what they stand for."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from qreason.errors import kind_and_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 def four_bit_trouble(device: str) -> str | None:
@@ -21,3 +26,32 @@ def four_bit_trouble(device: str) -> str | None:
         return f"bitsandbytes fails: {kind_and_line(error)}"
     # the widest gap between NF4 levels is 0.3, and the scale of a block is itself rounded to 8 bits
     return None if difference < 0.2 else f"bitsandbytes is wrong: a tensor comes back from NF4 off by {difference:.2f}"
+
+
+def keep_layout() -> None:
+    """Layers that are made from now on keep their 4-bit weights as they are.
+
+    Read in bitsandbytes 0.50.2 (0.48.0 has one layout only): on CPUs with AVX512-BF16, Linear4bit asks `has_avx512bf16`
+    when it is made, and then its first pass without gradients repacks the weights in place. Training after that fails,
+    merging is wrong.
+    """
+    import bitsandbytes
+
+    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
+
+
+def is_four_bit(weight: Any) -> bool:
+    """Read in bitsandbytes 0.48.0 and 0.50.2: a packed weight carries its scales as `quant_state`."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+def to_float32(weight: torch.Tensor) -> torch.Tensor:
+    """A weight in float32 on the CPU; a 4-bit one as the forward pass dequantizes it."""
+    import torch
+
+    if not is_four_bit(weight):
+        return weight.detach().to("cpu", torch.float32, copy=True)
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed: Any = weight
+    return torch.as_tensor(dequantize_4bit(packed.data, packed.quant_state)).to("cpu", torch.float32)
