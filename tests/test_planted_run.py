@@ -98,7 +98,7 @@ def planted(folder: Path, taught: dict[int, Path]) -> Path:
     file = folder / "run" / "01-sft" / "adapter" / "adapter_model.safetensors"
     source = torch.Generator().manual_seed(1)
     random = {
-        name: torch.randn(weight.shape, generator=source) * 0.1 if "lora_B" in name else weight
+        name: torch.randn(weight.shape, generator=source) * 0.3 if "lora_B" in name else weight
         for name, weight in load_file(file).items()
     }
     save_file(random, file, {"format": "pt"})
