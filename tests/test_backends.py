@@ -117,8 +117,6 @@ def test_a_base_that_is_stored_quantized_is_refused(tmp_path: Path, method: str)
 
 
 def test_nf4_without_bitsandbytes_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "qreason.model.load.four_bit_trouble", lambda device: "bitsandbytes did not load its library"
-    )
+    monkeypatch.setattr("qreason.model.load.four_bit_trouble", lambda device: "bitsandbytes did not load its library")
     with pytest.raises(ModelError, match="did not load its library; `qreason doctor` shows the cure"):
         load_base(Model(base="qreason/tiny", quantization="nf4"), detect())

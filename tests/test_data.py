@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qreason.data.examples import check_lengths, read_examples
+from qreason.data.prompts import render
 from qreason.errors import DataError
 from qreason.recipe.sections import Data
 from qreason.rewards.text import read_number
@@ -211,3 +213,9 @@ def test_row_longer_than_the_context_is_named_by_file_and_line(tmp_path: Path) -
     check_lengths([8, 8], examples, 8, "the base's context of 8")
     with pytest.raises(DataError, match=r"rows\.jsonl:2: 9 tokens, but the base's context of 8 leaves 8; shorten"):
         check_lengths([8, 9], examples, 8, "the base's context of 8")
+
+
+def test_plain_row_is_asked_without_a_system_prompt() -> None:
+    plain = Example("x", "Name a town.", "Berlin.", plain=True)
+    assert render(plain) == [{"role": "user", "content": "Name a town."}]
+    assert [message["role"] for message in render(replace(plain, plain=False))] == ["system", "user"]

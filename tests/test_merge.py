@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from peft import PeftModel
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from qreason.cli import main
@@ -247,6 +248,19 @@ def test_adapters_blended_are_what_peft_makes_of_them(two_adapters: Path, tmp_pa
     model.set_adapter("c")
     expected = dict(model.merge_and_unload().named_parameters())
     assert all(torch.allclose(expected[name], weight) for name, weight in weights(tmp_path / "ties").items())
+
+
+def test_a_blend_without_weights_is_the_mean_of_its_adapters(two_adapters: Path, tmp_path: Path) -> None:
+    both = ("--adapter", "01-sft", "--adapter", "02-sft", "--blend", "cat")
+    result = call("merge", two_adapters, *both, "--rows", "1", "--dtype", "float32", "--out", tmp_path / "cat")
+    assert result.exit_code == 0, result.output
+    stored = [load_file(two_adapters / name / "adapter" / "adapter_model.safetensors") for name in ("01-sft", "02-sft")]
+    plain = dict(AutoModelForCausalLM.from_pretrained(TINY).float().named_parameters())
+    for name, weight in weights(tmp_path / "cat").items():
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        deltas = [2 * one[f"{key}.lora_B.weight"] @ one[f"{key}.lora_A.weight"] for one in stored]  # alpha / r is 2
+        assert torch.allclose(weight - plain[name], (deltas[0] + deltas[1]) / 2, atol=1e-6)
+        assert float((deltas[0] + deltas[1]).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,12 @@ def test_a_reward_for_some_rows_does_not_touch_the_total_of_the_others() -> None
     replies = [Reply("<answer>r</answer>"), Reply("<answer>r</answer>"), Reply("odd"), Reply("odd")]
     scores = combine(limited, {"format": 1, "liked": 1}, replies, [reasoned, plain, plain, reasoned])
     assert [score.total for score in scores] == [0.4, 0.5, None, 0.0]
+    assert [score.parts for score in scores] == [
+        {"format": 0.4, "liked": None},
+        {"format": None, "liked": 0.5},
+        {"format": None, "liked": None},
+        {"format": 0.0, "liked": None},
+    ]
 
 
 def test_the_answer_alone_is_read_where_a_preference_model_is_told_so() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,35 +75,40 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, when: Callable[[int, int], bo
     return attempts
 
 
-SFT = "per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_steps: 3, learning_rate: 1e-3"
+# Plain gradient descent: what it adds to the weights is the gradient. Adam's first steps are as large for a gradient of
+# rounding errors as for any other, and those differ between processors and between batches of two and of four rows.
+DESCENT = "gradient_accumulation_steps: 2, learning_rate: 1, optim: sgd, lr_scheduler_type: constant, "
+SFT = DESCENT + "per_device_train_batch_size: 2, max_steps: 3"
 GRPO = (
-    "per_device_train_batch_size: 4, gradient_accumulation_steps: 2, num_generations: 4, max_steps: 2, "
-    "preflight: false, learning_rate: 1e-3, num_iterations: 2, loss_type: "
+    DESCENT + "per_device_train_batch_size: 4, num_generations: 4, max_steps: 2, preflight: false, num_iterations: 2, "
+    "loss_type: "
 )
 
 
 @pytest.mark.parametrize(
-    ("stage", "settings"),
+    ("stage", "settings", "moment"),  # the second micro-batch of SFT's steps is a single row
     [
-        *(("sft", SFT), ("grpo", GRPO + "dapo")),
-        *(pytest.param("grpo", GRPO + loss, marks=pytest.mark.slow) for loss in ("bnpo", "grpo", "dr_grpo")),
+        *(("sft", SFT, 3), ("grpo", GRPO + "dapo", 2)),
+        *(pytest.param("grpo", GRPO + loss, 4, marks=pytest.mark.slow) for loss in ("bnpo", "grpo", "dr_grpo")),
     ],
 )
 def test_a_step_that_ran_out_of_memory_leaves_the_same_adapter(
-    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, stage: str, settings: str
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, stage: str, settings: str, moment: int
 ) -> None:
-    monkeypatch.setattr("qreason.machine.hardware.fast_bfloat16", lambda: False)  # rounding to 1e-5 needs float32
+    monkeypatch.setattr("qreason.machine.hardware.fast_bfloat16", lambda: False)  # equal to 1e-4 in float32 only
     monkeypatch.setattr("qreason.model.compat.trl.can_share_prompts", lambda args: False)  # as on a GPU
-    undisturbed, silence = trained(write_recipe, stage, settings, "undisturbed")
-    moment = random.Random(stage + settings).randint(1, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("qreason.training.recovery.recovering", lambda trainer, say: trainer)  # TRL's own
+        undisturbed, silence = trained(write_recipe, stage, settings, "undisturbed")
     attempts = out_of_memory(monkeypatch, lambda attempt, rows: attempt == moment)
     recovered, said = trained(write_recipe, stage, settings, "recovered")
     assert len(set(attempts)) > 1  # it did go on with smaller pieces
     assert sum("out of GPU memory" in line for line in said) == 1
     assert not any("out of GPU memory" in line for line in silence)
+    moved = max(float(weight.abs().max()) for name, weight in undisturbed.items() if "lora_B" in name)
+    assert moved > 1e-3
     for name, weight in undisturbed.items():
-        assert torch.allclose(recovered[name], weight, rtol=0, atol=1e-5), name
-    assert any(weight.abs().max() > 1e-4 for name, weight in undisturbed.items() if "lora_B" in name), said
+        assert torch.allclose(recovered[name], weight, rtol=0, atol=1e-4 * moved), name
 
 
 def test_one_row_that_does_not_fit_stops_with_the_adapter_kept(

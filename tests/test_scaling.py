@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -159,18 +159,21 @@ def test_a_beam_of_one_without_temperature_is_greedy_decoding(resident: Resident
 
 
 def test_a_beam_goes_where_its_scorer_leads_and_pays_for_every_branch(resident: Resident) -> None:
-    def loves_the(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float]:
-        return [float(reply.text.lower().split().count("the")) for reply in replies]
+    def es(replies: Sequence[Reply]) -> list[float]:
+        return [float(reply.text.lower().count("e")) for reply in replies]
 
-    generator, sampling = LocalGenerator(resident), Sampling(max_completion_length=24, seed=1)
-    found = beam_search(generator, PROMPTS, EXAMPLES, Beam(width=2, expand=3), loves_the, sampling)
-    plain = generator.generate(PROMPTS, n=1, sampling=sampling)
-    led = loves_the([reply for reply, _ in found], EXAMPLES)
-    free = loves_the([reply for (reply,) in plain], EXAMPLES)
-    assert sum(led) > sum(free)
-    for reply, drawn in found:
-        assert len(reply.token_ids) <= 24
-        assert drawn > len(reply.token_ids)
+    generator, beam = LocalGenerator(resident), Beam(width=2, expand=3)
+    reached = {1: 0.0, -1: 0.0}
+    for seed, sign in product((1, 2, 3), reached):  # over several seeds: single draws differ between processors
+        sampling = Sampling(max_completion_length=24, seed=seed)
+        found = beam_search(
+            generator, PROMPTS, EXAMPLES, beam, lambda replies, _, sign=sign: [sign * n for n in es(replies)], sampling
+        )
+        reached[sign] += sum(es([reply for reply, _ in found]))
+        for reply, drawn in found:
+            assert len(reply.token_ids) <= 24
+            assert drawn > len(reply.token_ids)
+    assert reached[1] > reached[-1]
 
 
 def test_steps_end_with_a_sentence_or_a_line(resident: Resident) -> None:
@@ -210,11 +213,30 @@ def test_evaluate_prints_every_method_with_its_interval_gain_and_tokens(workplac
     assert "over pass@1" in shown.stdout
 
 
+def test_evaluate_draws_the_same_replies_again(workplace: Path) -> None:
+    asked = ("evaluate", "qreason/tiny", "--task", "heldout.jsonl", "--samples=8", "--pass-at=2", "--json")
+    first, again = (json.loads(call(*asked).stdout)["scaling"]["pass@1"]["tokens"] for _ in range(2))
+    assert first == again
+
+
+def test_right_replies_are_counted_row_by_row(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(self: LocalGenerator, prompts: object, *, n: int, sampling: Sampling, **_: object) -> list[list[Reply]]:
+        right, wrong = replies("Restart the spooler.", "Buy another one.")
+        return [[wrong] * n, [right, *[wrong] * (n - 1)]]
+
+    monkeypatch.setattr(LocalGenerator, "generate", made)
+    numbers = json.loads(call("evaluate", "qreason/tiny", "--task", "heldout.jsonl", "--samples", "4", "--json").stdout)
+    assert numbers["accuracy"]["mean"] == 0.5
+    assert numbers["pass_at_1"]["mean"] == 0.125
+    assert numbers["format"]["mean"] == 1.0
+    assert numbers["parts"]["correctness"]["mean"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--cons-at", "16"), "cons_at: 16 is more than the 4 samples a row; raise samples to 16"),
-        (("--samples", "2", "--pass-at", "3"), "pass_at: 3 is more than the 2 samples a row"),
+        (("--cons-at", "16"), "cons_at: 16 is more than the 4 samples per row; raise samples to 16"),
+        (("--samples", "2", "--pass-at", "3"), "pass_at: 3 is more than the 2 samples per row"),
         (("--best-of", "2", "--best-by", "likelyhood"), "(did you mean 'likelihood'?)"),
         (("--pass-at", "0"), "--pass-at: Input should be greater than 0"),
     ],
@@ -254,7 +276,7 @@ def test_chat_answers_each_line_as_evaluation_would_and_forgets_the_last(residen
 
 
 def test_chat_by_votes_says_how_many(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(self: LocalGenerator, prompts: object, *, n: int, sampling: Sampling) -> list[list[Reply]]:
+    def made(self: LocalGenerator, prompts: object, *, n: int, sampling: Sampling, **_: object) -> list[list[Reply]]:
         assert sampling.temperature > 0
         return [replies("Reboot.", "restart", "Restart", "reboot it", "restart.")[:n]]
 
