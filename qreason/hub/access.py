@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qreason.errors import HubError, InputError, first_line
+from qreason.machine.files import read_json
 
 ATTEMPTS = 4
 WAIT_SECONDS = 2.0
@@ -106,7 +106,7 @@ def fetch_adapter(repo: str, revision: str | None, say: Callable[[str], None]) -
             "give it as model.base of a recipe"
         )
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / ABOUT)
     except (OSError, ValueError):
         about = {}
     return places[0], about if isinstance(about, dict) else {}

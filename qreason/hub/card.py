@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS
+from qreason.machine.files import read_json
 from qreason.model.load import EMBEDDED, locate
 from qreason.run.session import Run
 
@@ -120,7 +120,7 @@ def training(run: Run) -> str:
 
 def read_report(run: Run) -> dict[str, Any] | None:
     file = run.folder / "report.json"
-    report: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    report: dict[str, Any] | None = read_json(file) if file.is_file() else None
     return report
 
 
@@ -157,7 +157,7 @@ def results(run: Run) -> str:
 def judge(run: Run) -> str:
     """How good the judge behind the rewards was, where it was measured."""
     told = [
-        json.loads(file.read_text(encoding="utf-8")).get("told")
+        read_json(file).get("told")
         for entry in run.manifest["steps"]
         if (file := run.folder / entry["folder"] / "judge.json").is_file() and entry["stage"] == "grpo"
     ]
@@ -168,7 +168,7 @@ def merging(run: Run) -> str:
     newest = newest_merge(run)
     if newest is None:
         return ""
-    report = json.loads((newest.parent / "merge.json").read_text(encoding="utf-8"))
+    report = read_json(newest.parent / "merge.json")
     figures = report["bases"][report["base"]]
     base = "the base as it was trained on" if report["base"] == "trained" else "the original 16-bit base"
     right = ""

@@ -14,6 +14,7 @@ from qreason import __version__
 from qreason.errors import HubError, InputError
 from qreason.hub.access import ABOUT, NO_TOKEN, attempt, check_name
 from qreason.hub.card import model_card, newest_merge, public_base
+from qreason.machine.files import read_json
 from qreason.machine.progress import progress_bar
 from qreason.run.session import Run
 
@@ -63,7 +64,7 @@ def adapter_files(run: Run, inside: str) -> list[File]:
     folder = run.adapter()
     if folder is None:
         raise InputError(f"{run.folder}: no adapter to push yet; run sft or grpo first")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "adapter_config.json")
     config["base_model_name_or_path"] = public_base(run)
     weights = [File(inside + file.name, file) for file in sorted(folder.glob("*.safetensors"))]
     return [File(f"{inside}adapter_config.json", as_json(config)), *weights]

@@ -13,7 +13,6 @@ runs/NAME/
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import time
@@ -30,7 +29,7 @@ from qreason import __version__
 from qreason.data.examples import read_examples
 from qreason.data.pairs import read_pairs
 from qreason.errors import RunFolderError, first_line
-from qreason.machine.files import free_name, write_json
+from qreason.machine.files import free_name, read_json, write_json
 from qreason.recipe.schema import Recipe, Step, stage_folders
 from qreason.recipe.sections import Weighted
 from qreason.recipe.settings import BASE, NEWEST
@@ -343,7 +342,7 @@ class Run:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; RunFolderError where the folder is something else."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(folder / "manifest.json")
         manifest["recipe"], manifest["steps"], manifest["data"]
         (folder / "recipe.yaml").stat()
     except (OSError, ValueError, KeyError, TypeError):

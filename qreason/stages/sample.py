@@ -11,7 +11,7 @@ from typing import Any
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import TrainingError
 from qreason.inference.generate import LocalGenerator
-from qreason.machine.files import replace_jsonl, write_json, write_jsonl
+from qreason.machine.files import write_json, write_jsonl
 from qreason.machine.progress import progress_bar
 from qreason.machine.rows import free_memory
 from qreason.recipe.schema import Step
@@ -128,8 +128,8 @@ def finish(settings: Sample, run: Run, examples: Sequence[Example], journal: Jou
     figures = measure(settings, run, rows, reasons, plain)
     if plain:
         random.Random(run.recipe.seed).shuffle(kept := kept + plain)
-    replace_jsonl(folder / SAMPLED, kept)
-    replace_jsonl(journal.file, rows)
+    write_jsonl(folder / SAMPLED, kept)
+    write_jsonl(journal.file, rows)
     write_json(folder / "sample.json", figures)
     (folder / "README.md").write_text(card(run, settings, figures), encoding="utf-8")
     told = f"{figures['kept']} of {len(rows)} replies kept ({figures['acceptance']:.0%})"
