@@ -240,7 +240,7 @@ def train_qreason(recipe: Recipe, card: Card, capped: bool, folder: Path, row: R
         for name, phase in phases.items()
     }
     asked = answers()
-    judged: Any = import_module("qreason.rewards.judged")  # `from qreason.rewards` gives the function of that name
+    judged: Any = import_module("qreason.rewards.judged")  # Any: mypy refuses the assignment below
     judged.read_answer = lambda text: next(asked)
     run_stage(run.recipe.steps[0], run)
     row["judgements"] = run.rewards.judge.asked if run.rewards.judge else 0

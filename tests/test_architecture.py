@@ -20,6 +20,7 @@ HEAVY = {
     "bitsandbytes",
     "unsloth",
     "accelerate",
+    "openai",
     "gguf",
     "cyllama",
     "xllamacpp",

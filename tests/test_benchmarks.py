@@ -16,6 +16,7 @@ from qreason.data.prompts import SYSTEM_PROMPTS
 from qreason.errors import DataError
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Data
+from qreason.report.statistics import share
 from qreason.rewards.text import correct
 
 GSM8K = Path(__file__).parents[2] / "shared" / "benchmarks" / "gsm8k" / "test.jsonl"
@@ -112,3 +113,27 @@ def test_the_gsm8k_benchmark_runs_and_votes(tmp_path: Path, monkeypatch: pytest.
     assert list(row["scaling"]) == ["pass@1", "pass@4", "cons@4"]
     assert row["rows"] == 3
     assert Path("runs/bench-gsm8k/report.json").is_file()
+
+
+def test_rows_that_math_cannot_judge_are_counted_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": text, "prompt": "Which?", "reference": text} for text in ("4", "5", "Restart the spooler.")]
+    settings = ["data.heldout=rows.jsonl", "model.base=qreason/tiny", "sampling.max_completion_length=12"]
+    settings += ["evaluate.samples=2", "evaluate.pass_at=[2]", "evaluate.cons_at=[]", "evaluate.right_by=math"]
+    given = ["run", "bench/gsm8k", "--out", "out", *(part for setting in settings for part in ("--set", setting))]
+    Path("rows.jsonl").write_text(jsonl(rows))  # type: ignore[arg-type]
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 0, result.output
+    assert "rows not judged, left out of accuracy and pass@1: 1" in " ".join(result.stdout.split())
+    (measured,) = json.loads(Path("out/report.json").read_text())["passes"]
+    assert (measured["rows"], measured["unjudged"]) == (3, 1)
+    assert measured["accuracy"] == share([False, False])  # not of three
+    assert measured["pass_at_1"]["mean"] == measured["scaling"]["pass@2"]["mean"] == 0.0
+    *judged, other = [json.loads(line) for line in Path("out/base/evaluation.jsonl").read_text().splitlines()]
+    assert [row["accurate"] for row in judged] == [False, False]
+    assert (other["accurate"], other["pass_at_1"], other["right"], other["scaling"]) == (None, None, [None, None], {})
+
+    Path("rows.jsonl").write_text(jsonl(rows[2:]))  # type: ignore[arg-type]
+    result = CliRunner().invoke(main, [*given, "--fresh"])
+    assert result.exit_code == 2
+    assert "right_by math can judge none of the rows" in result.stderr

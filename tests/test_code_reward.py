@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import os
 import platform
@@ -206,6 +207,19 @@ def test_names_of_builtins_mean_the_builtins_unless_tests_ask_for_nothing_else()
     assert earned("def sum(a, b):\n    return 6", "assert sum(10, 15) == 6") == 1.0
     assert earned("def sum(a, b):\n    return 6", "total = sum(10, 15)\nassert total == 6") == 1.0
     assert earned("def check(x):\n    return x", "input = [1]\nassert check(input) is input") == 1.0
+
+
+def test_tests_keep_their_asserts_under_optimization_and_mean_only_builtins_of_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = (
+        "from qreason.rewards.programs import code\nfrom qreason.types import Example, Reply\n"
+        f"print(code([Reply({f'<answer>{WRONG}</answer>'!r})], [Example('x', 'p', 'r', tests={TESTS!r})]))"
+    )
+    done = subprocess.run([sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[0.0]"
+    monkeypatch.setattr(builtins, "display", lambda x: x, raising=False)  # as in a notebook
+    assert earned("def display(x):\n    return 1\nlimit = 1", "assert display(5) == limit") == 1.0
 
 
 # --- what cannot be reached ----------------------------------------------------------------------

@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from qreason.errors import ModelError
+from qreason.errors import ModelError, QReasonError
 from qreason.judge.verdict import Judge, open_judge
 from qreason.rewards.judged import JudgeSettings
-from qreason.sampling import endpoint as endpoint_module
+from qreason.sampling.endpoint import Completion, Endpoint
 
 YES = {"choices": [{"message": {"content": "Yes."}}]}
 
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -97,7 +97,9 @@ def test_a_verdict_is_the_first_word_after_any_thoughts(server: Server, text: st
     assert judge_at(server)([("a", "b")]) == [verdict]
 
 
-@pytest.mark.parametrize("answer", [says("Perhaps."), says(""), (200, "no JSON"), (200, {"choices": []}), says("1.0")])
+@pytest.mark.parametrize(
+    "answer", [says("Perhaps."), says(""), (200, "no JSON"), (200, {"choices": []}), (200, []), says("1.0")]
+)
 def test_an_answer_that_is_no_verdict_is_none_and_counted(server: Server, answer: tuple[int, object]) -> None:
     server.answers = [answer]
     judge = judge_at(server)
@@ -128,6 +130,34 @@ def test_a_refused_key_stops_with_the_cure(server: Server) -> None:
     with pytest.raises(ModelError, match=r"401 bad key; check the address, .* the key in OPENAI_API_KEY"):
         judge_at(server)([("a", "b")])
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("choice", [None, [], {"message": "x"}, {"message": {"content": 7}}, {"text": "yes"}])
+@pytest.mark.parametrize("usage", [None, "many", [1], {"prompt_tokens": "many"}])
+def test_a_malformed_body_is_an_empty_answer(server: Server, choice: object, usage: object) -> None:
+    server.answers = [(200, {"choices": [choice], "usage": usage})]
+    assert Endpoint(server.url, "m", "NO_KEY", timeout=5, retries=0).complete([]).text == ""
+
+
+def test_tokens_are_those_that_the_server_counted(server: Server) -> None:
+    choice = {"message": {"content": "yes"}, "finish_reason": "length"}
+    server.answers = [(200, {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": None}})]
+    found = Endpoint(server.url, "m", "NO_KEY", timeout=5, retries=0).complete([])
+    assert found == Completion("yes", finished=False, prompt_tokens=7)
+
+
+def test_a_key_is_never_shown(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret\nkey")
+    with pytest.raises(ModelError, match="MY_KEY: its key has characters") as caught:
+        Endpoint(server.url, "m", "MY_KEY", timeout=5, retries=0)
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("MY_KEY", "secret\n")  # as a file ends
+    for url, answer in ((server.url, (401, "no")), (server.url, (500, "no")), ("http://127.0.0.1:9", (500, "no"))):
+        server.answers = [answer]
+        with pytest.raises(QReasonError) as refused:
+            Endpoint(url, "m", "MY_KEY", timeout=5, retries=0).complete([])
+        assert "secret" not in str(refused.value)
+    assert server.headers == ["Bearer secret"] * 2
 
 
 def test_verdicts_keep_their_order_with_many_requests_in_flight(server: Server) -> None:

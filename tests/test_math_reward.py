@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from threading import Timer
 
 import pytest
 
@@ -17,10 +18,10 @@ pytest.importorskip("math_verify")
 
 from qreason.data.examples import read_examples
 from qreason.errors import InputError
+from qreason.rewards import mathematics
 from qreason.rewards.mathematics import as_math, math, plain_number
 from qreason.types import Example, Reply
 
-REWARD: ModuleType = sys.modules["qreason.rewards.mathematics"]  # the package's own attribute `math` is the function
 GSM8K = Path(__file__).parents[2] / "shared" / "benchmarks" / "gsm8k"
 HANGS = "9^{9^{9^{9}}}"
 
@@ -48,7 +49,22 @@ def is_gone(process_id: int, seconds: float = 5.0) -> bool:
 
 def running() -> list[int]:
     """The process ids of the workers."""
-    return [worker.process.pid for worker in REWARD.POOL.workers if worker.process is not None]
+    return [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
+
+
+def sleep(*question: object) -> None:
+    """In a worker."""
+    time.sleep(60)
+
+
+def die(*question: object) -> None:
+    """In a worker."""
+    os.abort()
+
+
+def lack_antlr(*question: object) -> None:
+    """In a worker."""
+    raise ImportError("antlr")
 
 
 @pytest.fixture
@@ -56,9 +72,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """No verdicts remembered and no workers running, before and after."""
 
     def forget() -> None:
-        REWARD.POOL.close()
-        REWARD.mark.cache_clear()
-        REWARD.is_readable.cache_clear()
+        mathematics.PROCESSES.stop()
+        mathematics.mark.cache_clear()
+        mathematics.is_readable.cache_clear()
 
     forget()
     yield monkeypatch
@@ -204,6 +220,7 @@ def test_every_accepted_wording_counts() -> None:
 )
 def test_reference_that_is_no_mathematics_cannot_be_judged(reference: str) -> None:
     assert marked("443", reference) is None
+    assert marked("", reference) is None
     assert marked("443", reference, "443") == 1.0
     assert marked("444", reference, "443") == 0.0
 
@@ -265,11 +282,11 @@ def test_every_gold_solution_of_gsm8k_earns_one(written: str) -> None:
 
 def test_hanging_answer_earns_nothing_in_time_and_the_next_is_judged(fresh: pytest.MonkeyPatch) -> None:
     assert marked("2/4", r"\frac{1}{2}") == 1.0
-    (hanging,) = running()
+    before = set(running())
     started = time.monotonic()
     assert marked(HANGS, "5", timeout=1.0) == 0.0
     assert time.monotonic() - started < 1.8
-    assert running() == []
+    (hanging,) = before - set(running())
     with pytest.raises(ProcessLookupError):
         os.kill(hanging, 0)  # reaped: a zombie would still be there
     assert marked("3/6", r"\frac{1}{2}") == 1.0
@@ -284,7 +301,7 @@ def test_hanging_answer_leaves_the_others_of_its_batch_alone(fresh: pytest.Monke
 
 def test_worker_that_sleeps_is_given_up(fresh: pytest.MonkeyPatch) -> None:
     with fresh.context() as patched:
-        patched.setattr(REWARD, "PROGRAM", "import time; print('null', flush=True); time.sleep(60)")
+        patched.setattr(mathematics, "answer_question", sleep)
         started = time.monotonic()
         assert marked("1/2", "3", timeout=0.2) == 0.0
         assert marked("1/2", "x", timeout=0.2) is None  # nobody read the reference
@@ -293,15 +310,16 @@ def test_worker_that_sleeps_is_given_up(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_answer_that_kills_its_worker_earns_nothing(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setattr(REWARD, "PROGRAM", "print('null', flush=True); input(); import os; os.abort()")
-    assert marked("1/2", "3") == 0.0
-    assert running() == []
+    with fresh.context() as patched:
+        patched.setattr(mathematics, "answer_question", die)
+        assert marked("1/2", "3") == 0.0
+    assert marked("3/4", "0.75") == 1.0
 
 
 def test_worker_killed_from_outside_costs_no_verdict(fresh: pytest.MonkeyPatch) -> None:
     assert marked("2/4", r"\frac{1}{2}") == 1.0
-    (worker,) = running()
-    os.kill(worker, signal.SIGKILL)
+    for worker in running():
+        os.kill(worker, signal.SIGKILL)
     assert marked("3/6", r"\frac{1}{2}") == 1.0
 
 
@@ -314,10 +332,12 @@ def test_worker_has_a_limit_of_memory(fresh: pytest.MonkeyPatch) -> None:
     if not Path("/proc/self/limits").exists():
         pytest.skip("reads /proc")
     assert marked("2/4", r"\frac{1}{2}") == 1.0
-    (worker,) = running()
+    worker, *_ = running()
     limits = Path(f"/proc/{worker}/limits").read_text()
     (line,) = [line for line in limits.splitlines() if line.startswith("Max address space")]
-    assert line.split()[3:5] == [str(REWARD.MEMORY_BYTES)] * 2
+    assert [mathematics.MEMORY_BYTES < int(limit) < 2 * mathematics.MEMORY_BYTES for limit in line.split()[3:5]] == [
+        True
+    ] * 2
 
 
 def test_same_question_is_judged_once(fresh: pytest.MonkeyPatch) -> None:
@@ -326,7 +346,7 @@ def test_same_question_is_judged_once(fresh: pytest.MonkeyPatch) -> None:
     def refuse(*question: object) -> bool:
         raise AssertionError(question)
 
-    fresh.setattr(REWARD.POOL, "ask", refuse)
+    fresh.setattr(mathematics.PROCESSES, "ask", refuse)
     assert marked("2/4", r"\frac{1}{2}") == 1.0
     assert marked("1,234.0", "1234") == 1.0
     with pytest.raises(AssertionError):
@@ -334,50 +354,41 @@ def test_same_question_is_judged_once(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_interrupted_question_does_not_answer_the_next_one(fresh: pytest.MonkeyPatch) -> None:
-    worker = REWARD.Worker()
-    exchange = REWARD.exchange
-
-    def interrupted(process: subprocess.Popen[str], line: str, timeout: float) -> str:
-        if line:
-            process.stdin.write(line + "\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-            raise KeyboardInterrupt
-        return str(exchange(process, line, timeout))
-
-    with fresh.context() as patched:
-        patched.setattr(REWARD, "exchange", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            worker.ask("1/2", ["0.5"], 5.0)
-    assert worker.ask("1/2", ["0.6"], 5.0) is False
-    worker.stop()
+    Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        mathematics.PROCESSES.ask(HANGS, ["5"], 60.0)
+    started = time.monotonic()
+    assert mathematics.PROCESSES.ask("1/2", ["0.6"], 5.0) is False
+    assert mathematics.PROCESSES.ask("1/2", ["0.5"], 5.0) is True
+    assert time.monotonic() - started < 30
 
 
 def test_missing_math_verify_is_named_with_its_cure(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setattr(REWARD, "find_spec", lambda name: None)
+    fresh.setattr(mathematics, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install 'math-verify"):
         marked("18", "18")
 
 
 def test_math_verify_that_cannot_be_imported_is_no_wrong_answer(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setattr(REWARD, "PROGRAM", """print('"ImportError: antlr"')""")
+    fresh.setattr(mathematics, "answer_question", lack_antlr)
     with pytest.raises(InputError, match="ImportError: antlr"):
         marked("1/2", "3")
-    assert running() == []
 
 
 # --- processes -----------------------------------------------------------------------------------
 
 
 START = r"""
-import os, signal, sys, time
-from qreason.rewards.math import math
+import multiprocessing, os, signal, sys, time
+from qreason.rewards import mathematics
 from qreason.types import Example, Reply
-module = sys.modules["qreason.rewards.mathematics"]
+mathematics.WORKERS = 1
 def marked(answer, timeout=5.0):
-    return math([Reply(f"<answer>{answer}</answer>")], [Example("x", "p", r"\frac{1}{2}")], timeout=timeout)
+    example = Example("x", "p", r"\frac{1}{2}")
+    return mathematics.math([Reply(f"<answer>{answer}</answer>")], [example], timeout=timeout)
 def worker():
-    (found,) = [worker.process.pid for worker in module.POOL.workers if worker.process]
-    return found
+    (found,) = multiprocessing.active_children()
+    return found.pid
 assert marked("2/4") == [1.0]
 print(worker(), flush=True)
 """
@@ -411,7 +422,7 @@ threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
 marked({HANGS!r}, timeout=0.5)
 """
     (worker,) = workers_of(program)
-    assert is_gone(worker, seconds=0.5 + REWARD.ORPHAN_S + 3)
+    assert is_gone(worker, seconds=0.5 + mathematics.ORPHAN_S + 3)
 
 
 def test_fork_has_workers_of_its_own() -> None:
@@ -431,5 +442,12 @@ print(worker(), flush=True)
 
 
 def test_worker_does_not_load_torch() -> None:
-    program = "import sys, qreason.rewards.math; sys.exit('torch' in sys.modules)"
+    program = "import sys, qreason.rewards.mathematics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_script_whose_workers_cannot_start_is_no_wrong_answer(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(START)  # a worker reads it again, and has no workers of its own
+    result = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
+    assert "cannot start its workers" in result.stderr.splitlines()[-1]
+    assert "if __name__ == '__main__':" in result.stderr.splitlines()[-1]

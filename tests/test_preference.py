@@ -19,7 +19,7 @@ from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Data
 from qreason.rewards import registry
-from qreason.rewards.preferred import PreferenceSettings, preferred
+from qreason.rewards.preferred import PreferenceSettings, preference_reward
 from qreason.rewards.scoring import Restricted, combine
 from qreason.run.session import Session
 from qreason.types import Example, Pair, Reply
@@ -227,7 +227,7 @@ def test_the_answer_alone_is_read_where_a_preference_model_is_told_so() -> None:
 
     replies = [Reply("<reasoning>rude</reasoning><answer>kind</answer>"), Reply("no tags"), Reply("<answer>cut")]
     for reads in ("answer", "reply"):
-        preferred(PreferenceSettings(model="m", reads=reads), model)(replies, [Example("x", "p", "r")] * 3)  # type: ignore[arg-type]
+        preference_reward(PreferenceSettings(model="m", reads=reads), model)(replies, [Example("x", "p", "r")] * 3)  # type: ignore[arg-type]
     assert [text for _, text in seen] == ["kind", "no tags", "", *(reply.text for reply in replies)]
 
 

@@ -216,6 +216,10 @@ def test_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(file, {"rows": object()})
     assert json.loads(file.read_text()) == {"rows": 1}
+    write_jsonl(file, [{"row": 1}])
+    with pytest.raises(TypeError):
+        write_jsonl(file, [{"row": 2}, {"row": object()}])
+    assert read_jsonl(file) == [{"row": 1}]
 
 
 def test_rows_read_back_as_written_whatever_their_text(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from qreason.errors import RecipeError
 from qreason.inference.generate import LocalGenerator
 from qreason.recipe.load import load_recipe
 from qreason.recipe.settings import Sample
-from qreason.sampling import endpoint as endpoint_module
 from qreason.sampling.draws import Sieve
+from qreason.sampling.endpoint import Endpoint, NoAnswerError
 from qreason.stages.sft import conversation
 from qreason.types import Messages, Sampling
 
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Teacher]]:
     """Starts teachers, and stops them after the test."""
-    monkeypatch.setattr(endpoint_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     started: list[Teacher] = []
 
     def start(*arguments: Any, **options: Any) -> Teacher:
@@ -246,11 +246,11 @@ def test_a_throttled_request_waits_as_long_as_the_server_asks(
     serve: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(endpoint_module.time, "sleep", waits.append)
+    monkeypatch.setattr("openai._base_client.time.sleep", waits.append)
     teacher = serve(lambda messages: (429, ""))
     teacher.retry_after = "7"
-    server = endpoint_module.Endpoint(teacher.url, "m", "NO_KEY", timeout=5, retries=2)
-    with pytest.raises(endpoint_module.NoAnswerError):
+    server = Endpoint(teacher.url, "m", "NO_KEY", timeout=5, retries=2)
+    with pytest.raises(NoAnswerError):
         server.complete([{"role": "user", "content": "x"}])
     assert waits == [7.0, 7.0]
 

@@ -42,6 +42,12 @@ def test_rows_without_a_value_are_left_out_and_are_not_zero() -> None:
     assert mean([1.0, None, 1.0, None]) == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
+def test_share_and_sign_test_leave_out_what_was_not_judged() -> None:
+    assert share([True, None, False]) == share([True, False])
+    assert share([None]) == NOTHING
+    assert sign_test([False, None, False], [True, True, None]) == sign_test([False], [True])
+
+
 def test_gain_is_paired_by_row() -> None:
     # Rows differ widely, the gain on each is the same: paired, there is no doubt left.
     before = [0.0, 5.0, 10.0, 50.0]

@@ -9,6 +9,7 @@ import re
 import subprocess
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -64,6 +65,11 @@ class Card:
     name: str
     driver: str
 
+    @property
+    def driver_major(self) -> int:
+        digits = re.match(r"\d+", self.driver)
+        return int(digits[0]) if digits else 0
+
 
 def examine() -> list[Finding]:
     """Look at this machine. Imports torch, TRL and bitsandbytes; opens no connection and writes nothing."""
@@ -83,21 +89,16 @@ def healthy(findings: Sequence[Finding]) -> bool:
     return not any(finding.ok is False for finding in findings)
 
 
-# --- versions ------------------------------------------------------------------------------
-
-
 def library(name: str, build: str) -> Finding:
     """Is it there, within qreason's bounds, in the version that is tested?"""
     from packaging.version import Version
 
     cure = install_torch(build) if name == "torch" else f"pip install {name}=={TESTED[name]}"
-    found = installed(name)
-    if found is None:
+    if (found := installed(name)) is None:
         if name in OPTIONAL:
             return Finding(name, "not installed, optional", None)
         return Finding(name, "not installed", False, cure)
-    allowed = bounds(name)
-    if not allowed.contains(found, prereleases=True):
+    if not (allowed := bounds(name)).contains(found, prereleases=True):
         return Finding(name, f"{found}, but qreason needs {allowed}", False, cure)
     if Version(found).public == TESTED[name]:
         return Finding(name, f"{found}, as tested", True)
@@ -116,10 +117,7 @@ def bounds(name: str) -> SpecifierSet:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    try:
-        own = [Requirement(line) for line in requires("qreason") or []]
-    except PackageNotFoundError:
-        own = []
+    own = map(Requirement, (requires("qreason") if installed("qreason") else None) or ())
     return next((requirement.specifier for requirement in own if requirement.name == name), SpecifierSet())
 
 
@@ -127,7 +125,7 @@ def torch_build(card: Card | None) -> str:
     """Which of PyTorch's indexes has the tested torch for this machine: cpu, cu126 or cu130."""
     if card is None:
         return "cpu"
-    return next((build for oldest, build in CUDA_BUILDS.items() if driver_major(card) >= oldest), "cpu")
+    return next((build for oldest, build in CUDA_BUILDS.items() if card.driver_major >= oldest), "cpu")
 
 
 def install_torch(build: str) -> str:
@@ -135,9 +133,6 @@ def install_torch(build: str) -> str:
     if platform.system() == "Darwin":
         return f"pip install torch=={TESTED['torch']}"
     return f"pip install torch=={TESTED['torch']}+{build} -i https://download.pytorch.org/whl/{build}"
-
-
-# --- what computes -------------------------------------------------------------------------
 
 
 def nvidia_smi() -> Card | None:
@@ -149,11 +144,6 @@ def nvidia_smi() -> Card | None:
         return None
     name, _, driver = seen.partition("\n")[0].partition(", ")
     return Card(name, driver) if driver else None
-
-
-def driver_major(card: Card) -> int:
-    digits = re.match(r"\d+", card.driver)
-    return int(digits[0]) if digits else 0
 
 
 def computing(card: Card | None) -> list[Finding]:
@@ -186,7 +176,7 @@ def no_gpu(torch: Any, card: Card | None) -> Finding:
         return Finding("torch build", f"{name}; CUDA_VISIBLE_DEVICES hides it", None, "unset CUDA_VISIBLE_DEVICES")
     value = f"{name}, but cannot use the {card.name}"
     needed = next((oldest for oldest, known in CUDA_BUILDS.items() if known[2:4] == build.partition(".")[0]), 0)
-    if driver_major(card) < needed:
+    if card.driver_major < needed:
         cure = f"Update the NVIDIA driver from {card.driver} to {needed} or newer."
         if (older := torch_build(card)) != "cpu":
             cure += f" Or take torch for this driver:\n{install_torch(older)}"
@@ -212,8 +202,7 @@ def gpu(torch: Any, card: Card | None) -> list[Finding]:
         free, total = torch.cuda.mem_get_info()
     except RuntimeError as error:
         return [*findings, Finding("GPU memory", kind_and_line(error), False, cure)]
-    enough = free >= LEAST_GPU_MEMORY
-    amount = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    enough, amount = free >= LEAST_GPU_MEMORY, f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     return [*findings, Finding("GPU memory", amount, enough, "" if enough else cure)]
 
 
@@ -245,9 +234,6 @@ def four_bit(device: str) -> Finding:
     return Finding("4-bit weights", trouble, False, f"{reinstall}\npython -m bitsandbytes   # tells more")
 
 
-# --- what a run will use -------------------------------------------------------------------
-
-
 def plan(hardware: Hardware, capability: tuple[int, int] | None) -> list[Finding]:
     """Number formats, attention and backend of a run on this machine, and why."""
     steps = AUTOCAST[hardware.autocast]
@@ -257,63 +243,52 @@ def plan(hardware: Hardware, capability: tuple[int, int] | None) -> list[Finding
     else:
         side = "8.0 or newer" if capability >= (8, 0) else "below 8.0"
         why = f"compute capability {capability[0]}.{capability[1]} is {side}"
-    return [
-        Finding("device", f"{hardware.device}: {hardware.name}".rstrip(": "), None),
-        Finding("weights", f"{hardware.dtype}: {why}", None),
-        Finding("adapters", "float32: 16 bits lose small updates", None),
-        Finding("nf4 computes in", f"{hardware.dtype}, as the weights", None),
-        Finding("training steps", steps, None),
-        Finding("attention", f"{hardware.attention}: part of PyTorch, runs on every device", None),
-        backend(capability),
-    ]
-
-
-def backend(capability: tuple[int, int] | None) -> Finding:
+    used = {
+        "device": f"{hardware.device}: {hardware.name}".rstrip(": "),
+        "weights": f"{hardware.dtype}: {why}",
+        "adapters": "float32: 16 bits lose small updates",
+        "nf4 computes in": f"{hardware.dtype}, as the weights",
+        "training steps": steps,
+        "attention": f"{hardware.attention}: part of PyTorch, runs on every device",
+    }
     choice = choose("auto", capability)
-    return Finding("backend", f"{choice.name}: {choice.why}", None, choice.cure)
-
-
-# --- disk, Hub, processor ------------------------------------------------------------------
+    backend = Finding("backend", f"{choice.name}: {choice.why}", None, choice.cure)
+    return [*(Finding(what, value, None) for what, value in used.items()), backend]
 
 
 def disks() -> list[Finding]:
     """Room for runs here, and for downloaded models in the Hub's cache."""
     free = free_bytes(Path.cwd())
     cure = "" if free >= LEAST_DISK else "Free 1 GiB here, or cd to a folder on another disk."
-    findings = [Finding("disk here", f"{free / GIB:.1f} GiB free", not cure, cure)]
-    try:
-        from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
-        return findings
+    here = Finding("disk here", f"{free / GIB:.1f} GiB free", not cure, cure)
+    if installed("huggingface_hub") is None:
+        return [here]
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     free = free_bytes(Path(HF_HUB_CACHE))
     cure = "" if free >= LEAST_CACHE else "export HF_HOME=/a/folder/with/room   # a 1.5B model takes 3 GiB"
-    return [*findings, Finding("Hub cache", f"{free / GIB:.1f} GiB free", None if cure else True, cure)]
+    return [here, Finding("Hub cache", f"{free / GIB:.1f} GiB free", None if cure else True, cure)]
 
 
 def hub_login() -> Finding:
     """Whether there is a token. Not get_token(): that may renew one over the network."""
-    cure = "hf auth login   # needed only for gated models and for pushing"
-    try:
-        from huggingface_hub.constants import HF_TOKEN_PATH
-    except ImportError:
+    if installed("huggingface_hub") is None:
         return Finding("Hub login", "huggingface_hub is missing", None)
+    from huggingface_hub.constants import HF_TOKEN_PATH
+
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name, "").strip():
             return Finding("Hub login", f"a token in {name}", None)
-    try:
-        saved = bool(Path(HF_TOKEN_PATH).read_text(encoding="utf-8").strip())
-    except (OSError, ValueError):
-        saved = False
-    return Finding("Hub login", "a saved token", None) if saved else Finding("Hub login", "no token", None, cure)
+    with suppress(OSError, ValueError):
+        if Path(HF_TOKEN_PATH).read_text(encoding="utf-8").strip():
+            return Finding("Hub login", "a saved token", None)
+    return Finding("Hub login", "no token", None, "hf auth login   # needed only for gated models and for pushing")
 
 
 def machine() -> Finding:
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     memory = f", {size / GIB:.1f} GiB of memory" if size else ""
     return Finding("processor", f"{os.cpu_count() or 1} cores{memory}", None)
-
-
-# --- the table -----------------------------------------------------------------------------
 
 
 def findings_table(findings: Sequence[Finding]) -> Group:

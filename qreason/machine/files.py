@@ -14,11 +14,16 @@ def free_name(folder: Path) -> Path:
     return next(path for i in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_text(file: Path, text: str) -> None:
     """Write the whole file or nothing: an interruption leaves the earlier one."""
     draft = file.with_suffix(file.suffix + ".draft")
-    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     draft.replace(file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write the whole file or nothing."""
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(file: Path) -> Any:
@@ -26,20 +31,18 @@ def read_json(file: Path) -> Any:
 
 
 def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool = False) -> None:
-    with file.open("a" if append else "w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Write the whole file or nothing, or `append` to what is there."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if append:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(lines)
+    else:
+        write_text(file, lines)
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
     # not splitlines(): a reply may hold U+2028 or U+0085, which JSON leaves as they are
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-
-
-def replace_jsonl(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the whole file or nothing: a cut leaves the draws that are there."""
-    draft = file.with_suffix(".draft")
-    write_jsonl(draft, rows)
-    draft.replace(file)
 
 
 def hash_files(files: list[Path]) -> str:

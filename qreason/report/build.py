@@ -18,6 +18,7 @@ def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
     report: dict[str, Any] = {
         "after": after,
         "rows": len(rows),
+        "unjudged": column(rows, "accurate").count(None),
         "seconds": round(seconds, 1),
         "accuracy": share(column(rows, "accurate")),
         "pass_at_1": mean(column(rows, "pass_at_1")),

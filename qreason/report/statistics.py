@@ -12,12 +12,13 @@ RESAMPLES = 10_000
 Z = 1.959964
 
 
-def share(hits: Sequence[bool]) -> Interval:
-    """A share with its Wilson score interval (Wilson 1927)."""
-    n = len(hits)
+def share(hits: Sequence[bool | None]) -> Interval:
+    """A share with its Wilson score interval (Wilson 1927); rows without a value are left out."""
+    known = [hit for hit in hits if hit is not None]
+    n = len(known)
     if n == 0:
         return {"mean": None, "low": None, "high": None}
-    p = sum(hits) / n
+    p = sum(known) / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
     return interval(p, max(0.0, centre - half), min(1.0, centre + half))
@@ -42,10 +43,11 @@ def gain(before: Sequence[float | None], after: Sequence[float | None]) -> Inter
     return mean([None if b is None or a is None else a - b for b, a in pairs])
 
 
-def sign_test(before: Sequence[float], after: Sequence[float]) -> float:
+def sign_test(before: Sequence[float | None], after: Sequence[float | None]) -> float:
     """Two-sided p of the exact sign test on paired rows (McNemar's exact test where rows are right or wrong)."""
-    up = sum(a > b for b, a in zip(before, after, strict=True))
-    down = sum(a < b for b, a in zip(before, after, strict=True))
+    pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    up = sum(a > b for b, a in pairs)
+    down = sum(a < b for b, a in pairs)
     n = up + down
     tail = sum(math.comb(n, k) for k in range(min(up, down) + 1))
     return min(1.0, tail / 2 ** (n - 1)) if n else 1.0

@@ -43,6 +43,8 @@ def passes_table(passes: Sequence[dict[str, Any]]) -> Table:
             number(row["reward"]),
             number(row["reply_words"]),
         )
+    if unjudged := max((row["unjudged"] for row in passes), default=0):
+        table.caption = f"rows not judged, left out of accuracy and pass@1: {unjudged}"
     return table
 
 

@@ -52,7 +52,7 @@ class JudgeSettings(BaseModel):
         return self
 
 
-def judged(judge: Judge) -> Reward:
+def judge_reward(judge: Judge) -> Reward:
     """0..1: how sure the judge is that the answer says what the reference says. No answer earns 0, unasked."""
 
     def reward(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:

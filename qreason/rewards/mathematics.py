@@ -1,20 +1,18 @@
 """The reward that checks mathematical equality with math-verify.
 
 Equal plain numbers are recognized here. The rest is judged by a few worker processes, because parsing or simplifying
-what a model wrote can hang or eat memory: they speak JSON, a line each way, and are killed when they take too long.
+what a model wrote can hang or eat memory: pebble kills those that take too long.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
-import json
+import logging
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,24 +20,25 @@ from decimal import Decimal
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from queue import LifoQueue
-from threading import Timer
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
-from qreason.errors import InputError
+from qreason.errors import InputError, kind_and_line
 from qreason.rewards.tags import read_answer
 from qreason.types import Example, Reply
 
+if TYPE_CHECKING:
+    from pebble import ProcessPool
+
 WORKERS = min(4, os.cpu_count() or 1)
 START_S = 120.0
-"""What a worker may take to import sympy."""
+"""What the workers may take to import sympy."""
 ORPHAN_S = 1.0
 """How long after its time limit a worker ends by itself, should nobody have killed it."""
 MEMORY_BYTES = 2 * 2**30
-"""Address space of a worker: an answer that needs more is wrong."""
+"""Address space of a worker beyond what it begins with: an answer that needs more is wrong."""
+GUARD = "a script that uses it begins its work under `if __name__ == '__main__':`"
 CURE = "pip install 'math-verify[antlr4_13_2]>=0.9,<0.10'"
-READY = "null\n"
-PROGRAM = "import gc; gc.disable(); from qreason.rewards.math import serve; serve()"
 
 NUMBER = r"(?:(?:[1-9][0-9]{0,2}(?:(?:,| |\\,|\{,\})[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 CURRENCY = r"(?:\\?\$|[€£¥])?"
@@ -80,20 +79,18 @@ def math(replies: Sequence[Reply], examples: Sequence[Example], *, timeout: floa
 
 @lru_cache(maxsize=100_000)
 def mark(answer: str, references: tuple[str, ...], timeout: float) -> float | None:
-    if not answer:
-        return 0.0
     number = plain_number(answer)
     if number is not None and number in map(plain_number, references):
         return 1.0
     readable = [text for text in references if plain_number(text) is not None or is_readable(text, timeout)]
     if not readable:
         return None
-    return float(answer in readable or POOL.ask(answer, readable, timeout))
+    return float(bool(answer) and (answer in readable or PROCESSES.ask(answer, readable, timeout)))
 
 
 @lru_cache(maxsize=100_000)
 def is_readable(reference: str, timeout: float) -> bool:
-    return POOL.ask(None, [reference], timeout)
+    return PROCESSES.ask(None, [reference], timeout)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -150,131 +147,102 @@ def as_math(text: str, is_reference: bool) -> tuple[str, bool]:
 # --- workers -------------------------------------------------------------------------------------
 
 
-class Worker:
-    """A process that judges; it is killed when it takes too long, and started when there is something to judge."""
+class Workers:
+    """The processes that judge: started together by the first question that needs one; a fork has its own."""
+
+    pool: ProcessPool | None
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
+        self.lock, self.pool = Lock(), None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
 
-    def ask(self, answer: str | None, references: Sequence[str], timeout: float) -> bool:
-        """What `judge` says; False when it takes longer than `timeout` seconds, or dies of the question twice."""
-        question = json.dumps([answer, references, timeout])
-        try:
-            for _ in range(2):
-                process = self.process or self.start()
-                deadline = time.monotonic() + timeout
-                verdict = exchange(process, question, timeout)
-                if verdict:
-                    return bool(json.loads(verdict))
+    def forget(self) -> None:
+        """In a fork: the workers are its parent's, and not to be ended with it."""
+        self.lock, self.pool = Lock(), None
+        multiprocessing.process._children.clear()  # type: ignore[attr-defined]  # as in its own forks
+
+    def started(self) -> ProcessPool:
+        from pebble import ProcessPool
+
+        with self.lock:
+            if self.pool is None or not self.pool.active:
                 self.stop()
-                if time.monotonic() >= deadline:
-                    break
-        except BaseException:
-            self.stop()  # the verdict of a question that nobody waits for must not answer the next one
-            raise
-        return False
-
-    def start(self) -> subprocess.Popen[str]:
-        """Raises InputError when math-verify cannot be imported."""
-        path = [*sys.path, str(Path(__file__).parents[2])]
-        program = f"import sys; sys.path[:] = {path!r}; {PROGRAM}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-        )
-        hello = exchange(self.process, "", START_S)
-        if hello != READY:
-            raise InputError(f"reward 'math' cannot start math-verify ({hello.strip() or 'no answer'}); {CURE}")
-        return self.process
+                # Not forked: threads of torch, and locks they hold, would be copied.
+                self.pool = ProcessPool(WORKERS, initializer=prepare, context=multiprocessing.get_context("spawn"))
+                atexit.register(self.stop)
+            return self.pool
 
     def stop(self) -> None:
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            process.communicate()  # closes the pipes and reaps
-
-
-def exchange(process: subprocess.Popen[str], line: str, timeout: float) -> str:
-    """Sends a line, if there is one, and returns the next one of the process: empty when it died or was too slow."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    timer = Timer(timeout, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        with suppress(BrokenPipeError):
-            process.stdin.write(line + "\n" if line else "")
-            process.stdin.flush()
-        return process.stdout.readline()
-    finally:
-        timer.cancel()
-
-
-class Pool:
-    """The workers of this process, each for one question at a time; a fork has its own."""
-
-    def __init__(self) -> None:
-        self.reset()
-        atexit.register(self.close)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.reset)
-
-    def reset(self) -> None:
-        self.workers = [Worker() for _ in range(WORKERS)]
-        self.idle: LifoQueue[Worker] = LifoQueue()  # last in, first out: no more workers start than are needed
-        for worker in self.workers:
-            self.idle.put(worker)
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            pool.stop()
+            pool.join()
 
     def ask(self, answer: str | None, references: Sequence[str], timeout: float) -> bool:
-        worker = self.idle.get()
-        try:
-            return worker.ask(answer, references, timeout)
-        finally:
-            self.idle.put(worker)
+        """What `judge` says; False when it takes longer than `timeout` seconds, or a worker dies of it twice.
 
-    def close(self) -> None:
-        for worker in self.workers:
-            worker.stop()
+        Raises InputError when workers cannot start, or not import math-verify.
+        """
+        from pebble import ProcessExpired
+
+        for last in (False, True):
+            question = None
+            try:
+                question = self.started().schedule(answer_question, (answer, references, timeout), timeout=timeout)
+                return question.result(START_S + timeout)
+            except ProcessExpired:  # of the question, or killed from outside
+                continue
+            except TimeoutError:
+                if question and question.done():
+                    return False
+                raise InputError(f"reward 'math': no worker has started in {START_S:.0f} s") from None
+            except ImportError as error:
+                raise InputError(f"reward 'math' needs math-verify ({kind_and_line(error)}); {CURE}") from error
+            except RuntimeError as error:  # a worker that dies while it waits ends the whole pool
+                if last:
+                    raise InputError(
+                        f"reward 'math' cannot start its workers ({kind_and_line(error)}); {GUARD}"
+                    ) from error
+            finally:
+                if question:
+                    question.cancel()
+        return False
 
 
-POOL = Pool()
+PROCESSES = Workers()
 
 
 # --- in the worker -------------------------------------------------------------------------------
 
 
-def serve() -> None:
-    """The worker: answers each line `[answer or null, references, seconds]` with true or false.
-
-    Without an answer: whether math-verify reads the references.
-    """
-    verdicts, sys.stdout = sys.stdout, sys.stderr
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def prepare() -> None:
+    """Limits the memory of a worker and reads what takes seconds: sympy, and the grammar of LaTeX."""
+    logging.disable()  # math-verify warns of every question that it has no limit of its own
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's own handler would wait for the end of a hanging C call
     with suppress(ImportError, OSError, ValueError):  # not on every system
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    gc.disable()  # garbage is not looked for while the libraries are imported, nor among them later
+    with suppress(Exception):  # the first question says what is wrong
         judge("1", [r"\frac{2}{2}"])
-    except Exception as error:
-        print(json.dumps(repr(error)), file=verdicts, flush=True)
-        return
-    gc.freeze()  # garbage is not looked for while the libraries are imported, nor among them later
+    gc.freeze()
     gc.enable()
-    verdicts.write(READY)
-    verdicts.flush()
-    for line in sys.stdin:
-        answer, references, seconds = json.loads(line)
-        limit_own_time(seconds + ORPHAN_S)
-        try:
-            verdict = judge(answer, references)
-        except Exception:
-            verdict = False
+
+
+def answer_question(answer: str | None, references: Sequence[str], timeout: float) -> bool:
+    import math_verify  # noqa: F401  raises where it cannot be imported
+
+    limit_own_time(timeout + ORPHAN_S)
+    try:
+        return judge(answer, references)
+    except Exception:
+        return False
+    finally:
         limit_own_time(0)
-        print(json.dumps(verdict), file=verdicts, flush=True)
 
 
 def limit_own_time(seconds: float) -> None:

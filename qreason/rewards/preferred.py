@@ -26,7 +26,7 @@ class PreferenceSettings(BaseModel):
     """The whole reply, or what stands between the answer tags alone (a reply without tags is all answer)."""
 
 
-def preferred(settings: PreferenceSettings, model: PreferenceModel) -> Reward:
+def preference_reward(settings: PreferenceSettings, model: PreferenceModel) -> Reward:
     """0..1: how much the preference model likes the reply to the prompt (the sigmoid of its output).
 
     Bradley-Terry: the difference of two outputs is the log-odds that the first reply is preferred.

@@ -2,13 +2,12 @@
 
 A supervisor reads a job (marshal) from stdin, forks a child that confines itself and runs the code and then the tests,
 kills whatever is left, and exits with PASSED or FAILED. Any other status: the reply could not be judged.
-It starts for every reply, so it imports little: json, platform and typing would take a sixth of its time.
+It starts for every reply, so it imports little; what needs ast or is the same for all replies is in program_job.py.
 """
 
 from __future__ import annotations
 
 import _thread
-import ast
 import builtins
 import ctypes
 import importlib
@@ -41,7 +40,6 @@ READY = b"ready:"
 
 def supervise(job: dict[str, Any]) -> int:
     """Runs the job in a child and returns the exit status. The child and all it started are dead afterwards."""
-    tests, imported = prepare(job["tests"])
     layers, tasks = set(job["layers"]), count_tasks(os.getuid())
     system = ctypes.CDLL(None, use_errno=True)
     prctl(system, PR_SET_CHILD_SUBREAPER, 1)
@@ -54,11 +52,11 @@ def supervise(job: dict[str, Any]) -> int:
         try:
             os.close(reading)
             limit(job["memory"] * 2**20, tasks + PROCESSES)
-            confine(system, layers)
-            watched = import_modules(imported)
+            confine(system, layers, job["filter"])
+            watched = import_modules(job["imports"])
             if "audit" in layers:
                 fence()
-            execute(job["code"], tests, watched, job["timeout"], writing, token)
+            execute(job["code"], job["tests"], watched, job["timeout"], writing, token)
         finally:
             os._exit(1)
     os.close(writing)
@@ -67,9 +65,7 @@ def supervise(job: dict[str, Any]) -> int:
         passed = started and receive(reading, len(token) + 1, job["timeout"]) == token
     finally:
         end_descendants()
-    if not started:
-        return 1
-    return PASSED if passed else FAILED
+    return (PASSED if passed else FAILED) if started else 1
 
 
 def receive(pipe: int, most: int, seconds: float) -> bytes:
@@ -89,6 +85,7 @@ def end_descendants() -> None:
 
 
 def children() -> list[int]:
+    """Those of this process, zombies included."""
     found = []
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
@@ -100,36 +97,8 @@ def children() -> list[int]:
 # --- code and tests ------------------------------------------------------------------------------
 
 
-def prepare(tests: str) -> tuple[CodeType, set[str]]:
-    """The tests, compiled, and the modules they import. Raises SyntaxError.
-
-    Builtins get names in them that no program can bind by a statement, unless the tests ask for nothing but builtins:
-    then one of these is what the reply shall define.
-    """
-    tree = ast.parse(tests)
-    nodes = list(ast.walk(tree))
-    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    bound: set[Any] = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    imported = set()
-    for node in nodes:
-        if isinstance(node, ast.alias):
-            bound.add(node.asname or node.name.partition(".")[0])
-        elif not isinstance(node, ast.keyword):
-            bound |= {getattr(node, field, None) for field in ("name", "arg", "rest")}
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imported.add(node.module)
-    asked = read - bound
-    meant = {name for name in asked if name in vars(builtins) and not name.startswith("_")}
-    if asked != meant and "*" not in bound:
-        for node in nodes:
-            if isinstance(node, ast.Name) and node.id in meant:
-                node.id = renamed(node.id)
-    return compile(tree, "<tests>", "exec"), imported
-
-
 def renamed(builtin: str) -> str:
+    """A name that no statement of a program can bind."""
     return f"builtin {builtin}"
 
 
@@ -196,18 +165,25 @@ CAPABILITY_VERSION = 0x20080522
 NEW_USER, NEW_PID, NEW_NETWORK, NEW_IPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
 
 
-def confine(system: ctypes.CDLL, layers: set[str]) -> None:
+def confine(system: ctypes.CDLL, layers: set[str], steps: bytes) -> None:
     """Lets the kernel take from this process what the layers can take, as far as it does."""
     system.capset(struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))  # for root: none of them
     prctl(system, PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(system, PR_SET_NO_NEW_PRIVS, 1)
     if "landlock" in layers:
         restrict_files(system, os.getcwdb())
-    if "seccomp" in layers:
-        restrict_calls(system)
-    with open(ast.__file__, "rb"):
+    if "seccomp" in layers and steps:
+        restrict_calls(system, steps)
+    with open(os.__file__, "rb"):
         pass  # raises where Python itself cannot be read any more: then nothing is judged
     sys.path[:] = [path for path in sys.path if is_below(os.fsencode(path), installation())]
+
+
+def restrict_calls(system: ctypes.CDLL, steps: bytes) -> None:
+    """Seccomp: the filter decides on every system call from here on."""
+    program = ctypes.create_string_buffer(steps)
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps) // 8, ctypes.addressof(program)))
+    prctl(system, PR_SET_SECCOMP, 2, ctypes.addressof(header))
 
 
 def limit(memory_bytes: int, processes: int) -> None:
@@ -220,8 +196,8 @@ def limit(memory_bytes: int, processes: int) -> None:
     }
     for kind, wanted in limits.items():
         hard = resource.getrlimit(kind)[1]
-        least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(kind, (least, least))
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(kind, (most, most))
 
 
 def count_tasks(user: int) -> int:
@@ -266,8 +242,7 @@ def restrict_files(system: ctypes.CDLL, folder: bytes) -> None:
     network, scopes = (0b11 if version >= 4 else 0), (0b11 if version >= 6 else 0)
     fields = 1 if version < 4 else 2 if version < 6 else 3
     handled = struct.pack("QQQ", rights, network, scopes)[: 8 * fields]
-    ruleset = system.syscall(create, handled, ctypes.c_size_t(len(handled)), 0)
-    if ruleset < 0:
+    if (ruleset := system.syscall(create, handled, ctypes.c_size_t(len(handled)), 0)) < 0:
         return
     read_file, read_folder, device = 0b100, 0b1100, 0b110
     make_special = 1 << 6 | 1 << 9 | 1 << 11  # devices and sockets
@@ -285,78 +260,6 @@ def restrict_files(system: ctypes.CDLL, folder: bytes) -> None:
             os.close(file)
     system.syscall(enforce, ruleset, 0)
     os.close(ruleset)
-
-
-REFUSED_CALLS: dict[str, tuple[int | None, int | None]] = {
-    "fork": (57, None),
-    "vfork": (58, None),
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_send_signal": (424, 424),
-    "pidfd_open": (434, 434),
-    "pidfd_getfd": (438, 438),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "setpriority": (141, 140),
-    "ioprio_set": (251, 30),
-    "sched_setparam": (142, 118),
-    "sched_setscheduler": (144, 119),
-    "sched_setattr": (314, 274),
-    "sched_setaffinity": (203, 122),
-    "socket": (41, 198),
-    "bind": (49, 200),
-    "connect": (42, 203),
-    "sendmsg": (46, 211),
-    "sendmmsg": (307, 269),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "shmget": (29, 194),
-    "semget": (64, 190),
-    "msgget": (68, 186),
-    "mq_open": (240, 180),
-}
-"""System calls and their numbers on x86_64 and aarch64. io_uring is among them because no filter sees what it does."""
-
-MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-CLONE, CLONE3, PRLIMIT = (56, 220), 435, (302, 261)
-
-
-def restrict_calls(system: ctypes.CDLL) -> None:
-    """Seccomp: no new processes (threads may be), programs, signals, sockets, nor a hold on other processes."""
-    if os.uname().machine not in MACHINES or sys.maxsize < 2**32:
-        return
-    column, machine = MACHINES[os.uname().machine]
-    load, equal, at_least, any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, refuse, unknown = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38  # EPERM, ENOSYS
-    call_at, machine_at, argument_at = 0, 4, 16
-    new_thread, other_numbers = 0x10000, 0x40000000
-    # (operation, steps to skip if true, if false, value)
-    steps = [(load, 0, 0, machine_at), (equal, 1, 0, machine), (end, 0, 0, refuse)]
-    steps += [(load, 0, 0, call_at), (at_least, 0, 1, other_numbers), (end, 0, 0, refuse)]
-    for numbers in REFUSED_CALLS.values():
-        if (number := numbers[column]) is not None:
-            steps += [(equal, 0, 1, number), (end, 0, 0, refuse)]
-    steps += [(equal, 0, 1, CLONE3), (end, 0, 0, unknown)]  # its flags lie in memory; the C library then uses clone
-    for number, is_fine in (CLONE[column], (any_bit, 0, 1, new_thread)), (PRLIMIT[column], (equal, 0, 1, 0)):
-        steps += [(equal, 0, 4, number), (load, 0, 0, argument_at), is_fine, (end, 0, 0, allow), (end, 0, 0, refuse)]
-    steps.append((end, 0, 0, allow))
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(program)))
-    prctl(system, PR_SET_SECCOMP, 2, ctypes.addressof(header))
 
 
 REFUSED_EVENTS = (

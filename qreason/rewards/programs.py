@@ -78,6 +78,7 @@ def read_code(text: str) -> str:
 
 
 def mark(timeout: float, memory: int, question: tuple[str, str | None]) -> float | None:
+    from qreason.rewards.program_job import call_filter, prepare
     from qreason.rewards.program_runner import FAILED, PASSED
 
     program, tests = question
@@ -85,10 +86,11 @@ def mark(timeout: float, memory: int, question: tuple[str, str | None]) -> float
         return None
     if not program:
         return 0.0
-    job = {"code": program, "tests": tests, "timeout": timeout, "memory": memory, "layers": LAYERS}
     try:
-        status = run(marshal.dumps(job), timeout + SPARE_S)
-    except BlockingIOError:  # the system has no process left to give
+        compiled, imports = prepare(tests)
+        job = {"code": program, "tests": compiled, "imports": imports, "filter": call_filter(), "layers": LAYERS}
+        status = run(marshal.dumps(job | {"timeout": timeout, "memory": memory}), timeout + SPARE_S)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, BlockingIOError):  # or no process was left
         return None
     return {PASSED: 1.0, FAILED: 0.0}.get(status)
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from qreason.rewards.judged import JudgeSettings, judged
+from qreason.rewards.judged import JudgeSettings, judge_reward
 from qreason.rewards.language import language_consistency
 from qreason.rewards.mathematics import math
-from qreason.rewards.preferred import PreferenceSettings, preferred
+from qreason.rewards.preferred import PreferenceSettings, preference_reward
 from qreason.rewards.programs import code
 from qreason.rewards.scoring import Restricted
 from qreason.rewards.shape import cosine_length, repetition, soft_overlong, step_count
@@ -55,8 +55,8 @@ class ModelReward:
 
 
 MODEL_REWARDS = {
-    "judge": ModelReward(JudgeSettings, lambda settings, judge: judged(judge)),
-    "preference": ModelReward(PreferenceSettings, preferred),
+    "judge": ModelReward(JudgeSettings, lambda settings, judge: judge_reward(judge)),
+    "preference": ModelReward(PreferenceSettings, preference_reward),
 }
 
 NAMES = (*REWARDS, *MODEL_REWARDS)

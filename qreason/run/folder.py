@@ -13,7 +13,6 @@ runs/NAME/
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import yaml
 
 from qreason import __version__
 from qreason.errors import RunFolderError, first_line
-from qreason.machine.files import free_name, hash_files, write_json
+from qreason.machine.files import free_name, hash_files, read_json, write_json, write_text
 from qreason.recipe.schema import Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
 
@@ -66,7 +65,7 @@ class RunFolder:
                 manifest = earlier
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path, recipe, manifest or new_manifest(recipe))
-        (path / "recipe.yaml").write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf-8")
+        write_text(path / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
         run.save()
         return run
 
@@ -172,7 +171,7 @@ def is_run_folder(path: Path) -> bool:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run folder; RunFolderError where the folder is something else."""
     try:
-        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(path / "manifest.json")
         manifest["recipe"], manifest["steps"], manifest["data"]
         (path / "recipe.yaml").stat()
     except (OSError, ValueError, KeyError, TypeError):

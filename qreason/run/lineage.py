@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 from rich.tree import Tree
 
-from qreason.machine.files import write_json
+from qreason.machine.files import read_json, write_json
 from qreason.recipe.schema import Step
 from qreason.recipe.stage import BASE, NEWEST, Start
 from qreason.run.session import Session
@@ -63,13 +62,13 @@ def figures(folder: Path) -> dict[str, float]:
     """What was measured in a stage's folder: an evaluation, a sample step's yield."""
     found: dict[str, float] = {}
     if (file := folder / "evaluation.json").is_file():
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = read_json(file)
         found |= {key: report[key]["mean"] for key in ("accuracy", "pass_at_1", "reward")}
     if (file := folder / "sample.json").is_file():
-        sample = json.loads(file.read_text(encoding="utf-8"))
+        sample = read_json(file)
         found |= {key: sample[key] for key in ("replies", "kept", "plain", "completion_tokens")}
     if (file := folder / "preference.json").is_file():
-        found["heldout_accuracy"] = json.loads(file.read_text(encoding="utf-8"))["accuracy"]["mean"]
+        found["heldout_accuracy"] = read_json(file)["accuracy"]["mean"]
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import RunFolderError
-from qreason.machine.files import write_json, write_jsonl
+from qreason.machine.files import read_json, read_jsonl, write_json, write_jsonl
 from qreason.recipe.settings import Sample
 from qreason.rewards.language import language_share
 from qreason.rewards.scoring import reply_row
@@ -50,7 +49,7 @@ class Journal:
         header = folder / "draws.json"
         folder.mkdir(parents=True, exist_ok=True)
         if header.exists():
-            earlier = json.loads(header.read_text(encoding="utf-8"))
+            earlier = read_json(header)
             if changed := [key for key in made_with if made_with[key] != earlier.get(key)]:
                 raise RunFolderError(
                     f"{folder}: its draws were made with other settings ({', '.join(changed)}); set those again to go "
@@ -68,7 +67,7 @@ class Journal:
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:
             self.file.write_bytes(whole)
-        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+        return read_jsonl(self.file)
 
     def add(self, draws: Sequence[Drawn], scores: Sequence[Score]) -> list[Row]:
         """Write draws down, and the wall time since the last ones with them."""

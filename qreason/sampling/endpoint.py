@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from qreason.errors import ModelError, TrainingError, kind_and_line
 from qreason.types import Messages
 
-FIRST_WAIT = 0.5
-"""Seconds before the first further attempt; doubled for each one after it."""
-LONGEST_WAIT = 60.0
-"""Seconds a server may ask us to wait with Retry-After."""
-
 
 class NoAnswerError(TrainingError):
-    """The server did not answer, the last attempt included; says what it did instead."""
+    """The server did not answer, the last attempt included; the message says what it did instead."""
 
 
 @dataclass(frozen=True)
@@ -34,47 +28,36 @@ class Endpoint:
     """Chat completions of one model; may be called from several threads."""
 
     def __init__(self, endpoint: str, model: str, api_key: str, *, timeout: float, retries: int) -> None:
-        """`api_key` is the environment variable that holds the key; `timeout` in seconds a request."""
-        import httpx
+        """`api_key` is the environment variable that holds the key; `timeout` in seconds per request."""
+        from openai import OpenAI
 
-        self.model, self.api_key, self.retries = model, api_key, retries
-        key = os.environ.get(api_key)
-        self.client = httpx.Client(timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else None)
-        self.url = f"{endpoint.rstrip('/')}/chat/completions"
+        self.model, self.api_key = model, api_key
+        key = os.environ.get(api_key, "").strip() or "none"  # the client needs one, a local server may not
+        if not (key.isascii() and key.isprintable()):  # the error of the HTTP library would show it
+            raise ModelError(f"{api_key}: its key has characters that an HTTP header cannot carry")
+        self.client = OpenAI(base_url=endpoint, api_key=key, timeout=timeout, max_retries=retries)
 
     def complete(self, messages: Messages, **body: Any) -> Completion:
-        """One completion; `body` is what goes out beside model and messages.
+        """One completion; `body` is what is sent beside model and messages.
 
-        Timeouts, 429 and 5xx are tried again, then raise NoAnswerError; another error status raises ModelError at once.
+        The client retries timeouts, 408, 409, 429 and 5xx, with Retry-After or growing waits. Raises NoAnswerError
+        after the last attempt, and ModelError at once for another error status.
         """
-        import httpx
+        from openai import APIConnectionError, APIStatusError
 
-        body = {"model": self.model, "messages": messages, **body}
-        problem, asked_wait = "", 0.0
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(max(FIRST_WAIT * 2 ** (attempt - 1), asked_wait))
-            try:
-                response = self.client.post(self.url, json=body)
-            except httpx.TransportError as error:  # a timeout, a refused or a dropped connection
-                problem, asked_wait = kind_and_line(error), 0.0
-                continue
-            if response.status_code == 429 or response.status_code >= 500:
-                problem, asked_wait = f"{response.status_code} {response.text[:200]}".strip(), read_wait(response)
-                continue
-            if response.is_error:
+        chat = self.client.chat.completions.with_raw_response  # raw: the client returns malformed bodies as they come
+        try:
+            answer = chat.create(model=self.model, messages=messages, extra_body=body)  # type: ignore[arg-type]
+        except APIStatusError as error:
+            status, problem = error.status_code, f"{error.status_code} {error.response.text[:200]}".strip()
+            if status < 500 and status not in (408, 429):
                 cure = f"check the address, the model name and the key in {self.api_key}"
-                raise ModelError(f"{self.url}: {response.status_code} {response.text[:200]}; {cure}")
-            return read_completion(response)
-        raise NoAnswerError(f"{self.url}: no answer in {self.retries + 1} attempts ({problem})")
-
-
-def read_wait(response: Any) -> float:
-    """Seconds to wait as Retry-After says; 0 where it says nothing or a date."""
-    try:
-        return min(LONGEST_WAIT, max(0.0, float(response.headers.get("retry-after", 0))))
-    except ValueError:
-        return 0.0
+                raise ModelError(f"{error.request.url}: {problem}; {cure}") from error
+        except APIConnectionError as error:
+            problem = kind_and_line(error.__cause__ or error)
+        else:
+            return read_completion(answer.http_response)
+        raise NoAnswerError(f"{self.client.base_url}: no answer in {self.client.max_retries + 1} attempts ({problem})")
 
 
 def read_completion(response: Any) -> Completion:
@@ -82,13 +65,8 @@ def read_completion(response: Any) -> Completion:
     try:
         body = response.json()
         choice = body["choices"][0]
-        content = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        content, usage = choice["message"]["content"], body.get("usage") or {}
+        tokens = [int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")]
+        return Completion(content if isinstance(content, str) else "", choice.get("finish_reason") != "length", *tokens)
+    except (ValueError, LookupError, TypeError, AttributeError):
         return Completion("")
-    usage = body.get("usage") or {}
-    return Completion(
-        content if isinstance(content, str) else "",
-        choice.get("finish_reason") != "length",
-        int(usage.get("prompt_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
-    )

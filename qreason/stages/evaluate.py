@@ -9,6 +9,7 @@ from typing import Any
 
 from qreason.data.examples import read_examples
 from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
+from qreason.errors import DataError
 from qreason.inference.beam import beam_search
 from qreason.inference.ranking import check_ranking, open_ranking
 from qreason.inference.scaling import scale
@@ -68,14 +69,17 @@ def measure_rows(
             beams = beam_search(generator, prompts, examples, settings.beam, ranking, drawing, bar.advance)
     right = find_right(settings, drawn, repeated)
     accurate = find_right(settings, greedy, examples)
+    if set(accurate) == {None}:
+        raise DataError(f"{label}: right_by {settings.right_by} can judge none of the rows; set right_by: correctness")
     found = find_right(settings, [reply for reply, _ in beams], examples[: len(beams)])
     rows = []
     for place, (reply, score) in enumerate(zip(greedy, scorer(greedy, examples, folder), strict=True)):
         own = slice(place * n, (place + 1) * n)
         row = reply_row(reply, examples[place], score) | look_at(reply, drawn[own], right[own])
-        row["scaling"] = scale(settings, drawn[own], right[own], marks[own])
-        if beams:
-            row["scaling"]["beam"] = {"value": float(found[place]), "tokens": beams[place][1]}
+        judged = [mark for mark in right[own] if mark is not None]
+        row["scaling"] = scale(settings, drawn[own], judged, marks[own]) if len(judged) == n else {}
+        if beams and row["scaling"]:
+            row["scaling"]["beam"] = {"value": float(bool(found[place])), "tokens": beams[place][1]}
         rows.append(row | {"split": examples[place].split, "accurate": accurate[place]})
     return rows
 
@@ -84,21 +88,22 @@ def flat(groups: Sequence[Sequence[Reply]]) -> list[Reply]:
     return [reply for group in groups for reply in group]
 
 
-def look_at(greedy: Reply, drawn: Sequence[Reply], right: Sequence[bool]) -> dict[str, Any]:
+def look_at(greedy: Reply, drawn: Sequence[Reply], right: Sequence[bool | None]) -> dict[str, Any]:
     """What a row of evaluation.jsonl says of its replies."""
+    judged = [mark for mark in right if mark is not None]
     return {
         "well_formed": follows_format(greedy.text),
         "words": len(greedy.text.split()),
         "finished": greedy.finished,
-        "pass_at_1": sum(right) / len(right),
+        "pass_at_1": sum(judged) / len(judged) if judged else None,
         "samples": [reply.text for reply in drawn],
         "right": list(right),
     }
 
 
-def find_right(settings: Evaluate, replies: Sequence[Reply], examples: Sequence[Example]) -> list[bool]:
-    """Whether each answer is right, by the rule of the settings; what cannot be judged is not."""
-    return [bool(mark) for mark in REWARDS[settings.right_by](replies, examples)]
+def find_right(settings: Evaluate, replies: Sequence[Reply], examples: Sequence[Example]) -> list[bool | None]:
+    """Whether each answer is right, by the rule of the settings; None where that rule cannot judge."""
+    return [None if mark is None else mark > 0 for mark in REWARDS[settings.right_by](replies, examples)]
 
 
 def evaluate_task(target: str, task: Path, settings: Evaluate) -> dict[str, Any]:

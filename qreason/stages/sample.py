@@ -10,7 +10,7 @@ from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import TrainingError
-from qreason.machine.files import replace_jsonl, write_json, write_jsonl
+from qreason.machine.files import write_json, write_jsonl
 from qreason.machine.progress import progress_bar
 from qreason.machine.rows import free_memory
 from qreason.recipe.settings import Sample
@@ -124,8 +124,8 @@ def finish(settings: Sample, run: Session, examples: Sequence[Example], journal:
     figures = measure(settings, run, rows, reasons, plain)
     if plain:
         random.Random(run.recipe.seed).shuffle(kept := kept + plain)
-    replace_jsonl(folder / SAMPLED, kept)
-    replace_jsonl(journal.file, rows)
+    write_jsonl(folder / SAMPLED, kept)
+    write_jsonl(journal.file, rows)
     write_json(folder / "sample.json", figures)
     (folder / "README.md").write_text(card(run, settings, figures), encoding="utf-8")
     kept_text = f"{figures['kept']} of {len(rows)} replies kept ({figures['acceptance']:.0%})"
