@@ -176,7 +176,7 @@ class Workers:
     def stop(self) -> None:
         pool, self.pool = self.pool, None
         if pool is not None:
-            pool.stop()
+            pool.stop()  # type: ignore[no-untyped-call]
             pool.join()
 
     def ask(self, answer: str | None, references: Sequence[str], timeout: float) -> bool:
@@ -206,7 +206,7 @@ class Workers:
                     ) from error
             finally:
                 if question:
-                    question.cancel()
+                    question.cancel()  # type: ignore[no-untyped-call]
         return False
 
 

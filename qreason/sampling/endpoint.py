@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from qreason.errors import ModelError, TrainingError, kind_and_line
+from qreason.errors import ModelError, TrainingError
 from qreason.types import Messages
 
 
@@ -54,7 +54,7 @@ class Endpoint:
                 cure = f"check the address, the model name and the key in {self.api_key}"
                 raise ModelError(f"{error.request.url}: {problem}; {cure}") from error
         except APIConnectionError as error:
-            problem = kind_and_line(error.__cause__ or error)
+            problem = str(error.__cause__ or error)[:200]
         else:
             return read_completion(answer.http_response)
         raise NoAnswerError(f"{self.client.base_url}: no answer in {self.client.max_retries + 1} attempts ({problem})")
