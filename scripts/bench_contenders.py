@@ -253,7 +253,8 @@ def train_stock(setting: Setting, recipe: Recipe, hardware: Hardware, folder: Pa
 
     from qreason.data.examples import read_examples
     from qreason.data.prompts import HELPDESK, render
-    from qreason.model.load import load_tokenizer, quiet
+    from qreason.model.compat.noise import quiet
+    from qreason.model.load import load_tokenizer
     from qreason.stages.sft import conversation
 
     quiet()

@@ -127,7 +127,6 @@ def one_step(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compat_trl, "read_prompts_once", reading)
-        patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
         trainer.train()
     hook.remove()
     seen.counted, seen.trainer, seen.kind = trainer._step, trainer, GRPOTrainer

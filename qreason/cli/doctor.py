@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from qreason.errors import kind_and_line
 from qreason.machine.hardware import GIB, Hardware, detect, free_bytes
 from qreason.model.backends import choose
 from qreason.model.compat.bitsandbytes import four_bit_trouble
+from qreason.model.compat.noise import CUDA, is_news, without
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -77,9 +77,8 @@ def examine() -> list[Finding]:
     build = torch_build(card)
     findings = [Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", True)]
     findings += [library(name, build) for name in TESTED]
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes.cextension").addFilter(is_news)
+    with without(*CUDA):
         findings += computing(card)
     return [*findings, *disks(), hub_login(), machine()]
 

@@ -98,5 +98,4 @@ def prepare_process() -> None:
     collect_less()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU: with more, the trainers would wrap the model

@@ -16,7 +16,8 @@ from qreason.model.compat.unsloth import import_unsloth
 Name = Literal["plain", "unsloth"]
 LEAST_CAPABILITY = (7, 0)
 """Triton, which Unsloth's kernels are written in, compiles for no older card."""
-INSTALL = "pip install 'qreason[unsloth]'"
+INSTALL = "pip install unsloth==2026.10.9"
+"""By its own name: qreason is installed from its folder, and an extra has no name without that."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import ModelError
+from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import base_of
 from qreason.model.compat.transformers import mark_quantized, unquantized_config
-from qreason.model.load import cannot_load, locate, quiet
+from qreason.model.load import cannot_load, locate
 from qreason.model.resident import Resident
 
 ROWS = 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from qreason.errors import ModelError, first_line
 from qreason.machine.files import hash_files
 from qreason.machine.hardware import Hardware
 from qreason.model.backends import Name
-from qreason.model.compat.bitsandbytes import four_bit_trouble, keep_layout
+from qreason.model.compat.bitsandbytes import keep_layout
 from qreason.model.compat.unsloth import load_with_unsloth
 from qreason.recipe.sections import Lora, Model
 
@@ -61,6 +60,8 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
     if hardware.device == "cuda":
         options["device_map"] = {"": 0}
     if model.quantization == "nf4":
+        from qreason.model.compat.bitsandbytes import four_bit_trouble
+
         if trouble := four_bit_trouble(hardware.device):
             raise ModelError(f"model.quantization is nf4, but {trouble}; `qreason doctor` shows the cure")
         options["quantization_config"] = four_bit(hardware)
@@ -124,18 +125,6 @@ def already_quantized(packed: Any) -> str:
 def cannot_load(error: Exception) -> str:
     reason = first_line(error)[:200]
     return f"cannot be loaded as a model ({reason}); give qreason/tiny, a Hub id or a folder with the weights"
-
-
-def quiet() -> None:
-    """Only errors from the libraries: what matters is in the progress bar and in metrics.jsonl."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    for library in ("trl", "bitsandbytes"):
-        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def fingerprint(base: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qreason.errors import InputError, ModelError, TrainingError, first_line
 from qreason.machine.hardware import GIB, free_bytes
 from qreason.model.compat.bitsandbytes import to_float32
+from qreason.model.compat.noise import MISSING_KEYS, TIED, without
 from qreason.model.compat.transformers import unquantized_config
 from qreason.model.load import cannot_load, locate
 from qreason.model.resident import Resident
@@ -101,8 +101,7 @@ def put_on(base: Any, adapters: Sequence[Path], settings: Merge, seed: int) -> A
     model: Any = None
     for name, folder in zip(names, adapters, strict=True):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of missing keys, which become an error below
+            with without(MISSING_KEYS, TIED):  # check_weights and `untie` look after both
                 if model is None:
                     model = PeftModel.from_pretrained(base, str(folder), adapter_name=name)
                 else:
@@ -164,8 +163,7 @@ def check_weights(model: Any, name: str, folder: Path) -> None:
 
 def fold(model: Any) -> Any:
     """The active adapters of a PEFT model added into its base, which comes back plain."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tied weights, which `untie` has looked after
+    with without(TIED):  # `untie` has looked after them
         return model.merge_and_unload(safe_merge=True, adapter_names=list(model.base_model.active_adapters))
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from qreason.errors import ModelError, first_line
 from qreason.machine.hardware import Hardware
 from qreason.model.backends import Name
+from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import JUDGE, folded, judge_adapter
 from qreason.model.compat.transformers import grouped_queries
 from qreason.model.compat.unsloth import adapt_with_unsloth, patch_with_unsloth
-from qreason.model.load import load_base, load_tokenizer, lora_config, quiet
+from qreason.model.load import load_base, load_tokenizer, lora_config
 from qreason.recipe.sections import Lora, Model
 
 if TYPE_CHECKING:

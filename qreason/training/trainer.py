@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +120,7 @@ def run_trainer(trainer: Any, run: Session, folder: Path) -> None:
     trainer.remove_callback(PrinterCallback)
     recast_adapter(trainer)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer.train()
+        trainer.train()
     except OutOfMemoryError as error:
         kept = save_adapter(trainer, run, folder / CHECKPOINT)
         raise OutOfMemoryError(

@@ -1,0 +1,53 @@
+"""Known messages of the libraries that mean nothing here, by name; any other one reaches the user."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+WARNINGS = (
+    # TRL 1.14.2 and 1.16.0: the seam is experimental; tests/test_compat.py and the pipeline's tests go through it.
+    "You are using 'rollout_func', which is an experimental feature",
+    # transformers 5.24.0: old names, which 5.10.0 to 5.17.0 have alone. They end in 5.40 and 6, beyond our bounds.
+    "`past_key_values` is deprecated and will be removed in version",
+    "`(is_)?gradient_checkpointing(_kwargs|_enable|_disable)?` is deprecated and will be removed in v6",
+)
+"""Python warnings of every run (regular expressions of how they begin)."""
+MISSING_KEYS = "Found missing adapter keys while loading the checkpoint"
+"""PEFT 0.20.0 and 0.21.2, while an adapter is loaded: known where check_weights makes an error of it."""
+TIED = "Model (with|has) `tie_word_embeddings=True` and"
+"""PEFT 0.20.0 and 0.21.2, while an adapter is put on or merged: known where the layers were untied before."""
+CUDA = (
+    r"CUDA initialization:",
+    r"Found GPU\d+ ",
+    r"\s*\S.* with CUDA capability sm_\d+ is not compatible",
+    r"Can't initialize NVML",
+)
+"""torch 2.13, of a GPU that it cannot use: known where `qreason doctor` says it, with the cure."""
+
+
+def quiet() -> None:
+    """No progress bars of the libraries beside ours, and no warning that is known; call it before models are loaded."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+@contextmanager
+def without(*messages: str) -> Iterator[None]:
+    """Within it, warnings that begin like one of these regular expressions are known too."""
+    with warnings.catch_warnings():
+        for message in messages:
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Not that bitsandbytes 0.48.0 and 0.50.2 could not load its library: `qreason doctor` says it, with the cure."""
+    return not record.getMessage().startswith("bitsandbytes library load error")
