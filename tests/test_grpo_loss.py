@@ -128,7 +128,12 @@ def trainable(model: Any) -> dict[str, torch.Tensor]:
 
 
 def in_float64(model: Any) -> Any:
-    return copy.deepcopy(model).double().eval()
+    copied = copy.deepcopy(model)
+    for (
+        module
+    ) in copied.modules():  # one that a trainer put on leads back to the original
+        module.__dict__.pop("forward", None)
+    return copied.double().eval()
 
 
 class Recorder(trl.GRPOTrainer):  # type: ignore[misc, name-defined]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner, Result
 from peft import PeftModel
 from pydantic import ValidationError
@@ -116,8 +117,10 @@ def test_merged_folder_is_sharded_tied_and_complete(trained: tuple[Path, str]) -
     index = json.loads((model / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
     assert "lm_head.weight" not in index["weight_map"]
-    for name in ("LICENSE", "chat_template.jinja", "generation_config.json"):
+    for name in ("LICENSE", "chat_template.jinja"):
         assert (model / name).read_bytes() == (TINY / name).read_bytes()
+    kept, own = (json.loads((folder / "generation_config.json").read_text()) for folder in (model, TINY))
+    assert kept == own | {"transformers_version": transformers.__version__}
     config = json.loads((model / "config.json").read_text())
     assert config["dtype"] == "float16"
     assert config["tie_word_embeddings"]
