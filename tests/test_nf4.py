@@ -54,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         result = CliRunner().invoke(main, ["run", "four.yaml"])
     assert result.exit_code == 0, result.output
-    assert result.stderr.count("4 bits change the layers' outputs by 8") == 1  # GRPO goes on from SFT's adapter
+    assert result.stderr.count("NF4 changes the layers' outputs by 8") == 1  # GRPO goes on from SFT's adapter
     return folder / "runs" / "four"
 
 

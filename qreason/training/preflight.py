@@ -20,16 +20,14 @@ from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
 def check_gold(
     examples: Sequence[Example], rewards: Mapping[str, Reward], kinds: Mapping[str, str], folder: Path
 ) -> None:
-    """DataError for the first example whose own reference, as a reply, does not earn full marks.
-
-    `kinds` has the reward behind each name.
-    """
+    """DataError for the first example whose reference, as a reply, does not earn full marks; `kinds`: name -> kind."""
     for name, reward in rewards.items():
         if kinds[name] not in FULL_MARKS:
             continue
-        own, most = [example for example in examples if applies(reward, example)], FULL_MARKS[kinds[name]]
-        scores = Scorer({name: reward}, {name: 1.0})([gold(example) for example in own], own, folder)
-        for example, mark in zip(own, (score.parts[name] for score in scores), strict=True):
+        judged, most = [example for example in examples if applies(reward, example)], FULL_MARKS[kinds[name]]
+        scores = Scorer({name: reward}, {name: 1.0})([gold(example) for example in judged], judged, folder)
+        for example, score in zip(judged, scores, strict=True):
+            mark = score.parts[name]
             if mark is None or mark < most:
                 cure = "correct the row, or take another reward"
                 if example.plain:
@@ -57,11 +55,10 @@ def check_rollouts(
     folder: Path,
 ) -> None:
     """TrainingError when sampled completions show that GRPO has nothing to learn from, with the reason and cures."""
-    chosen = list(examples[:PREFLIGHT_PROMPTS])
+    chosen = examples[:PREFLIGHT_PROMPTS]
     made = generator.generate([render(example, system) for example in chosen], n=n, sampling=sampling, fast=True)
     replies = [reply for group in made for reply in group]
-    repeated = [example for example in chosen for _ in range(n)]
-    scores = scorer(replies, repeated, folder)
+    scores = scorer(replies, [example for example in chosen for _ in range(n)], folder)
     if not any(reply.finished for reply in replies):
         raise TrainingError(
             f"none of {len(replies)} sampled replies ends within max_completion_length "
@@ -80,7 +77,7 @@ def check_rollouts(
 
 
 def check_judge(judge: Judge, labels: Path, weight: float, folder: Path) -> str | None:
-    """Measure the judge on labelled pairs (judge.json in the folder); what to say when it is not fit for its weight."""
+    """Measure the judge on labelled pairs (judge.json in the folder); a warning where it is not fit for its weight."""
     figures = calibrate(judge, read_labels(labels))
     fit, message = fitness(figures, weight)
     write_json(folder / "judge.json", {**figures, "weight": weight, "fit": fit, "told": message})
