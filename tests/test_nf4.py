@@ -138,4 +138,4 @@ def test_no_correction_of_the_rank_is_better_for_these_inputs() -> None:
 def test_unsloths_adapter_begins_at_zero_and_that_is_said() -> None:
     said: list[str] = []
     compensate_quantization(SimpleNamespace(resident=SimpleNamespace(backend="unsloth"), say=said.append))  # type: ignore[arg-type]
-    assert said == ["model.lora.init: quantization_error is for model.backend: plain; Unsloth's adapter begins at zero"]
+    assert said == ["model.lora.init: quantization_error is for model.backend: plain; Unsloth's adapter starts at zero"]

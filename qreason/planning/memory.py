@@ -262,8 +262,8 @@ def check_disk(recipe: Recipe, shape: Shape, folder: Path) -> None:
     free = free_bytes(folder)
     if sum(written) > free:
         raise InputError(
-            f"{folder}: its adapters and merged models need {gib(sum(written))}, and {gib(free)} are free there; make "
-            "room, or take a folder on another disk with --out"
+            f"{folder}: its adapters and merged models need {gib(sum(written))}, and {gib(free)} are free there; free "
+            "some, or take a folder on another disk with --out"
         )
 
 

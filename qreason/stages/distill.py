@@ -23,14 +23,13 @@ def stage(settings: Distill, run: Session) -> Artifact:
 
     from trl import DistillationConfig, DistillationTrainer
 
-    from qreason.training.recovery import recovering
     from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
     folder = run.clear_stage_folder()
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     adapter, state = train(
-        recovering(DistillationTrainer, run.say),
+        DistillationTrainer,
         DistillationConfig(**sampling | trl_config(settings, run, folder)),
         [{"prompt": render(example, system)} for example in examples],
         run,

@@ -27,7 +27,6 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     from trl import GRPOConfig, GRPOTrainer
 
     from qreason.model.compat.trl import sharing_prompts
-    from qreason.training.recovery import recovering
     from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
@@ -39,7 +38,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     adapter, state = train(
-        recovering(sharing_prompts(GRPOTrainer), run.say),
+        sharing_prompts(GRPOTrainer),
         GRPOConfig(**weights | sampling | trl_config(settings, run, folder)),
         [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)],
         run,

@@ -22,15 +22,13 @@ def stage(settings: Sft, run: Session) -> Artifact:
 
     from trl import SFTConfig, SFTTrainer
 
-    from qreason.training.recovery import recovering
     from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
     folder = run.clear_stage_folder()
     defaults = {"max_length": resident.context_length, "completion_only_loss": True}
     config = SFTConfig(**defaults | trl_config(settings, run, folder))
-    trainer, shown = recovering(SFTTrainer, run.say), ("loss", "mean_token_accuracy")
-    adapter, state = train(trainer, config, rows, run, folder, shown=shown)
+    adapter, state = train(SFTTrainer, config, rows, run, folder, shown=("loss", "mean_token_accuracy"))
     kind = "sampled rows" if settings.data == "sampled" else "incidents"
     return Artifact(adapter, f"{len(examples)} {kind}, {state.global_step} steps")
 

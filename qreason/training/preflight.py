@@ -14,7 +14,7 @@ from qreason.machine.files import write_json
 from qreason.recipe.training import PREFLIGHT_PROMPTS
 from qreason.rewards.registry import FULL_MARKS
 from qreason.rewards.scoring import Scorer, applies
-from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
+from qreason.types import Example, Generator, Reply, Reward, Sampling
 
 
 def check_gold(
@@ -65,8 +65,8 @@ def check_rollouts(
             f"({sampling.max_completion_length}): raise it, or start from a model that has learnt to stop (sft first); "
             f"grpo.preflight=false skips this check. The first reply: {show(replies[0])}"
         )
-    groups = [scores[start : start + n] for start in range(0, len(scores), n)]
-    if not any(varies(group) for group in groups):
+    totals = [{score.total for score in scores[start : start + n]} for start in range(0, len(scores), n)]
+    if all(len(group - {None}) < 2 for group in totals):
         earned = ", ".join(f"{name} {part}" for name, part in scores[0].parts.items())
         raise TrainingError(
             f"all {n} replies to each of {len(chosen)} prompts earn the same ({earned}), so GRPO would learn nothing: "
@@ -82,10 +82,6 @@ def check_judge(judge: Judge, labels: Path, weight: float, folder: Path) -> str 
     fit, message = fitness(figures, weight)
     write_json(folder / "judge.json", {**figures, "weight": weight, "fit": fit, "told": message})
     return None if fit else f"warning: the judge is {message}"
-
-
-def varies(group: Sequence[Score]) -> bool:
-    return len({score.total for score in group if score.total is not None}) > 1
 
 
 def show(reply: Reply) -> str:

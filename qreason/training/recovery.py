@@ -8,7 +8,7 @@ from typing import Any
 
 from qreason.errors import OutOfMemoryError
 from qreason.machine.rows import free_memory
-from qreason.model.compat.trl import Cut, in_pieces
+from qreason.model.compat.trl import Cut
 
 BY_ROWS = {"grpo", "dr_grpo", "sapo", "luspo"}
 """GRPO losses that are a mean over the rows of a micro-batch; the others are sums over a whole step."""
@@ -57,10 +57,6 @@ class Recovery:
         if self.parts == 1:
             self.say(f"out of GPU memory at step {step}: going on with smaller micro-batches, same gradient")
         self.parts = min(rows, self.parts * 2)
-
-
-def recovering(trainer: type, say: Callable[[str], None]) -> Any:
-    return in_pieces(trainer, Recovery(say))
 
 
 def row_count(inputs: dict[str, Any] | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import Bar, progress_bar
 from qreason.model.compat.peft import POLICY, name_base
-from qreason.model.compat.trl import recast_adapter
+from qreason.model.compat.trl import in_pieces, recast_adapter
 from qreason.recipe.training import Training
 from qreason.run.folder import CHECKPOINT
 from qreason.run.session import Session
+from qreason.training.recovery import Recovery
 
 CALIBRATION = 32
 """Rows of the run's data that a compensating adapter is fitted to."""
@@ -102,18 +103,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def train(
-    trainer_class: Callable[..., Any],
-    config: Any,
-    rows: Sequence[dict[str, Any]],
-    run: Session,
-    folder: Path,
-    **more: Any,
+    trainer_class: type, config: Any, rows: list[dict[str, Any]], run: Session, folder: Path, **more: Any
 ) -> tuple[Path, Any]:
     """Train the adapter on the base and save it as `adapter/`; its folder, and the state of TRL's trainer.
 
-    `more` as for run_trainer. Nothing is saved after a failure.
+    `more` as for run_trainer. Out of GPU memory, it goes on in smaller pieces. Nothing is saved after a failure.
     """
-    trainer = run_trainer(trainer_class, config, rows, run, folder, model=run.resident.model, **more)
+    recovering = in_pieces(trainer_class, Recovery(run.say))
+    trainer = run_trainer(recovering, config, rows, run, folder, model=run.resident.model, **more)
     run.resident.adapter = save_adapter(trainer, run, folder / "adapter")
     return run.resident.adapter, trainer.state
 
@@ -121,7 +118,7 @@ def train(
 def run_trainer(
     trainer_class: Callable[..., Any],
     config: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: list[dict[str, Any]],
     run: Session,
     folder: Path,
     *,
@@ -137,7 +134,7 @@ def run_trainer(
     with progress_bar(folder.name) as bar:
         trainer = trainer_class(
             args=config,
-            train_dataset=Dataset.from_list(list(rows)),
+            train_dataset=Dataset.from_list(rows),
             processing_class=run.resident.tokenizer,
             callbacks=[Watch(folder, bar, shown)],
             **more,
