@@ -54,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         result = CliRunner().invoke(main, ["run", "four.yaml"])
     assert result.exit_code == 0, result.output
-    assert result.stderr.count("4 bits change the layers' outputs by 8") == 1  # GRPO goes on from SFT's adapter
+    assert result.stderr.count("NF4 changes the layers' outputs by 8") == 1  # GRPO goes on from SFT's adapter
     return folder / "runs" / "four"
 
 
@@ -138,4 +138,4 @@ def test_no_correction_of_the_rank_is_better_for_these_inputs() -> None:
 def test_unsloths_adapter_begins_at_zero_and_that_is_said() -> None:
     said: list[str] = []
     compensate_quantization(SimpleNamespace(resident=SimpleNamespace(backend="unsloth"), say=said.append))  # type: ignore[arg-type]
-    assert said == ["model.lora.init: quantization_error is for model.backend: plain; Unsloth's adapter begins at zero"]
+    assert said == ["model.lora.init: quantization_error is for model.backend: plain; Unsloth's adapter starts at zero"]

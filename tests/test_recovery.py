@@ -98,7 +98,7 @@ def test_a_step_that_ran_out_of_memory_leaves_the_same_adapter(
     monkeypatch.setattr("qreason.machine.hardware.fast_bfloat16", lambda: False)  # equal to 1e-4 in float32 only
     monkeypatch.setattr("qreason.model.compat.trl.can_share_prompts", lambda args: False)  # as on a GPU
     with monkeypatch.context() as patch:
-        patch.setattr("qreason.training.recovery.recovering", lambda trainer, say: trainer)  # TRL's own
+        patch.setattr("qreason.training.trainer.in_pieces", lambda trainer, policy: trainer)  # TRL's own
         undisturbed, silence = trained(write_recipe, stage, settings, "undisturbed")
     attempts = out_of_memory(monkeypatch, lambda attempt, rows: attempt == moment)
     recovered, said = trained(write_recipe, stage, settings, "recovered")

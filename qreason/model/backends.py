@@ -1,7 +1,7 @@
 """Who loads the base and puts adapters on it: transformers and PEFT, or Unsloth with its fused kernels.
 
 Unsloth replaces parts of transformers and TRL when it is imported, so the choice is made once, before either is.
-It needs its own way of decoding and judging, too: its models read no cache of ours.
+Decoding and judging depend on it, too: Unsloth's models do not read our cache.
 """
 
 from __future__ import annotations
@@ -17,29 +17,22 @@ Name = Literal["plain", "unsloth"]
 LEAST_CAPABILITY = (7, 0)
 """Triton, which Unsloth's kernels are written in, compiles for no older card."""
 INSTALL = "pip install unsloth==2026.10.9"
-"""By its own name: qreason is installed from its folder, and an extra has no name without that."""
+"""Not as an extra of qreason, which is installed from its folder: the command must work anywhere."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`why` is for the person at the terminal; `cure`, where there is one, leads to Unsloth."""
+    """`why` is printed; `cure`, where there is one, is the command that installs Unsloth."""
 
     name: Name
     why: str
     cure: str = ""
 
 
-def capability() -> tuple[int, int] | None:
-    """The compute capability of the GPU; None where there is none."""
-    import torch
-
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
-
-
 def choose(wanted: Literal["auto", "plain", "unsloth"], card: tuple[int, int] | None) -> Choice:
-    """Unsloth where there is a GPU for it and it is installed.
+    """Unsloth where it is installed and `card`, the compute capability of the GPU (None without one), can run it.
 
-    Raises ModelError, or MissingExtra, where a recipe insists on Unsloth and it cannot be.
+    Raises ModelError, or MissingExtra, where a recipe requires Unsloth and it cannot be used.
     """
     if wanted == "plain":
         return Choice("plain", "as the recipe says")
@@ -60,7 +53,9 @@ def choose(wanted: Literal["auto", "plain", "unsloth"], card: tuple[int, int] | 
 
 def start(wanted: Literal["auto", "plain", "unsloth"]) -> Choice:
     """Choose, and import Unsloth where it is chosen."""
-    chosen = choose(wanted, capability())
+    import torch
+
+    chosen = choose(wanted, torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
     if chosen.name == "unsloth":
         import_unsloth()
     return chosen

@@ -1,17 +1,17 @@
 """A preference model: a sequence classifier with one output, higher for the reply that people prefer.
 
-One that was trained on the run's base stands on the base that is in memory: containers and head of its own, the
-layers that hold weights shared, its LoRA around them. So the policy's adapter and this one never meet.
+One that was trained on the run's base shares the layers with weights of the base in memory, under containers, a head
+and a LoRA of its own, so the policy's adapter and this one do not interfere.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import ModelError
+from qreason.machine.files import read_json
 from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import base_of
 from qreason.model.compat.transformers import mark_quantized, unquantized_config
@@ -19,9 +19,9 @@ from qreason.model.load import cannot_load, locate
 from qreason.model.resident import Resident
 
 ROWS = 32
-"""Replies that are read side by side."""
+"""Replies per forward pass."""
 LEVEL = "level.json"
-"""Beside the weights of a reward model: where its output is neither good nor bad."""
+"""Beside the weights of a reward model: the output that is neither good nor bad, as a preference step measured it."""
 NO_CLASSIFIER = "a preference model is a sequence classifier with one label, as a preference step makes it"
 
 
@@ -40,7 +40,8 @@ class PreferenceModel:
         adapter = read_adapter(path)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.level = read_level(path)
+            level = Path(path) / LEVEL
+            self.level = float(read_json(level)["level"]) if level.is_file() else 0.0  # 0 for a model from elsewhere
             self.model = load_adapter(name, path, adapter, resident) if adapter else load_whole(name, path, resident)
         except ModelError:
             raise
@@ -68,14 +69,8 @@ class PreferenceModel:
         return outputs
 
 
-def read_level(path: str) -> float:
-    """What a preference step has measured; 0 for a model from elsewhere."""
-    file = Path(path) / LEVEL
-    return float(json.loads(file.read_text(encoding="utf-8"))["level"]) if file.is_file() else 0.0
-
-
 def render_ids(tokenizer: Any, prompt: str, reply: str) -> list[int]:
-    """What a preference model reads, in training and after: the prompt and the reply as a chat."""
+    """The input of a preference model, in training and after: the prompt and the reply as a chat."""
     text = f"{prompt}\n\n{reply}"
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
@@ -87,26 +82,22 @@ def render_ids(tokenizer: Any, prompt: str, reply: str) -> list[int]:
 def read_adapter(path: str) -> dict[str, Any] | None:
     """The adapter_config.json of a folder; None where it is none."""
     file = Path(path) / "adapter_config.json"
-    if not file.is_file():
-        return None
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    config: dict[str, Any] | None = read_json(file) if file.is_file() else None
     return config
 
 
 def load_adapter(name: str, path: str, adapter: dict[str, Any], resident: Resident) -> Any:
-    """An adapter with its head: on the resident base if it is its own, else on a base that is loaded for it."""
+    """An adapter with its head: on the resident base if it was trained on it, else on a base loaded for it."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
     if adapter.get("task_type") != "SEQ_CLS":
         raise ModelError(f"{name}: an adapter for {adapter.get('task_type')}, not SEQ_CLS; {NO_CLASSIFIER}")
-    own = adapter["base_model_name_or_path"]
-    if own == resident.settings.base and resident.backend == "plain":
+    name, dtype = adapter["base_model_name_or_path"], getattr(torch, resident.hardware.dtype)
+    if name == resident.settings.base and resident.backend == "plain":
         return PeftModel.from_pretrained(with_head(resident), path)
-    base = AutoModelForSequenceClassification.from_pretrained(
-        locate(own), num_labels=1, dtype=getattr(torch, resident.hardware.dtype)
-    )
+    base = AutoModelForSequenceClassification.from_pretrained(locate(name), num_labels=1, dtype=dtype)
     return PeftModel.from_pretrained(base, path).to(resident.device)
 
 
@@ -116,8 +107,7 @@ def load_whole(name: str, path: str, resident: Resident) -> Any:
 
     config = AutoConfig.from_pretrained(path)
     kind = (config.architectures or ["nothing"])[0]
-    # transformers would put a random head on any other model
-    if not kind.endswith("ForSequenceClassification"):
+    if not kind.endswith("ForSequenceClassification"):  # transformers would put a random head on any other model
         raise ModelError(f"{name}: a {kind}; {NO_CLASSIFIER}")
     if config.num_labels != 1:
         raise ModelError(f"{name}: {config.num_labels} labels; {NO_CLASSIFIER}")
@@ -126,7 +116,7 @@ def load_whole(name: str, path: str, resident: Resident) -> Any:
 
 
 def with_head(resident: Resident) -> Any:
-    """A sequence classifier with one output on the resident base: the layers that hold weights are the base's own."""
+    """A sequence classifier with one output on the resident base, whose layers with weights it shares."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -140,16 +130,11 @@ def with_head(resident: Resident) -> Any:
     for name in [name for name, module in backbone.named_modules() if name and not list(module.children())]:
         backbone.set_submodule(name, base_of(shared.get_submodule(name)))
     head = torch.nn.Linear(model.score.in_features, 1, bias=False, device=resident.device)
-    torch.nn.init.zeros_(head.weight)  # a random direction drowns what tells two replies apart: LOG.md
-    # float32, whatever the base computes in: pairs differ by little
-    head.register_forward_pre_hook(as_float)
+    torch.nn.init.zeros_(head.weight)  # a random direction drowns the difference of two replies: LOG.md
+    head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))  # float32 always: pairs differ by little
     model.score = head
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ModelError(f"{resident.settings.base}: a {type(causal).__name__} cannot carry a scalar head here")
     mark_quantized(model, causal)
     model.requires_grad_(False)
     return model.eval()
-
-
-def as_float(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0].float(),)

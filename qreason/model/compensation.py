@@ -1,8 +1,8 @@
-"""An adapter that begins by giving back what 4 bits take away, as far as its rank goes.
+"""An initial adapter that offsets the NF4 quantization error, limited by its rank.
 
-Of the error that quantization leaves in a layer, the adapter takes the part that changes the layer's outputs most on
-text of the run: with inputs X and the error E of the weight, the first directions of X E' are kept. That is the best
-correction of this rank for these inputs (QERA, arXiv 2410.06040; without inputs it would be LoftQ, arXiv 2310.08659).
+Of a layer's quantization error, the adapter corrects the part that changes the layer's outputs most on text of the run:
+with inputs X and the error E of the weight, the first directions of X E' are kept. That is the best correction of this
+rank for these inputs (QERA, arXiv 2410.06040; without inputs it would be LoftQ, arXiv 2310.08659).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import torch
 
 TOKENS = 2048
-"""Tokens whose inputs to every layer are kept, in the number format of the model, in the machine's memory."""
+"""Tokens whose inputs to every layer are kept, in the model's number format, in CPU memory."""
 ROWS = 16
 WRAPPED = "base_model.model."
 
 
 def compensate(resident: Resident, texts: Sequence[str]) -> tuple[float, float]:
-    """Give the fresh adapter on a 4-bit base its start, from how the base reads `texts`.
+    """Initialize the fresh adapter on a 4-bit base from the base's layer inputs on `texts`.
 
-    Returns the error of the layers' outputs relative to their size, in the mean over layers: without and with it.
-    The adapter's first matrix keeps the norm it was drawn with, so a learning rate means what it meant.
+    Returns the relative error of the layers' outputs, mean over layers, without and with it. The adapter's first
+    matrix keeps the norm it was drawn with, so that the learning rate keeps its meaning.
     """
     import torch
 
@@ -43,12 +43,12 @@ def compensate(resident: Resident, texts: Sequence[str]) -> tuple[float, float]:
     for name, layer in layers.items():
         whole = original.get_submodule(name).weight.data
         error, read = whole - to_float32(layer.base_layer.weight), inputs.pop(name).float()
-        first, second = layer.lora_A[POLICY].weight, layer.lora_B[POLICY].weight
-        down, up = correction(error, read, len(first))
-        scale = float(first.detach().norm() / down.norm())
+        lora_a, lora_b = layer.lora_A[POLICY].weight, layer.lora_B[POLICY].weight
+        down, up = correction(error, read, len(lora_a))
+        scale = float(lora_a.detach().norm() / down.norm())
         with torch.no_grad():
-            first[: len(down)] = scale * down.to(first)
-            second[:, : len(down)] = (up / (scale * layer.scaling[POLICY])).to(second)
+            lora_a[: len(down)] = scale * down.to(lora_a)
+            lora_b[:, : len(down)] = (up / (scale * layer.scaling[POLICY])).to(lora_b)
         size = (read @ whole.T).norm()
         before.append(float((read @ error.T).norm() / size))
         after.append(float((read @ (error - up @ down).T).norm() / size))
@@ -56,9 +56,9 @@ def compensate(resident: Resident, texts: Sequence[str]) -> tuple[float, float]:
 
 
 def correction(error: torch.Tensor, read: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rank, inputs) and (outputs, rank), whose product comes nearest to `error` in what it does to the inputs `read`.
+    """(rank, inputs) and (outputs, rank), whose product is nearest to `error` in its effect on the inputs `read`.
 
-    The error is projected on the directions of the outputs in which it shows most.
+    The error is projected on the output directions in which its effect is largest.
     """
     import torch
 
@@ -69,7 +69,7 @@ def correction(error: torch.Tensor, read: torch.Tensor, rank: int) -> tuple[torc
 
 
 def read_inputs(resident: Resident, layers: dict[str, Any], texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Layer -> what it reads, (tokens, width) on the CPU, padding left out."""
+    """Layer -> its inputs, (tokens, width) on the CPU, without padding."""
     import torch
 
     read: dict[str, list[torch.Tensor]] = {name: [] for name in layers}

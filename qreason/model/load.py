@@ -9,16 +9,14 @@ from qreason.errors import ModelError, first_line
 from qreason.machine.files import hash_files
 from qreason.machine.hardware import Hardware
 from qreason.model.backends import Name
-from qreason.model.compat.bitsandbytes import keep_layout
+from qreason.model.compat.bitsandbytes import four_bit_trouble, keep_layout
 from qreason.model.compat.unsloth import load_with_unsloth
 from qreason.recipe.sections import Lora, Model
 
 EMBEDDED = {"qreason/tiny": Path(__file__).parents[1] / "assets" / "tiny"}
 """Bases that come with the package: name -> folder."""
-
-
 TURN_END = "<|im_end|>"
-"""What ends a turn of Qwen's chats."""
+"""The token that ends a turn of Qwen's chats."""
 
 
 def locate(base: str) -> str:
@@ -60,8 +58,6 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
     if hardware.device == "cuda":
         options["device_map"] = {"": 0}
     if model.quantization == "nf4":
-        from qreason.model.compat.bitsandbytes import four_bit_trouble
-
         if trouble := four_bit_trouble(hardware.device):
             raise ModelError(f"model.quantization is nf4, but {trouble}; `qreason doctor` shows the cure")
         options["quantization_config"] = four_bit(hardware)
@@ -71,10 +67,13 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
         if not kind.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"{model.base}: a {kind}, not a causal language model; give a text generation model")
         if (packed := getattr(config, "quantization_config", None)) is not None:
-            raise ModelError(f"{model.base}: {already_quantized(packed)}")
+            method = (packed if isinstance(packed, dict) else packed.to_dict()).get("quant_method", "some method")
+            raise ModelError(
+                f"{model.base}: its weights are stored quantized ({getattr(method, 'value', method)}), and can neither "
+                "be quantized again nor merged exactly; give the original 16-bit model with model.quantization: nf4"
+            )
         if backend == "unsloth":
-            context = config.get_text_config().max_position_embeddings
-            base = load_with_unsloth(path, model, hardware, context)
+            base = load_with_unsloth(path, model, hardware, config.get_text_config().max_position_embeddings)
         else:
             base = AutoModelForCausalLM.from_pretrained(path, **options)
     except ModelError:
@@ -112,23 +111,13 @@ def lora_config(lora: Lora) -> Any:
     )
 
 
-def already_quantized(packed: Any) -> str:
-    """Why a base that is stored quantized (GPTQ, AWQ, bitsandbytes) is refused."""
-    settings = packed if isinstance(packed, dict) else packed.to_dict()
-    method = settings.get("quant_method", "some method")
-    return (
-        f"its weights are stored quantized ({getattr(method, 'value', method)}), and can neither be quantized again "
-        "nor merged exactly; give the original 16-bit model with model.quantization: nf4"
-    )
-
-
 def cannot_load(error: Exception) -> str:
     reason = first_line(error)[:200]
     return f"cannot be loaded as a model ({reason}); give qreason/tiny, a Hub id or a folder with the weights"
 
 
 def fingerprint(base: str) -> str:
-    """What identifies the weights of a base: a hash of the files of a folder, or the commit of a Hub model."""
+    """Identifies the weights of a base: a hash of a folder's files, or the commit of a Hub model."""
     from huggingface_hub import try_to_load_from_cache
 
     folder = Path(locate(base))

@@ -1,8 +1,7 @@
-"""Folding adapters into a float32 copy of their base, storing it, and telling how far two models are apart."""
+"""Folding adapters into a float32 copy of their base, storing it, and measuring how far two models differ."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import InputError, ModelError, TrainingError, first_line
+from qreason.machine.files import read_json
 from qreason.machine.hardware import GIB, free_bytes
 from qreason.model.compat.bitsandbytes import to_float32
 from qreason.model.compat.noise import MISSING_KEYS, TIED, without
@@ -27,17 +27,13 @@ LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE", "NOTICE
 CHECKED_TOKENS = 128
 """Tokens of a reply that two models are compared on: a distribution over a large vocabulary is half a megabyte."""
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-"""Bytes a weight of a stored model."""
-
+"""Bytes per weight of a stored model."""
 
 # --- the base in float32 ---------------------------------------------------------------------------
 
 
 def float32_copy(resident: Resident) -> Any:
-    """The bare base as it was trained on, in float32 on the CPU; 4-bit weights dequantized, one layer at a time.
-
-    The GPU holds nothing more than before.
-    """
+    """The bare base as it was trained on, in float32 on the CPU; 4-bit weights dequantized, one layer at a time."""
     import torch
 
     resident.remove_adapter()
@@ -66,11 +62,11 @@ def float32_original(model: Model) -> Any:
 def check_adapter(folder: Path, base: Mapping[str, str]) -> None:
     """ModelError for an adapter of another base (`id` and `fingerprint`), or a folder without one."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "adapter_config.json")
     except (OSError, ValueError):
         raise ModelError(f"{folder}: no adapter there (adapter_config.json); give its folder, or a stage's") from None
     try:
-        own = json.loads((folder.parent.parent / "manifest.json").read_text(encoding="utf-8"))["base"]
+        own = read_json(folder.parent.parent / "manifest.json")["base"]
     except (OSError, ValueError, KeyError, TypeError):
         own = None
     if own is not None:
@@ -101,7 +97,7 @@ def put_on(base: Any, adapters: Sequence[Path], settings: Merge, seed: int) -> A
     model: Any = None
     for name, folder in zip(names, adapters, strict=True):
         try:
-            with without(MISSING_KEYS, TIED):  # check_weights and `untie` look after both
+            with without(MISSING_KEYS, TIED):  # check_weights and `untie` handle both
                 if model is None:
                     model = PeftModel.from_pretrained(base, str(folder), adapter_name=name)
                 else:
@@ -125,7 +121,7 @@ def put_on(base: Any, adapters: Sequence[Path], settings: Merge, seed: int) -> A
 
 
 def untie(base: Any, adapters: Sequence[Path]) -> None:
-    """Give the output layer weights of its own where an adapter changes it or the embedding, but not both."""
+    """Untie output layer and embedding where an adapter changes only one of them."""
     import torch
 
     if not getattr(base.config, "tie_word_embeddings", False):
@@ -149,21 +145,19 @@ def adapter_keys(folder: Path) -> set[str]:
 
 
 def check_weights(model: Any, name: str, folder: Path) -> None:
-    """ModelError unless each of an adapter's weights has its place: PEFT leaves others out with a warning."""
+    """ModelError unless each weight of an adapter has its place: PEFT leaves others out with a warning."""
     from peft import get_peft_model_state_dict
 
-    there, wanted = (
-        adapter_keys(folder),
-        set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)),
-    )
-    if there != wanted:
-        odd = min(there ^ wanted)
-        raise ModelError(f"{folder}: does not fit the base ({odd} has no counterpart); give the base it was trained on")
+    wanted = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    if odd := adapter_keys(folder) ^ wanted:
+        raise ModelError(
+            f"{folder}: does not fit the base ({min(odd)} has no counterpart); give the base it was trained on"
+        )
 
 
 def fold(model: Any) -> Any:
-    """The active adapters of a PEFT model added into its base, which comes back plain."""
-    with without(TIED):  # `untie` has looked after them
+    """The base of a PEFT model with the active adapters added into its weights."""
+    with without(TIED):  # `untie` has handled them
         return model.merge_and_unload(safe_merge=True, adapter_names=list(model.base_model.active_adapters))
 
 
@@ -171,7 +165,7 @@ def fold(model: Any) -> Any:
 
 
 def check_room(folder: Path, parameters: int, dtype: str, copies: int) -> None:
-    """InputError where a disk cannot hold so many copies of a model."""
+    """InputError where the disk cannot hold so many copies of a model."""
     needed, free = int(parameters * BYTES[dtype] * copies * 1.05), free_bytes(folder)
     if free < needed:
         raise InputError(
@@ -189,7 +183,7 @@ def store(model: Any, tokenizer: Any, folder: Path, settings: Merge, base: str) 
         tokenizer.save_pretrained(str(folder))
         for file in licence_files(base):
             shutil.copyfile(file, folder / file.name)
-    except Exception as error:  # safetensors has exceptions of its own for a full disk
+    except Exception as error:  # for a full disk safetensors raises its own exceptions
         raise TrainingError(
             f"{folder}: the merged model could not be written ({first_line(error)[:200]}); make room, or give a folder "
             "on another disk with --out"
@@ -197,14 +191,13 @@ def store(model: Any, tokenizer: Any, folder: Path, settings: Merge, base: str) 
 
 
 def licence_files(base: str) -> list[Path]:
-    """The licence files of a base: those in its folder, or on the Hub as far as they can be had."""
+    """The licence files of a base: those in its folder, or those that can be downloaded from the Hub."""
     from huggingface_hub import hf_hub_download
 
     folder, found = Path(locate(base)), []
+    if folder.is_dir():
+        return [folder / name for name in LICENCES if (folder / name).is_file()]
     for name in LICENCES:
-        if folder.is_dir():
-            found += [folder / name] if (folder / name).is_file() else []
-            continue
         with suppress(Exception):  # not there, or no connection
             found.append(Path(hf_hub_download(base, name)))
     return found
@@ -227,6 +220,6 @@ def log_probabilities(model: Any, replies: Sequence[Reply]) -> list[torch.Tensor
 
 
 def divergence(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
-    """KL(one || other) in nats, mean over all tokens; in float64, or differences would drown in rounding."""
+    """KL(one || other) in nats per token; in float64, or rounding would hide small differences."""
     total = sum(float((p.double().exp() * (p.double() - q.double())).sum()) for p, q in zip(one, other, strict=True))
     return total / sum(map(len, one))

@@ -32,10 +32,7 @@ class Resident:
         backend: Name = "plain",
     ) -> None:
         quiet()
-        self.settings = settings
-        self.hardware = hardware
-        self.say = say
-        self.backend = backend
+        self.settings, self.hardware, self.say, self.backend = settings, hardware, say, backend
         self.tokenizer = load_tokenizer(settings.base)
         self.model = load_base(settings, hardware, backend)
         self.adapter: Path | None = None
@@ -57,10 +54,7 @@ class Resident:
             self.wrapped, self.adapter = False, None
 
     def load_adapter(self, folder: Path | None, *, trainable: bool = False, checkpointing: bool = False) -> None:
-        """Put a saved adapter on the base in place of the one that is there; None leaves the bare base.
-
-        `checkpointing` is for Unsloth, which has its own.
-        """
+        """Replace the adapter on the base by a saved one or none; `checkpointing` is for Unsloth, which has its own."""
         from peft import PeftModel
 
         if folder is not None and folder == self.adapter and not trainable:
@@ -80,7 +74,7 @@ class Resident:
         return ModelError(f"{folder}: no adapter for {self.settings.base} ({first_line(error)})")
 
     def new_adapter(self, lora: Lora, *, seed: int = 0, checkpointing: bool = False) -> None:
-        """Put a fresh, trainable adapter on the base; it changes nothing until it is trained.
+        """Put a fresh, trainable adapter on the base; its effect is zero until it is trained.
 
         `seed` and `checkpointing` are for Unsloth, which has its own.
         """
@@ -89,16 +83,15 @@ class Resident:
         self.remove_adapter()
         if self.backend == "unsloth":
             self.model = adapt_with_unsloth(self.model, lora, seed, checkpointing)
-            self.wrapped = True
-            return
-        self.model = get_peft_model(self.model, lora_config(lora))
+        else:
+            self.model = get_peft_model(self.model, lora_config(lora))
         self.wrapped = True
 
     @contextmanager
     def inference(self, *, adapter: bool | Path = True, fast: bool = False) -> Iterator[Any]:
-        """The model ready to answer, without gradients; afterwards it is as it was.
+        """The model ready to answer, without gradients; afterwards its state is restored.
 
-        With the policy adapter on, with it off (False: the bare base), or with a judge adapter in its place (a folder).
+        With the policy adapter on (True), off (False: the bare base), or replaced by a judge adapter (its folder).
         `fast` computes in the number format of training steps where that is another one.
         """
         import torch
@@ -132,7 +125,7 @@ class Resident:
 
     @contextmanager
     def judging(self, folder: Path) -> Iterator[None]:
-        """A judge adapter on in place of the policy's, whose weights and training are left alone."""
+        """A judge adapter in place of the policy's, whose weights and training state stay as they are."""
         if not self.wrapped:
             self.load_adapter(folder)
             try:
@@ -152,14 +145,11 @@ class Resident:
 
     @contextmanager
     def rounded(self, model: Any) -> Iterator[None]:
-        """On a CPU that trains in bfloat16, all weights in bfloat16; afterwards their own tensors are back."""
+        """On a CPU that trains in bfloat16, all weights in bfloat16; afterwards their original tensors are back."""
         import torch
 
-        if (
-            self.hardware.device != "cpu"
-            or self.hardware.autocast != "bfloat16"
-            or self.settings.quantization != "none"
-        ):
+        hardware, quantization = self.hardware, self.settings.quantization
+        if (hardware.device, hardware.autocast, quantization) != ("cpu", "bfloat16", "none"):
             yield
             return
         own = [(parameter, parameter.data) for parameter in model.parameters()]

@@ -33,23 +33,20 @@ def plan_table(plan: Plan) -> Group:
     """A bar for each phase with the card's limit, the parts of the one that peaks, and what would lower it."""
     step, peak, needed = plan.peak
     free = plan.card.free_bytes
-    bars = [
-        (one.name, name, phase)
-        for position, one in enumerate(plan.steps)
-        for name, phase in one.phases.items()
-        if name != "load" or position == 0
-    ]
     scale = max(free, needed)
     verdict = "fits" if plan.fits else f"does not fit: {in_gib(needed - free)} GiB too much"
     lines: list[Text | Table] = [
         Text(f"{plan.recipe} on {plan.card.name}, {in_gib(free)} GiB: {verdict}", style="bold"),
         Text(""),
     ]
-    for owner, name, phase in bars:
-        top = (owner, name) == (step.name, peak)
-        label = name if name == "load" else f"{owner} {name}"
-        figure = f"{in_gib(sum(phase.values())):>6}{' ◄ peak' if top else ''}"
-        lines.append(Text.assemble(f"{label:<{LABEL}}", bar(phase, scale, free), (figure, "bold" if top else "")))
+    for owner in plan.steps:
+        for name, phase in owner.phases.items():
+            if name == "load" and owner is not plan.steps[0]:
+                continue
+            top = (owner, name) == (step, peak)
+            label = name if name == "load" else f"{owner.name} {name}"
+            figure = f"{in_gib(sum(phase.values())):>6}{' ◄ peak' if top else ''}"
+            lines.append(Text.assemble(f"{label:<{LABEL}}", bar(phase, scale, free), (figure, "bold" if top else "")))
     lines += [Text(" " * (LABEL + column(free, scale)) + f"│ {in_gib(free)} GiB"), Text("")]
     lines += [parts_table(step.phases[peak]), Text("")]
     lines += [changes_table(plan.changes)] if plan.changes else [Text("nothing in the recipe lowers the peak")]
@@ -58,7 +55,7 @@ def plan_table(plan: Plan) -> Group:
 
 
 def column(size: int, scale: int) -> int:
-    """Where so many bytes end on a bar, in characters."""
+    """The character of a bar at which so many bytes end."""
     return min(WIDTH - 1, round(WIDTH * size / scale))
 
 
@@ -75,7 +72,7 @@ def bar(phase: Phase, scale: int, free: int) -> Text:
 
 
 def parts_table(phase: Mapping[str, int]) -> Table:
-    """The bytes of a phase's components under the characters of the bars."""
+    """The bytes of a phase's components, grouped as in the bars."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -90,7 +87,7 @@ def parts_table(phase: Mapping[str, int]) -> Table:
 
 
 def changes_table(changes: tuple[Change, ...]) -> Table:
-    """What to set and how much lower the peak is then, GiB; cheapest first."""
+    """What to set, and how much that lowers the peak in GiB; cheapest first."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("GiB less", justify="right", no_wrap=True)
     table.add_column("with --set", max_width=51, overflow="fold")

@@ -1,4 +1,4 @@
-"""Making a recipe fit a card: the changes that need less memory, and which of them are enough."""
+"""Making a recipe fit a card: the changes that save memory, and which of them are enough."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from qreason.recipe.settings import Evaluate
 from qreason.recipe.training import Grpo, Training
 
 Kind = Callable[[Recipe, int], Recipe | None]
-"""A change to a recipe with a step in mind (its position): the recipe a notch smaller, or None at its end."""
+"""A change to a recipe for the step at a position: a recipe that needs a little less, or None at its limit."""
 
 
 def plan(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> Plan:
-    """What each phase needs at most, and the changes that lower the peak, cheapest first, each planned anew.
+    """What each phase needs at most, and the changes that lower the peak, cheapest first, each planned again.
 
-    Without read_lengths(recipe) the texts are taken to be as long as USUAL says.
+    `lengths` are read_lengths(recipe), or USUAL where they are not known.
     """
     now = measure(recipe, shape, card, lengths)
     changes = []
@@ -30,32 +30,29 @@ def plan(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> 
         gained = now.peak[2] - measure(found, shape, card, lengths).peak[2] if found else 0
         if found and gained > 0:
             changes.append(Change(differences(recipe, found), gained, kind in SAME, found))
-    unknown = [
-        f"{step.stage}.optim: {step.settings.optim} is not known here; its state is taken for AdamW's in float32"
-        for step in recipe.steps
-        if isinstance(step.settings, Training) and step.settings.optim not in STATES
-    ]
-    unknown += [
-        f"{step.stage}: this step's memory is not planned; the teacher's weights come on top of an sft step's"
-        for step in recipe.steps
-        if step.distill
-    ]
-    return replace(now, changes=tuple(changes), notes=tuple(unknown))
+    notes = []
+    for step in recipe.steps:
+        if isinstance(step.settings, Training) and step.settings.optim not in STATES:
+            optim = f"{step.stage}.optim: {step.settings.optim}"
+            notes.append(f"{optim} is not known here; its state is taken for AdamW's in float32")
+        if step.distill:
+            notes.append("distill: this step's memory is not planned; the teacher's weights are added to an sft step's")
+    return replace(now, changes=tuple(changes), notes=tuple(notes))
 
 
 def fit(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> tuple[Recipe, list[str]]:
-    """The recipe so that it fits, with the same effective batches, and a line for each step that was changed.
+    """The recipe changed so that it fits, with the same effective batches, and a line for each step that was changed.
 
-    Replies are decoded with as many side by side as fit; a training step gets the largest micro-batch that fits, and
-    checkpointing where one row alone does not. Raises InputError with the cheapest change of the mathematics that makes
-    it fit, where this does not.
+    As many replies are decoded side by side as fit; a training step gets the largest micro-batch that fits, and
+    checkpointing where one row alone does not. Where this is not enough, raises InputError with the cheapest change of
+    the mathematics that is.
     """
     result, lines = fitting_rollouts(recipe, shape, card, lengths), []
     if changed := differences(recipe, result):
         lines.append(f"{', '.join(changed)}: fewer replies side by side, so that they fit into {gib(card.free_bytes)}")
     for step in measure(recipe, shape, card, lengths).steps:
         chosen = result
-        for chosen in gentler(result, step.position):
+        for chosen in same_variants(result, step.position):
             plans = measure(chosen, shape, card, lengths).steps
             peak = next(one for one in plans if one.position == step.position).peak[1]
             if peak <= card.free_bytes:
@@ -66,10 +63,10 @@ def fit(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths = USUAL) -> t
     now = measure(result, shape, card, lengths)
     if not now.fits:
         step, phase, needed = now.peak
-        why = (
-            f"{recipe.name}: the {step.name} step needs {gib(needed)} ({phase}), {card.name} has {gib(card.free_bytes)}"
+        raise InputError(
+            f"{recipe.name}: the {step.name} step needs {gib(needed)} ({phase}), {card.name} has "
+            f"{gib(card.free_bytes)}; {cure(now, result, shape, lengths)}"
         )
-        raise InputError(f"{why}; {cure(now, result, shape, lengths)}")
     return result, lines
 
 
@@ -85,12 +82,12 @@ def fitting_rollouts(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths)
     return result
 
 
-def gentler(recipe: Recipe, position: int) -> Iterator[Recipe]:
-    """The recipe and its SAME variants, from what costs least time."""
-    aside = judge_aside(recipe, position)
-    starts = [recipe, checkpointing(recipe, position), aside, checkpointing(aside, position) if aside else None]
-    for start in starts:
-        variant = start
+def same_variants(recipe: Recipe, position: int) -> Iterator[Recipe]:
+    """The recipe and variants with the same mathematics, from what costs least time."""
+    offloaded = offload_judge(recipe, position)
+    starts = [recipe, checkpointing(recipe, position), offloaded]
+    starts.append(checkpointing(offloaded, position) if offloaded else None)
+    for variant in starts:
         while variant:
             yield variant
             variant = smaller_micro_batch(variant, position)
@@ -112,7 +109,7 @@ def cure(now: Plan, recipe: Recipe, shape: Shape, lengths: Lengths) -> str:
 
 
 def until_it_fits(kind: Kind, now: Plan, recipe: Recipe, shape: Shape, lengths: Lengths) -> Recipe | None:
-    """A change to the step that peaks: a notch, and more of them until the recipe fits or they gain nothing."""
+    """A change to the step that peaks, repeated until the recipe fits or nothing more is gained."""
     position = now.peak[0].position
     found = kind(recipe, position)
     while found:
@@ -198,13 +195,13 @@ def checkpointing(recipe: Recipe, position: int) -> Recipe | None:
     return with_step(recipe, position, gradient_checkpointing=True) if off else None
 
 
-def judge_aside(recipe: Recipe, position: int) -> Recipe | None:
-    """A judge of its own in the CPU's memory while it is not asked."""
+def offload_judge(recipe: Recipe, position: int) -> Recipe | None:
+    """A judge with its own base, kept in CPU memory while it is not in use."""
     reward = recipe.rewards.get("judge")
     if reward is None or not reward.settings.get("base") or reward.settings.get("offload"):
         return None
-    aside = reward.model_copy(update={"settings": reward.settings | {"offload": True}})
-    return recipe.model_copy(update={"rewards": recipe.rewards | {"judge": aside}})
+    judge = reward.model_copy(update={"settings": reward.settings | {"offload": True}})
+    return recipe.model_copy(update={"rewards": recipe.rewards | {"judge": judge}})
 
 
 def small_optimizer(recipe: Recipe, position: int) -> Recipe | None:
@@ -214,17 +211,16 @@ def small_optimizer(recipe: Recipe, position: int) -> Recipe | None:
 
 
 def fewer_rollouts(recipe: Recipe, position: int) -> Recipe | None:
-    """Replies made in more and smaller rounds; losses and rewards are then normalized over each round."""
+    """Replies generated in more and smaller rounds; losses and rewards are then normalized over each round."""
     settings = recipe.steps[position].grpo
     if settings is None or "generation_batch_size" in settings.trl:
         return None
     micro, steps = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     now = settings.replies_at_a_time // micro
-    parts = (
-        part for part in range(now - 1, 0, -1) if steps % part == 0 and not micro * part % settings.num_generations
-    )
-    part = next(parts, None)
-    return with_step(recipe, position, trl=settings.trl | {"steps_per_generation": part}) if part else None
+    for part in range(now - 1, 0, -1):
+        if steps % part == 0 and not micro * part % settings.num_generations:
+            return with_step(recipe, position, trl=settings.trl | {"steps_per_generation": part})
+    return None
 
 
 def four_bit(recipe: Recipe, position: int) -> Recipe | None:
@@ -251,14 +247,7 @@ def shorter_completions(recipe: Recipe, position: int) -> Recipe | None:
     return recipe.model_copy(update={"sampling": sampling}) if length >= 64 else None
 
 
-SAME: tuple[Kind, ...] = (fewer_seqs, smaller_micro_batch, checkpointing, judge_aside)
-"""Changes that leave the mathematics alone, from what costs least time."""
-COSTLY: tuple[Kind, ...] = (
-    small_optimizer,
-    fewer_rollouts,
-    four_bit,
-    fewer_samples,
-    lower_rank,
-    shorter_completions,
-)
-"""Changes that do not, from what changes results least."""
+SAME: tuple[Kind, ...] = (fewer_seqs, smaller_micro_batch, checkpointing, offload_judge)
+"""Changes that keep the mathematics, from what costs least time."""
+COSTLY: tuple[Kind, ...] = (small_optimizer, fewer_rollouts, four_bit, fewer_samples, lower_rank, shorter_completions)
+"""Changes that alter it, from what changes results least."""

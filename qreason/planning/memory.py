@@ -66,7 +66,7 @@ UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
 
 def read_card(text: str) -> Card:
-    """A card of CARDS (`t4`, `RTX 3060`), or one of so much memory (`6GiB`, `6GB`, `6144MiB`)."""
+    """A card of CARDS (`t4`, `RTX 3060`), or one with so much memory (`6GiB`, `6GB`, `6144MiB`)."""
     plain = re.sub(r"nvidia|geforce|tesla|[\s_-]", "", text.lower())
     size = re.fullmatch(r"(\d+(?:\.\d+)?)(gib|gb|mib|mb)", plain)
     if size and float(size[1]):
@@ -79,17 +79,17 @@ def read_card(text: str) -> Card:
 
 
 def find_card() -> Card | None:
-    """The GPU of this machine with what is free on it now; None where there is none."""
+    """This machine's GPU with the memory that is free now; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
         return None
     here = Card(torch.cuda.get_device_name(), 0, torch.cuda.get_device_capability())
-    return replace(here, free_bytes=torch.cuda.mem_get_info()[0] + here.context_bytes)  # asking made the context
+    return replace(here, free_bytes=torch.cuda.mem_get_info()[0] + here.context_bytes)  # the query created the context
 
 
 def read_lengths(recipe: Recipe) -> Lengths:
-    """The longest texts of a recipe's data in tokens of its base; 0 for what it has no data of."""
+    """The longest texts of a recipe's data in tokens of its base; 0 where it has no such data."""
     from qreason.data.examples import read_examples
     from qreason.data.pairs import read_pairs
     from qreason.data.prompts import SYSTEM_PROMPTS, lesson, render, render_judge
@@ -100,11 +100,7 @@ def read_lengths(recipe: Recipe) -> Lengths:
     system = SYSTEM_PROMPTS[recipe.data.prompt]
     read = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]
-    taught = [lesson(example, system) for example in read.get("sft", [])]
-
-    def pairs() -> list[list[int]]:
-        given = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else []
-        return [render_ids(tokenizer, pair.prompt, reply) for pair in given for reply in (pair.chosen, pair.rejected)]
+    pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else []
 
     def longest(texts: list[str]) -> int:
         return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0
@@ -114,10 +110,12 @@ def read_lengths(recipe: Recipe) -> Lengths:
 
     return Lengths(
         prompt=chats([render(example, system) for example in asked], reply=True),
-        example=chats(taught, reply=False),
+        example=chats([lesson(example, system) for example in read.get("sft", [])], reply=False),
         question=chats([render_judge(example.reference, "") for example in asked], reply=True),
         reference=longest([example.reference for example in asked]),
-        pair=max(map(len, pairs()), default=0),
+        pair=max(
+            (len(render_ids(tokenizer, p.prompt, side)) for p in pairs for side in (p.chosen, p.rejected)), default=0
+        ),
     )
 
 
@@ -126,7 +124,7 @@ def read_lengths(recipe: Recipe) -> Lengths:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The phases of one step, each component -> bytes; `name` is its stage, numbered from the second on."""
+    """The phases of one step: component -> bytes; `name` is its stage, numbered from the second on."""
 
     position: int
     name: str
@@ -140,7 +138,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Change:
-    """A recipe that needs less; `settings` says how it differs, as --set writes it."""
+    """A recipe that needs less; `settings` are the differences, as --set writes them."""
 
     settings: tuple[str, ...]
     gained_bytes: int
@@ -171,8 +169,9 @@ shape_of = cache(read_shape)
 
 
 def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) -> list[Asked]:
-    """The models on the card that a step's rewards ask."""
+    """The models on the card that a step's rewards query."""
     found = []
+    adapter_bytes = 4 * sum(adapter_sizes(shape, recipe.model.lora))
     for reward in (reward for name, reward in rewards.items() if reward.kind(name) == "judge"):
         judge = JudgeSettings.model_validate(reward.settings)
         if judge.base:
@@ -180,12 +179,11 @@ def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) 
             stored = weight_bytes(own, judge.quantization)
             found.append(Asked(own, model, stored, offload=judge.offload, kind=judge.mode))
         elif not judge.endpoint:
-            stored = 4 * sum(adapter_sizes(shape, recipe.model.lora)) if judge.adapter else 0
+            stored = adapter_bytes if judge.adapter else 0
             found.append(Asked(shape, recipe.model, stored, adapter=bool(judge.adapter), kind=judge.mode))
     for name in {model for _, model in preference_models(rewards)}:
         if name in stage_folders(recipe.steps):  # an adapter on the policy's base
-            stored = 4 * sum(adapter_sizes(shape, recipe.model.lora))
-            found.append(Asked(shape, recipe.model, stored, adapter=True, kind="preference"))
+            found.append(Asked(shape, recipe.model, adapter_bytes, adapter=True, kind="preference"))
             continue
         if adapter := read_adapter(name):
             name = adapter["base_model_name_or_path"]
@@ -216,9 +214,8 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
     if work.judged and asked:
         replies, n = work.judged
         replies = max(replies, QUESTIONS if work.fills_judge else 0)
-        phases["judge"] = complete(
-            card, stored, peak_phase([judging(one, replies, n, lengths, completion) for one in asked])
-        )
+        moments = [judging(one, replies, n, lengths, completion) for one in asked]
+        phases["judge"] = complete(card, stored, peak_phase(moments))
     if isinstance(settings, Training):
         tokens = row_tokens(shape, work, lengths, completion)
         # The gradients of earlier micro-batches are set aside during a backward pass (training/recovery.py).
@@ -229,7 +226,7 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
 
 
 def measure(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> Plan:
-    """The plan without changes: every training step, and one evaluation, since all are alike."""
+    """The plan without changes: every training step, and the first evaluation, since all are alike."""
     stages = [step.stage for step in recipe.steps]
     steps = []
     for position, step in enumerate(recipe.steps):
@@ -249,11 +246,9 @@ def is_planned(recipe: Recipe) -> bool:
 
 
 def peak_line(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> str:
-    """What a recipe needs most memory for."""
     step, phase, needed = measure(recipe, shape, card, lengths).peak
-    return (
-        f"{gib(needed)} of {gib(card.free_bytes)} on {card.name} at the peak, the {phase} phase of the {step.name} step"
-    )
+    used = f"{gib(needed)} of {gib(card.free_bytes)} on {card.name}"
+    return f"{used} at the peak, the {phase} phase of the {step.name} step"
 
 
 def check_disk(recipe: Recipe, shape: Shape, folder: Path) -> None:

@@ -24,11 +24,11 @@ from qreason.recipe.stage import Work
 from qreason.recipe.training import Training
 
 NUMBER = 2
-"""Bytes of a number of the base and its activations on a GPU: float16 or bfloat16."""
+"""Bytes per number of the base and its activations on a GPU: float16 or bfloat16."""
 FRAGMENTATION = 0.05
-"""Share of what torch allocates that it holds beyond it; a cache that grows token by token leaves gaps."""
+"""Memory that torch holds beyond what it allocates, as a share of it; a cache that grows per token leaves gaps."""
 CHUNK = 256
-"""Tokens whose logits TRL's chunked SFT loss holds at a time."""
+"""Tokens per chunk of logits in TRL's chunked SFT loss."""
 SFT_LOGIT, FUSED_LOGIT, PLAIN_LOGIT = 16, 8, 16
 """Bytes per logit at the peak of SFT's chunk, and of GRPO's log-probabilities with Triton and without."""
 
@@ -51,7 +51,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model is made of, as its config says; counts are numbers, not bytes."""
+    """The sizes of a model, from its config; counts are numbers, not bytes."""
 
     base: str
     parameters: int
@@ -64,7 +64,6 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocabulary: int
-    tied: bool
     context: int
 
 
@@ -84,7 +83,7 @@ USUAL = Lengths()
 
 @dataclass(frozen=True)
 class Card:
-    """`free_bytes` are what a run may take, its CUDA context included."""
+    """`free_bytes` is what a run may use, including its CUDA context."""
 
     name: str
     free_bytes: int
@@ -92,13 +91,13 @@ class Card:
 
     @property
     def context_bytes(self) -> int:
-        """Driver, kernels and cuBLAS workspaces, which torch does not count: stated, not measured, by generation."""
+        """Driver, kernels and cuBLAS workspaces, which torch does not count; by generation, assumed, not measured."""
         return int(GIB * (0.3 if self.capability < (8, 0) else 0.4 if self.capability < (9, 0) else 0.5))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A model that rewards ask; `stored` are its bytes beside the policy's base."""
+    """A model that rewards query; `stored` is its bytes beside the policy's base."""
 
     shape: Shape
     model: Model
@@ -138,7 +137,6 @@ def read_shape(base: str) -> Shape:
             kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
-            tied=bool(config.tie_word_embeddings),
             context=text.max_position_embeddings,
         )
     except Exception as error:
@@ -151,7 +149,7 @@ def read_shape(base: str) -> Shape:
 def nf4_bytes(weights: int) -> int:
     """A matrix in NF4 with double quantization, as bitsandbytes' QuantState holds it.
 
-    Half a byte a weight, an 8-bit maximum a block of 64, a float32 maximum a 256 of those, tables of 16 and 256
+    Half a byte per weight, an 8-bit maximum per block of 64, a float32 maximum per 256 of those, tables of 16 and 256
     float32 and an offset.
     """
     blocks = ceil(weights / 64)
@@ -187,14 +185,14 @@ STATES = {
     "rmsprop": 1, "rmsprop_bnb": 1, "rmsprop_bnb_32bit": 1, "rmsprop_bnb_8bit": 1,
     "adagrad": 1, "sgd": 0,
 }  # fmt: skip
-"""`optim` -> numbers it keeps for each trained weight; one that is not here is taken for AdamW in float32."""
+"""`optim` -> numbers it keeps per trained weight; an unknown one is taken for AdamW in float32."""
 
 
 def optimizer_bytes(optim: str, sizes: Iterable[int]) -> int:
     """The state of an optimizer over matrices of these sizes.
 
-    The 8-bit ones of bitsandbytes keep a byte a number, a float32 maximum a block of 256 and a table of 256 float32 a
-    state, but float32 where a matrix has fewer than 4,096 weights.
+    The 8-bit ones of bitsandbytes keep a byte per number, a float32 maximum per block of 256 and a table of 256 float32
+    per state, but float32 where a matrix has fewer than 4,096 weights.
     """
     states = STATES.get(optim, 2)
     if "8bit" not in optim or optim not in STATES:
@@ -203,16 +201,16 @@ def optimizer_bytes(optim: str, sizes: Iterable[int]) -> int:
     return states * sum(each) + 1024 * min(states, 2)
 
 
-def cache_bytes(shape: Shape, rows: int, tokens: int, number: int = NUMBER) -> int:
+def cache_bytes(shape: Shape, rows: int, tokens: int) -> int:
     """Keys and values of all layers."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * rows * tokens * number
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * rows * tokens * NUMBER
 
 
 # --- modelled ------------------------------------------------------------------------------------
 
 
 def dequantized(shape: Shape, model: Model) -> int:
-    """The largest 4-bit matrix in 16 bits, with its maxima in float32, while it is multiplied."""
+    """The largest 4-bit matrix in 16 bits, with its maxima in float32, during its multiplication."""
     if model.quantization == "none":
         return 0
     largest = max((linear.outputs * linear.inputs for linear in shape.linears if linear.quantized), default=0)
@@ -220,7 +218,7 @@ def dequantized(shape: Shape, model: Model) -> int:
 
 
 def saved_by_layer(shape: Shape, model: Model, rows: int, tokens: int) -> int:
-    """What a layer keeps for its backward pass, autocast on.
+    """Bytes that a layer keeps for its backward pass, with autocast.
 
     Both norms in float32; queries, keys and values repeated for every head, the attention's output and its
     log-sum-exp; gate, its activation and up; what the adapters read and their ranks; a mask of T x T, because rows are
@@ -237,7 +235,7 @@ def saved_by_layer(shape: Shape, model: Model, rows: int, tokens: int) -> int:
 
 
 def peak_phase(moments: Sequence[Phase]) -> Phase:
-    """The moment that needs most memory."""
+    """The one that needs most memory."""
     return max(moments, key=lambda moment: sum(moment.values()))
 
 
@@ -292,19 +290,19 @@ def reading(shape: Shape, model: Model, rows: int, tokens: int, *, adapter: bool
 
 
 def draw_bytes(sampling: Draw) -> int:
-    """Bytes a logit while tokens are drawn: softmax and cumulative sum; top_p sorts, which a GPU does in copies."""
+    """Bytes per logit while tokens are drawn: softmax and cumulative sum; top_p sorts, which a GPU does in copies."""
     if sampling.temperature == 0:
         return NUMBER
     return NUMBER + (48 if sampling.top_p < 1 else 9 if sampling.top_k or sampling.min_p else 8)
 
 
 def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, lengths: Lengths) -> Phase:
-    """n replies to each prompt, as many prompts at a time as generate.py takes: prompts read, or the last token."""
+    """n replies to each prompt, as many prompts at a time as generate.py takes: at the prefill, or the last token."""
     chosen = min(prompts, max(1, sampling.max_num_seqs // n))
     rows, tokens = chosen * min(n, sampling.max_num_seqs), lengths.prompt + sampling.max_completion_length
     cache = cache_bytes(shape, rows, tokens)
-    # As transformers' cache and attention need it, which Unsloth decodes with; our own (cache.py, attention.py) less:
-    # keys and values repeated for every head, and one layer's cache beside its longer copy.
+    # For transformers' cache and attention, which Unsloth decodes with: keys and values repeated for every head, and
+    # one layer's cache beside its longer copy. Our own (model/compat) need less.
     attention = rows * tokens * NUMBER * shape.head_dim * (2 * shape.heads + shape.kv_heads)
     return peak_phase(
         [
@@ -316,7 +314,7 @@ def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, le
 
 
 def judging(asked: Asked, replies: int, n: int, lengths: Lengths, completion: int) -> Phase:
-    """Questions about n replies to a prompt; an answer is taken to be at most twice the longest reference."""
+    """Questions about n replies to a prompt; an answer is assumed to be at most twice the longest reference."""
     answer = min(completion, 2 * lengths.reference)
     if asked.kind == "preference":
         rows, tokens = min(replies, PREFERENCES), lengths.prompt + completion
@@ -330,7 +328,7 @@ def judging(asked: Asked, replies: int, n: int, lengths: Lengths, completion: in
 
 
 def complete(card: Card, *parts: Phase) -> Phase:
-    """The parts together, with what the allocator and the driver hold beyond them."""
+    """The sum of the parts, with what the allocator and the driver hold beyond them."""
     phase = {name: sum(part.get(name, 0) for part in parts) for name in COMPONENTS}
     phase["fragmentation"] = int(FRAGMENTATION * sum(phase.values()))
     phase["CUDA context"] = card.context_bytes

@@ -14,13 +14,12 @@ from qreason.run.session import Artifact, Session, Stage
 
 
 def run_stage(step: Step, run: Session) -> Artifact:
-    """The work of one step."""
     stage: Stage = import_module(f"qreason.stages.{step.stage}").stage
     return stage(step.settings, run)
 
 
 def run_step(run: Session, position: int) -> tuple[Artifact, float]:
-    """Run one step of a run's recipe and record it as finished; what it wrote, and the seconds it took."""
+    """Run one step of a run's recipe and record it as finished; returns what it wrote and the seconds it took."""
     start = time.perf_counter()
     run.begin_step(position)
     artifact = run_stage(run.recipe.steps[position], run)

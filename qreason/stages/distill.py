@@ -7,11 +7,8 @@ replies instead (`sample` with a teacher, then `sft`).
 
 from __future__ import annotations
 
-from typing import Any
-
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import ModelError
-from qreason.machine.progress import progress_bar
 from qreason.model.resident import Resident
 from qreason.recipe.training import Distill
 from qreason.run.checkpoint import open_teacher
@@ -21,31 +18,28 @@ from qreason.run.session import Artifact, Session
 def stage(settings: Distill, run: Session) -> Artifact:
     """Train the newest adapter of the run (or another, or a fresh one) towards the teacher on data.prompts."""
     examples, system = run.examples("prompts")[: settings.rows], SYSTEM_PROMPTS[run.recipe.data.prompt]
-    resident = run.resident
-    teacher = open_teacher(settings.teacher, run.say).resident
-    check_vocabularies(resident, teacher, settings.teacher.model)
+    student, teacher = run.resident, open_teacher(settings.teacher, run.say).resident
+    check_vocabularies(student, teacher, settings.teacher.model)
 
-    from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
-    from qreason.training.recovery import recovering
-    from qreason.training.trainer import Watch, start_adapter, train, trl_config
+    from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
     folder = run.clear_stage_folder()
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
-    arguments = DistillationConfig(**sampling | trl_config(settings, run, folder))
-    with progress_bar(folder.name) as bar:
-        trainer = recovering(DistillationTrainer, run.say)(
-            model=resident.model,
-            teacher_model=teacher.model.get_base_model() if teacher.wrapped else teacher.model,
-            args=arguments,
-            train_dataset=Dataset.from_list([{"prompt": render(example, system)} for example in examples]),
-            processing_class=resident.tokenizer,
-            callbacks=[Watch(folder, bar, ("loss", "entropy"))],
-        )
-        adapter = train(trainer, run, folder)
-    return Artifact(adapter, f"{trainer.state.global_step} steps{divergences(trainer.state.log_history)}")
+    adapter, state = train(
+        DistillationTrainer,
+        DistillationConfig(**sampling | trl_config(settings, run, folder)),
+        [{"prompt": render(example, system)} for example in examples],
+        run,
+        folder,
+        shown=("loss", "entropy"),
+        teacher_model=teacher.model.get_base_model() if teacher.wrapped else teacher.model,
+    )
+    losses = [row["loss"] for row in state.log_history if "loss" in row]
+    divergence = f", divergence {losses[0]:.3f} to {losses[-1]:.3f} nats per token" if losses else ""
+    return Artifact(adapter, f"{state.global_step} steps{divergence}")
 
 
 def check_vocabularies(student: Resident, teacher: Resident, name: str) -> None:
@@ -62,9 +56,3 @@ def check_vocabularies(student: Resident, teacher: Resident, name: str) -> None:
             f"distill: {name} has {sizes[0]} places in its distribution, {student.settings.base} {sizes[1]} (the same "
             "tokens, padded differently); take a teacher with as many, or sample with this one and sft on that"
         )
-
-
-def divergences(history: list[dict[str, Any]]) -> str:
-    """The divergence that was logged first and last."""
-    losses = [row["loss"] for row in history if "loss" in row]
-    return f", divergence {losses[0]:.3f} to {losses[-1]:.3f} nats per token" if losses else ""

@@ -37,18 +37,15 @@ def stage(settings: Evaluate, run: Session) -> Artifact:
     write_jsonl(folder / "evaluation.jsonl", rows)
     report = measure(rows, folder.name, time.perf_counter() - start)
     write_json(folder / "evaluation.json", report)
-    accuracy, form = report["accuracy"]["mean"], report["format"]["mean"]
-    return Artifact(
-        folder / "evaluation.json",
-        f"accuracy {accuracy:.1%}, pass@1 {report['pass_at_1']['mean']:.1%}, format {form:.1%}, "
-        f"reward {report['reward']['mean'] or 0:.2f}",
-    )
+    accuracy, passed, form, reward = (report[key]["mean"] for key in ("accuracy", "pass_at_1", "format", "reward"))
+    summary = f"accuracy {accuracy:.1%}, pass@1 {passed:.1%}, format {form:.1%}, reward {reward or 0:.2f}"
+    return Artifact(folder / "evaluation.json", summary)
 
 
 def measure_rows(
     checkpoint: Checkpoint, examples: Sequence[Example], settings: Evaluate, *, label: str, folder: Path
 ) -> list[dict[str, Any]]:
-    """One greedy reply per row with every reward, and `samples` drawn ones for pass@1 and what else is asked for."""
+    """One greedy reply per row with every reward, and `samples` drawn ones for pass@1, votes, best of n and beams."""
     prompt_of = SYSTEM_PROMPTS if settings.chain_of_thought else DIRECT_PROMPTS
     prompts = [render(example, prompt_of[checkpoint.data.prompt]) for example in examples]
     draw, scorer, n = checkpoint.draw, checkpoint.scorer, settings.samples
@@ -75,9 +72,16 @@ def measure_rows(
     rows = []
     for place, (reply, score) in enumerate(zip(greedy, scorer(greedy, examples, folder), strict=True)):
         own = slice(place * n, (place + 1) * n)
-        row = reply_row(reply, examples[place], score) | look_at(reply, drawn[own], right[own])
         judged = [mark for mark in right[own] if mark is not None]
-        row["scaling"] = scale(settings, drawn[own], judged, marks[own]) if len(judged) == n else {}
+        row = reply_row(reply, examples[place], score) | {
+            "well_formed": follows_format(reply.text),
+            "words": len(reply.text.split()),
+            "finished": reply.finished,
+            "pass_at_1": sum(judged) / len(judged) if judged else None,
+            "samples": [sample.text for sample in drawn[own]],
+            "right": right[own],
+            "scaling": scale(settings, drawn[own], judged, marks[own]) if len(judged) == n else {},
+        }
         if beams and row["scaling"]:
             row["scaling"]["beam"] = {"value": float(bool(found[place])), "tokens": beams[place][1]}
         rows.append(row | {"split": examples[place].split, "accurate": accurate[place]})
@@ -86,19 +90,6 @@ def measure_rows(
 
 def flat(groups: Sequence[Sequence[Reply]]) -> list[Reply]:
     return [reply for group in groups for reply in group]
-
-
-def look_at(greedy: Reply, drawn: Sequence[Reply], right: Sequence[bool | None]) -> dict[str, Any]:
-    """What a row of evaluation.jsonl says of its replies."""
-    judged = [mark for mark in right if mark is not None]
-    return {
-        "well_formed": follows_format(greedy.text),
-        "words": len(greedy.text.split()),
-        "finished": greedy.finished,
-        "pass_at_1": sum(judged) / len(judged) if judged else None,
-        "samples": [reply.text for reply in drawn],
-        "right": list(right),
-    }
 
 
 def find_right(settings: Evaluate, replies: Sequence[Reply], examples: Sequence[Example]) -> list[bool | None]:

@@ -15,7 +15,7 @@ from qreason.run.session import Artifact, Session
 
 def stage(settings: Export, run: Session) -> Artifact:
     """The newest merge of the run as GGUF files in the step's folder."""
-    merged = find_merged(run)
+    merged = find_merged(run)  # before the folder is cleared
     return export_into(run.clear_stage_folder(), merged, settings, run)
 
 

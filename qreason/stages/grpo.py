@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
-from qreason.machine.progress import progress_bar
 from qreason.recipe.training import Grpo
 from qreason.run.session import Artifact, Rewards, Session
 from qreason.training.preflight import check_gold, check_judge, check_rollouts
@@ -23,14 +22,12 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     examples = run.examples("prompts")[: settings.rows]
     if plain := run.plain(settings.plain_share, len(examples)):
         random.Random(run.recipe.seed).shuffle(examples := examples + plain)
-    resident, system = run.resident, SYSTEM_PROMPTS[run.recipe.data.prompt]
+    system = SYSTEM_PROMPTS[run.recipe.data.prompt]
 
-    from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     from qreason.model.compat.trl import sharing_prompts
-    from qreason.training.recovery import recovering
-    from qreason.training.trainer import Watch, start_adapter, train, trl_config
+    from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
     rewards = run.build_rewards(settings.rewards) if settings.rewards else run.rewards
@@ -40,24 +37,21 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     rollouts = Rollouts(run, rewards.scorer, examples, folder, stop=settings.stop_on_reward_hacking)
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
-    with progress_bar(folder.name) as bar:
-        trainer = recovering(sharing_prompts(GRPOTrainer), run.say)(
-            model=resident.model,
-            args=GRPOConfig(**weights | sampling | trl_config(settings, run, folder)),
-            train_dataset=Dataset.from_list(
-                [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)]
-            ),
-            processing_class=resident.tokenizer,
-            reward_funcs=rollouts.reward_functions(),
-            rollout_func=rollouts.make,
-            callbacks=[Watch(folder, bar, ("reward", "rewards/correctness/mean", "entropy"))],
-        )
-        adapter = train(trainer, run, folder)
-    return Artifact(adapter, f"{trainer.state.global_step} steps, {rollouts.summary}")
+    adapter, state = train(
+        sharing_prompts(GRPOTrainer),
+        GRPOConfig(**weights | sampling | trl_config(settings, run, folder)),
+        [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)],
+        run,
+        folder,
+        shown=("reward", "rewards/correctness/mean", "entropy"),
+        reward_funcs=rollouts.reward_functions(),
+        rollout_func=rollouts.make,
+    )
+    return Artifact(adapter, f"{state.global_step} steps, {rollouts.summary}")
 
 
 def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path) -> None:
-    """Stop, or warn, before a training that could not learn."""
+    """Stop or warn before training that could not learn."""
     recipe, scorer = run.recipe, rewards.scorer
     kinds = {name: one.kind(name) for name, one in (settings.rewards or recipe.rewards).items()}
     check_gold(examples, scorer.rewards, kinds, folder)

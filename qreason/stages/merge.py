@@ -1,4 +1,4 @@
-"""Merge: adapters folded into their base, as a plain transformers folder that predicts what was trained."""
+"""Merge: adapters folded into their base, as a plain transformers folder that predicts like the trained model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ COMPARED_REPLIES = 8
 MOST_DIVERGENCE = 1e-4
 """Nats per token that the stored model may differ from the trained one before a merge is refused."""
 MOST_DIVERGENCE_BFLOAT16 = 1e-2
-"""The same from a model that was trained and asked in bfloat16: its rounding alone moves it by more than 1e-4."""
+"""The same for a model that was trained and run in bfloat16, whose rounding alone is more than 1e-4."""
 WITHOUT_DATA = ("My printer is offline.", "The disk of the database server is full.", "I cannot log in to my mail.")
-"""What a run without data, such as one with an adapter from the Hub, is asked."""
+"""Prompts for a run without data, such as one with an adapter from the Hub."""
 
 
 def stage(settings: Merge, run: Session) -> Artifact:
@@ -39,7 +39,7 @@ def stage(settings: Merge, run: Session) -> Artifact:
 
 
 def fold_apart(folder: Path, settings: Merge, run: Session) -> Artifact:
-    """The same in a process of its own: Unsloth has replaced the models' code in this one, for the GPU alone."""
+    """The same in another process: Unsloth has replaced the models' code in this one, for the GPU alone."""
     run.release()
     command = [sys.executable, "-m", "qreason", "merge", str(run.folder), "--out", str(folder), "--json"]
     for key, value in settings.model_dump(exclude_defaults=True).items():
@@ -56,10 +56,7 @@ def fold_apart(folder: Path, settings: Merge, run: Session) -> Artifact:
 
 
 def merge_again(run: Session, settings: Merge, folder: Path | None = None) -> Artifact:
-    """Merge a run folder once more, into `merged-…` of it or the folder given; nothing is overwritten.
-
-    Unsloth has no part in it, even where it trained.
-    """
+    """Merge a run folder once more, into `merged-…` of it or the folder given; without Unsloth, nothing overwritten."""
     plain = run.recipe.model.model_copy(update={"backend": "plain"})
     run.recipe = run.recipe.model_copy(update={"model": plain})
     name = "-".join(
@@ -84,23 +81,22 @@ def merge_again(run: Session, settings: Merge, folder: Path | None = None) -> Ar
 def find_adapters(run: Session, settings: Merge) -> list[Path]:
     """The adapters a merge folds: those it names, by stage or folder, or the newest of the run."""
     if not settings.adapters:
-        newest = run.disk.adapter()
-        if newest is None:
+        if (newest := run.disk.adapter()) is None:
             raise RunFolderError(f"{run.folder}: nothing to merge yet; run sft or grpo first")
         return [newest]
-    places = [
-        (run.folder / name / "adapter", Path(name).expanduser() / "adapter", Path(name).expanduser())
-        for name in settings.adapters
-    ]
-    found = [next((p for p in place if (p / "adapter_config.json").is_file()), None) for place in places]
-    for name, folder in zip(settings.adapters, found, strict=True):
+    found = []
+    for name in settings.adapters:
+        given = Path(name).expanduser()
+        places = (run.folder / name / "adapter", given / "adapter", given)
+        folder = next((place for place in places if (place / "adapter_config.json").is_file()), None)
         if folder is None:
             raise ModelError(f"{name}: no adapter there; name a stage of {run.folder}, or the folder of an adapter")
-    return [folder for folder in found if folder is not None]
+        found.append(folder)
+    return found
 
 
 def fold_into(folder: Path, settings: Merge, run: Session) -> Artifact:
-    """`model/` and `merge.json` in a folder; no model where the stored one is not the trained one."""
+    """`model/` and `merge.json` in a folder; no model where the stored one differs from the trained one."""
     adapters = find_adapters(run, settings)
     four_bit = run.recipe.model.quantization != "none"
     if settings.base == "original" and not four_bit:
@@ -134,7 +130,7 @@ def fold_into(folder: Path, settings: Merge, run: Session) -> Artifact:
 
 
 class Merger:
-    """The trained model as it ran (its greedy replies, how many are right, what it predicts), and merges like it."""
+    """Holds the trained model's greedy replies, how many are right, and its predictions; compares merges with them."""
 
     def __init__(self, run: Session, settings: Merge, adapters: Sequence[Path], bar: Bar) -> None:
         self.run, self.settings, self.adapters, self.bar = run, settings, adapters, bar

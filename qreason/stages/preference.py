@@ -11,7 +11,6 @@ from typing import Any
 from qreason.data.pairs import filter_by_topic, hold_out, rank_draws
 from qreason.errors import DataError, ModelError, OutOfMemoryError
 from qreason.machine.files import read_jsonl, write_json
-from qreason.machine.progress import progress_bar
 from qreason.model.classifier import LEVEL, PreferenceModel, render_ids, with_head
 from qreason.model.load import lora_config
 from qreason.recipe.training import Preference
@@ -33,32 +32,23 @@ def stage(settings: Preference, run: Session) -> Artifact:
     rows = [encode(resident.tokenizer, pair, resident.context_length) for pair in learnt]
 
     import torch
-    from datasets import Dataset
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from qreason.training.trainer import Watch, run_trainer, save_adapter, trl_config
+    from qreason.training.trainer import run_trainer, save_adapter, trl_config
 
     set_seed(run.recipe.seed)
     model = with_adapter(run, settings)
     folder = run.clear_stage_folder()
-    arguments = RewardConfig(**{"max_length": None} | trl_config(settings, run, folder))
-    with progress_bar(folder.name) as bar:
-        trainer = RewardTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=resident.tokenizer,
-            callbacks=[Watch(folder, bar, ("loss", "accuracy"))],
-        )
-        try:
-            run_trainer(trainer, run, folder)
-        except torch.OutOfMemoryError:
-            raise OutOfMemoryError(
-                "the GPU has not enough memory for a micro-batch of pairs; lower preference.per_device_train_batch_size"
-            ) from None
-        saved = save_adapter(trainer, run, folder / REWARD_MODEL)  # with the head
-        resident.tokenizer.save_pretrained(str(saved))
+    config = RewardConfig(**{"max_length": None} | trl_config(settings, run, folder))
+    try:
+        trainer = run_trainer(RewardTrainer, config, rows, run, folder, model=model, shown=("loss", "accuracy"))
+    except torch.OutOfMemoryError:
+        raise OutOfMemoryError(
+            "the GPU has not enough memory for a micro-batch of pairs; lower preference.per_device_train_batch_size"
+        ) from None
+    saved = save_adapter(trainer, run, folder / REWARD_MODEL)  # with the head
+    resident.tokenizer.save_pretrained(str(saved))
     figures = measure(PreferenceModel(str(saved), resident), kept_out)
     write_json(saved / LEVEL, {"level": figures["level"]["mean"]})
     write_json(folder / "preference.json", {"pairs": len(learnt), "heldout": len(kept_out)} | figures)

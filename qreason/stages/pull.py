@@ -20,15 +20,15 @@ def stage(settings: Pull, run: Session) -> Artifact:
     """Fetch an adapter of the recipe's base into the run folder."""
     source, about = fetch_adapter(settings.repo, settings.revision, run.say)
     config = read_json(source / "adapter_config.json")
-    told, base = about.get("base") or {}, run.recipe.model.base
+    pushed, base = about.get("base") or {}, run.recipe.model.base
     named = config.get("base_model_name_or_path")
     if not settings.other_base and named and named != base:
         raise ModelError(
             f"{settings.repo}: an adapter for {named}, not for {base}; set model.base to its base, or, if both are the "
             "same model, other_base: true of the pull step"
         )
-    if not settings.other_base and str(told.get("fingerprint")).startswith("sha256:"):
-        run.disk.manifest.setdefault("base", {"id": base, "fingerprint": told["fingerprint"]})
+    if not settings.other_base and str(pushed.get("fingerprint")).startswith("sha256:"):
+        run.disk.manifest.setdefault("base", {"id": base, "fingerprint": pushed["fingerprint"]})
     folder = run.clear_stage_folder() / "adapter"
     folder.mkdir()
     shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
@@ -37,13 +37,13 @@ def stage(settings: Pull, run: Session) -> Artifact:
 
 
 def recipe_of(repo: str, revision: str | None, base: str | None, run_say: Any) -> Recipe:
-    """A recipe of one step that pulls an adapter; what it does not say itself is taken from its PEFT configuration."""
+    """A recipe of one step that pulls an adapter; what its card does not say comes from its PEFT configuration."""
     source, about = fetch_adapter(check_name(repo), revision, run_say)
     config = read_json(source / "adapter_config.json")
     named = config.get("base_model_name_or_path")
     if base is None and (not named or Path(named).is_absolute()):
         raise InputError(f"{repo}: the adapter does not say which base on the Hub it is for; give it with --base")
-    kept = {key: value for key in ("sampling",) if isinstance(value := about.get(key), dict)}
+    sampling = about.get("sampling")
     fallback = {"lora": {key: config[f"lora_{key}"] for key in ("alpha", "dropout")} | {"r": config["r"]}}
     try:
         return Recipe.model_validate(
@@ -53,7 +53,7 @@ def recipe_of(repo: str, revision: str | None, base: str | None, run_say: Any) -
                 "data": {"prompt": about.get("prompt", "helpdesk")},
                 "rewards": {"correctness": 0.1, "format": 0.1},
                 "steps": [{"pull": {"repo": repo, "revision": revision, "other_base": base is not None}}],
-                **kept,
+                **({"sampling": sampling} if isinstance(sampling, dict) else {}),
             }
         )
     except (ValidationError, KeyError, TypeError) as error:

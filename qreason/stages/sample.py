@@ -21,11 +21,11 @@ from qreason.sampling.teacher import ask_teacher
 from qreason.types import Example, Generator
 
 DRAWS = 128
-"""Replies that are drawn from one seed, scored and written down together."""
+"""Replies that are drawn from one seed, scored and stored together."""
 
 
 def stage(settings: Sample, run: Session) -> Artifact:
-    """Draw n replies to each of data.prompts, and keep those that pass; a stage that was cut off goes on."""
+    """Draw n replies to each of data.prompts, and keep those that pass; an interrupted stage goes on."""
     examples = run.examples("prompts")[: settings.rows]
     folder = run.stage_folder()
     journal = Journal(folder, made_with(settings, run))
@@ -36,7 +36,7 @@ def stage(settings: Sample, run: Session) -> Artifact:
         run.say(f"{folder.name}: {len(done)} draws are there, going on with {len(wanted)}")
     write_jsonl(kept, [lesson(row) for row in journal.rows if sieve.reason(row) is None])
     if settings.teacher and not settings.teacher.endpoint and wanted:
-        run.release()  # the teacher's weights come in their place
+        run.release()  # to make room for the teacher's weights
     scorer = run.rewards.scorer
     with progress_bar(folder.name, total=len(done) + len(wanted)) as bar:
         bar.advance(len(done))
@@ -50,7 +50,7 @@ def stage(settings: Sample, run: Session) -> Artifact:
 
 
 def made_with(settings: Sample, run: Session) -> dict[str, Any]:
-    """What the draws depend on; settings of the sieve are not among it and may change."""
+    """What the draws depend on; the sieve's settings are not part of it and may change."""
     recipe = run.recipe
     common = {
         "prompt": recipe.data.prompt,
@@ -69,7 +69,7 @@ def made_with(settings: Sample, run: Session) -> dict[str, Any]:
 def draw(
     settings: Sample, run: Session, examples: Sequence[Example], wanted: Sequence[tuple[Example, int]]
 ) -> Iterator[list[Drawn]]:
-    """The wanted draws, (example, number), as they are made."""
+    """Draws the wanted (example, number), in batches."""
     system = SYSTEM_PROMPTS[run.recipe.data.prompt]
     if settings.teacher and settings.teacher.endpoint:
         yield from ask_teacher(settings.teacher, wanted, system, run.recipe.sampling)
@@ -87,7 +87,7 @@ def draw(
         batch = examples[start : start + size]
         if not any((example.id, number) in missing for example in batch for number in range(settings.n)):
             continue
-        # A seed of its own each batch: a stage that was cut off draws the rest as it would have.
+        # One seed per batch: an interrupted stage draws the rest as it would have.
         sampling = run.recipe.sampling.sampling(seed=run.recipe.seed * 1_000_003 + start)
         prompts = [render(example, system) for example in batch]
         made = generator.generate(prompts, n=settings.n, sampling=sampling, fast=True)
@@ -103,7 +103,7 @@ def draw(
 
 
 def finish(settings: Sample, run: Session, examples: Sequence[Example], journal: Journal, folder: Path) -> Artifact:
-    """Sift all draws in the order of the data, mix in rows without reasoning, write data, figures and card."""
+    """Filter all draws in the order of the data, mix in rows without reasoning, write data, figures and card."""
     places = {example.id: place for place, example in enumerate(examples)}
     rows = [row for row in journal.rows if row["id"] in places and row["number"] < settings.n]
     rows.sort(key=lambda row: (places[row["id"]], row["number"]))
@@ -115,7 +115,7 @@ def finish(settings: Sample, run: Session, examples: Sequence[Example], journal:
         reasons_text = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise TrainingError(
             f"none of {len(rows)} replies was kept: {reasons_text}; look at them in {journal.file}, then lower what "
-            "sample.keep asks, or sample from a better model. The draws stay: other bounds draw nothing anew"
+            "sample.keep asks, or sample from a better model. The draws stay: with other bounds nothing is drawn again"
         )
     plain = [
         {"id": f"plain:{one.id}", "prompt": one.prompt, "reference": one.reference}
@@ -136,15 +136,15 @@ def finish(settings: Sample, run: Session, examples: Sequence[Example], journal:
 def measure(
     settings: Sample, run: Session, rows: Sequence[Row], reasons: Counter[str], plain: Sequence[Row]
 ) -> dict[str, Any]:
-    """sample.json: who replied, what came of it, and what it cost."""
-    adapter = run.disk.adapter(settings.start)
-    here = f"{run.recipe.model.base}, {adapter.parent.name}" if adapter else run.recipe.model.base
+    """sample.json: which model replied, what was kept, and the cost."""
+    if teacher := settings.teacher:
+        model = f"{teacher.model} at {teacher.endpoint}" if teacher.endpoint else teacher.model
+    else:
+        adapter = run.disk.adapter(settings.start)
+        model = f"{run.recipe.model.base}, {adapter.parent.name}" if adapter else run.recipe.model.base
     kept = [row for row in rows if row["rejected"] is None]
-    replier = settings.teacher.model if settings.teacher else ""
-    if settings.teacher and settings.teacher.endpoint:
-        replier += f" at {settings.teacher.endpoint}"
     return {
-        "model": replier or here,
+        "model": model,
         "prompts": len({row["id"] for row in rows}),
         "prompts_kept": len({row["id"] for row in kept}),
         "replies": len(rows),
@@ -163,10 +163,9 @@ def card(run: Session, settings: Sample, figures: dict[str, Any]) -> str:
     tokens = figures["completion_tokens"]
     asked = ", ".join(f"{name} at least {least:g}" for name, least in settings.keep.items()) or "no rewards"
     rejected = "".join(f"| {reason.replace('|', '/')} | {count} |\n" for reason, count in figures["rejected"].items())
-    draw = ", ".join(
-        f"{key} {value:g}" for key, value in run.recipe.sampling.model_dump(exclude={"max_num_seqs"}).items()
-    )
-    each = f", {tokens / figures['kept']:.0f} a kept row" if tokens else " (0: the server did not count)"
+    sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
+    draw = ", ".join(f"{key} {value:g}" for key, value in sampling.items())
+    each = f", {tokens / figures['kept']:.0f} per kept row" if tokens else " (0: the server did not count)"
     return f"""# Sampled data of {run.recipe.name}
 
 SFT data by rejection sampling, in `{SAMPLED}`: `id`, `prompt`, `reasoning`, `reference` (the reply's own answer).

@@ -6,7 +6,6 @@ from typing import Any
 
 from qreason.data.examples import check_lengths
 from qreason.data.prompts import SYSTEM_PROMPTS, teach
-from qreason.machine.progress import progress_bar
 from qreason.recipe.training import Sft
 from qreason.run.session import Artifact, Session
 from qreason.types import Example
@@ -17,39 +16,24 @@ def stage(settings: Sft, run: Session) -> Artifact:
     examples = (run.sampled() if settings.data == "sampled" else run.examples("sft"))[: settings.rows]
     resident = run.resident
     rows = [conversation(example, SYSTEM_PROMPTS[run.recipe.data.prompt]) for example in examples]
-    lengths = [token_count(resident.tokenizer, row) for row in rows]
+    texts = [resident.tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False) for row in rows]
+    lengths = [len(resident.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     check_lengths(lengths, examples, resident.context_length, f"the base's context of {resident.context_length}")
 
-    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from qreason.training.recovery import recovering
-    from qreason.training.trainer import Watch, start_adapter, train, trl_config
+    from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
     folder = run.clear_stage_folder()
-    arguments = SFTConfig(
-        **{"max_length": resident.context_length, "completion_only_loss": True} | trl_config(settings, run, folder)
-    )
-    with progress_bar(folder.name) as bar:
-        trainer = recovering(SFTTrainer, run.say)(
-            model=resident.model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=resident.tokenizer,
-            callbacks=[Watch(folder, bar, ("loss", "mean_token_accuracy"))],
-        )
-        adapter = train(trainer, run, folder)
+    defaults = {"max_length": resident.context_length, "completion_only_loss": True}
+    config = SFTConfig(**defaults | trl_config(settings, run, folder))
+    adapter, state = train(SFTTrainer, config, rows, run, folder, shown=("loss", "mean_token_accuracy"))
     kind = "sampled rows" if settings.data == "sampled" else "incidents"
-    return Artifact(adapter, f"{len(examples)} {kind}, {trainer.state.global_step} steps")
+    return Artifact(adapter, f"{len(examples)} {kind}, {state.global_step} steps")
 
 
 def conversation(example: Example, system: str) -> dict[str, Any]:
     """TRL's prompt/completion row in chat messages."""
     messages, reply = teach(example, system)
     return {"prompt": messages, "completion": [{"role": "assistant", "content": reply}]}
-
-
-def token_count(tokenizer: Any, row: dict[str, Any]) -> int:
-    text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,9 +1,9 @@
-"""Is a reward being gamed? What rollouts of the first steps and of the last ones tell about it.
+"""Is a reward being gamed? What rollouts of the first and of the last steps show.
 
-The learner is paid by the reward, so the reward rises in any case; it is gamed when what we want does not rise with
-it. Four signs, each from the same number of early and late rollouts: a part of the reward rises while correctness
-falls; a part is given up while the others do not fall; replies grow while correctness does not; a phrase that
-the references do not have spreads over the replies while correctness does not rise.
+The policy is trained on the reward, so the reward rises in any case; it is gamed when what we want does not rise with
+it. Four signs, each from equally many early and late rollouts: a part of the reward rises while correctness falls; a
+part is given up while the others do not fall; replies grow while correctness does not; a phrase that the references
+do not have spreads over the replies while correctness does not rise.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from qreason.rewards.tags import TAG
 from qreason.types import Example, Reply, Score
@@ -22,16 +21,16 @@ from qreason.types import Example, Reply, Score
 WINDOW = 6
 """Steps of the early and of the late window."""
 SURE = 3.5
-"""Standard errors that a change of means must have; many windows are looked at."""
+"""Standard errors by which means must differ; it is high because many windows are compared."""
 TRUTHS = ("correctness", "math", "code")
-"""Parts that say whether a reply is right; the first one that a recipe has is looked at."""
+"""Parts that say whether a reply is right; the first one that a recipe has is used."""
 GROWTH = 1.5
 LOST = 0.2
 """Share of a part that is gone when it counts as given up."""
 SPREAD = 0.4
 """Rise in the share of replies that have a phrase."""
 PAYS = 0.3
-"""Standard deviations of the reward that one of a phrase must be worth, to count as paid for."""
+"""Standard deviations of the reward that one of a phrase must be worth, to count as rewarded."""
 TRIED, SHOWN = 20, 3
 
 
@@ -61,62 +60,65 @@ class Rollout:
 Trait = Callable[[Rollout], float]
 
 
-@dataclass
 class Watchdog:
     """Looks at the rollouts of each step, and raises each alarm once."""
 
-    weights: Mapping[str, float]
-    steps: list[list[Rollout]] = field(default_factory=list)
-    raised: set[str] = field(default_factory=set)
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = weights
+        self.steps: list[list[Rollout]] = []
+        self.raised: set[str] = set()
 
     def look(
         self, step: int, replies: Sequence[Reply], examples: Sequence[Example], scores: Sequence[Score]
     ) -> list[Alarm]:
         """The alarms that this step's rollouts raise."""
-        rollouts = [read_rollout(*row) for row in zip(replies, examples, scores, strict=True)]
         if len(self.steps) >= 2 * WINDOW:
             del self.steps[WINDOW]  # the early window stays, the late one moves on
-        self.steps.append(rollouts)
+        self.steps.append([read_rollout(*row) for row in zip(replies, examples, scores, strict=True)])
         if len(self.steps) < 2 * WINDOW:
             return []
-        early = [rollout for one in self.steps[:WINDOW] for rollout in one]
-        late = [rollout for one in self.steps[WINDOW:] for rollout in one]
-        truth = next((name for name in TRUTHS if name in self.weights), None)
-        right = change(part_means(early, truth), part_means(late, truth)) if truth else 0.0
-        found = [
-            *self.rising_part(step, early, late, truth, right),
-            *self.lost_part(step, early, late, truth, right),
-            *self.growing_length(step, early, late, right),
-            *self.spreading_phrase(step, early, late, right),
-        ]
-        new = [alarm for alarm in found if alarm.sign not in self.raised]
+        windows = Windows(step, self.weights, self.steps)
+        found = (windows.rising_part(), windows.lost_part(), windows.growing_length(), windows.spreading_phrase())
+        new = [alarm for alarm in found if alarm is not None and alarm.sign not in self.raised]
         self.raised |= {alarm.sign for alarm in new}
         return new
 
-    def rising_part(
-        self, step: int, early: list[Rollout], late: list[Rollout], truth: str | None, right: float
-    ) -> list[Alarm]:
-        if truth is None or right > -SURE:
-            return []
+
+class Windows:
+    """The rollouts of the early and of the late steps, compared; a method per sign of gaming."""
+
+    def __init__(self, step: int, weights: Mapping[str, float], steps: Sequence[list[Rollout]]) -> None:
+        self.step, self.weights = step, weights
+        self.early = [rollout for rollouts in steps[:WINDOW] for rollout in rollouts]
+        self.late = [rollout for rollouts in steps[WINDOW:] for rollout in rollouts]
+        self.first = [rollout for rollouts in steps[: WINDOW // 2] for rollout in rollouts]
+        self.truth = next((name for name in TRUTHS if name in weights), None)
+        self.right = (
+            change(part_means(self.early, self.truth), part_means(self.late, self.truth)) if self.truth else 0.0
+        )
+        """How correctness changes, in standard errors."""
+
+    def rising_part(self) -> Alarm | None:
+        early, late, truth = self.early, self.late, self.truth
+        if truth is None or self.right > -SURE:
+            return None
         fell = f"{truth} falls ({average(early, truth):.2f} to {average(late, truth):.2f})"
         for name, weight in self.weights.items():
             if name != truth and weight > 0 and change(part_means(early, name), part_means(late, name)) > SURE:
                 rose = f"the reward '{name}' rises ({average(early, name):.2f} to {average(late, name):.2f})"
                 text = f"{rose} while {fell}: the policy pleases '{name}' without being right"
-                return [Alarm(step, "rising part", name, text, best(late, name))]
-        return []
+                return Alarm(self.step, "rising part", name, text, best(late, name))
+        return None
 
-    def lost_part(
-        self, step: int, early: list[Rollout], late: list[Rollout], truth: str | None, right: float
-    ) -> list[Alarm]:
-        if right > SURE / 2:
-            return []
-        early, late = ([r for r in rollouts if r.finished] for rollouts in (early, late))
+    def lost_part(self) -> Alarm | None:
+        if self.right > SURE / 2:
+            return None
+        early, late = ([r for r in rollouts if r.finished] for rollouts in (self.early, self.late))
         for name, weight in self.weights.items():
             before, after = average(early, name), average(late, name)
-            if name == truth or after > (1 - LOST) * before:
+            if name == self.truth or after > (1 - LOST) * before:
                 continue
-            rest = partial(self.total, without=name)
+            rest = partial(total, {key: value for key, value in self.weights.items() if key != name})
             if (
                 change(part_means(early, name), part_means(late, name)) < -SURE
                 and change(group_means(early, rest), group_means(late, rest)) > -1  # not just worse in everything
@@ -125,124 +127,117 @@ class Watchdog:
                     f"the reward '{name}' falls ({before:.2f} to {after:.2f}) while the others do not, and replies are "
                     f"not right more often: the policy gives it up, a weight of {weight:g} does not keep it"
                 )
-                return [Alarm(step, "lost part", name, text, best(late, name, least=True))]
-        return []
+                return Alarm(self.step, "lost part", name, text, best(late, name, least=True))
+        return None
 
-    def growing_length(self, step: int, early: list[Rollout], late: list[Rollout], right: float) -> list[Alarm]:
-        start = [rollout for one in self.steps[: WINDOW // 2] for rollout in one]  # growth may be fast
-        before, after = mean([r.words for r in start]), mean([r.words for r in late])
-        grown = change(group_means(early, count_words), group_means(late, count_words))
-        if right > SURE / 2 or grown < SURE or after < GROWTH * before:
-            return []
-        name, _ = self.top_correlated_reward(early + late, count_words)
-        cut = mean([not r.finished for r in late])
+    def growing_length(self) -> Alarm | None:
+        before, after = (
+            mean([r.words for r in rollouts]) for rollouts in (self.first, self.late)
+        )  # growth may be fast
+        grown = change(group_means(self.early, count_words), group_means(self.late, count_words))
+        if self.right > SURE / 2 or grown < SURE or after < GROWTH * before:
+            return None
+        name, _ = self.top_correlated_reward(count_words)
+        cut = mean([not r.finished for r in self.late])
         text = (
             f"replies grow ({before:.0f} to {after:.0f} words, {cut:.0%} cut off at the limit) and are not right more "
             f"often: the reward '{name}' pays for length"
         )
-        longest = sorted(late, key=lambda r: -r.words)[:SHOWN]
-        return [Alarm(step, "growing length", name, text, tuple(r.text for r in longest))]
+        longest = sorted(self.late, key=lambda r: -r.words)[:SHOWN]
+        return Alarm(self.step, "growing length", name, text, tuple(r.text for r in longest))
 
-    def spreading_phrase(self, step: int, early: list[Rollout], late: list[Rollout], right: float) -> list[Alarm]:
-        if right > SURE / 2:
-            return []
-        before, after = document_shares(early), document_shares(late)
-        expected = Counter(phrase for r in late for phrase in r.expected)
+    def spreading_phrase(self) -> Alarm | None:
+        if self.right > SURE / 2:
+            return None
+        before, after = document_shares(self.early), document_shares(self.late)
+        expected = Counter(phrase for r in self.late for phrase in r.expected)
         rises = {
-            phrase: share - before[phrase]
+            phrase: share - before.get(phrase, 0)
             for phrase, share in after.items()
-            if share - before[phrase] > SPREAD and expected[phrase] < len(late) * share / 4
+            if share - before.get(phrase, 0) > SPREAD and expected[phrase] < len(self.late) * share / 4
         }
         for phrase in sorted(rises, key=lambda phrase: (round(rises[phrase], 1), len(phrase)), reverse=True)[:TRIED]:
-            name, pay = self.top_correlated_reward(early + late, partial(has_phrase, phrase))
+            name, pay = self.top_correlated_reward(partial(has_phrase, phrase))
             if pay > PAYS:
                 text = (
-                    f"'{phrase}' spreads: in {before[phrase]:.0%} of the replies at first, in {after[phrase]:.0%} now, "
-                    f"in {expected[phrase] / len(late):.0%} of the references; the reward '{name}' pays for it"
+                    f"'{phrase}' spreads: in {before.get(phrase, 0):.0%} of the replies at first, in "
+                    f"{after[phrase]:.0%} now, in {expected[phrase] / len(self.late):.0%} of the references; "
+                    f"the reward '{name}' pays for it"
                 )
-                shown = [r.text for r in late if phrase in r.phrases][:SHOWN]
-                return [Alarm(step, "spreading phrase", name, text, tuple(shown))]
-        return []
+                shown = [r.text for r in self.late if phrase in r.phrases][:SHOWN]
+                return Alarm(self.step, "spreading phrase", name, text, tuple(shown))
+        return None
 
-    def total(self, rollout: Rollout, without: str) -> float:
-        return sum(earned(name, weight, rollout) for name, weight in self.weights.items() if name != without)
-
-    def top_correlated_reward(self, rollouts: list[Rollout], trait: Trait) -> tuple[str, float]:
+    def top_correlated_reward(self, trait: Trait) -> tuple[str, float]:
         """The part of the reward that pays most for a trait, among the replies to the same prompt, and how much.
 
-        In standard deviations of the total for one of the trait.
+        In standard deviations of the total per standard deviation of the trait.
         """
+        rollouts = self.early + self.late
         traits = centred(rollouts, trait)
-        marks = {name: centred(rollouts, partial(earned, name, weight)) for name, weight in self.weights.items()}
+        marks = {name: centred(rollouts, partial(total, {name: weight})) for name, weight in self.weights.items()}
         totals = [sum(column) for column in zip(*marks.values(), strict=True)]
         slopes = {name: slope(traits, column) for name, column in marks.items()}
         name = max(slopes, key=lambda name: slopes[name])
-        return name, slopes[name] / (math.sqrt(mean([total * total for total in totals])) or 1.0)
+        return name, slopes[name] / (math.sqrt(mean([mark * mark for mark in totals])) or 1.0)
 
 
 def read_rollout(reply: Reply, example: Example, score: Score) -> Rollout:
-    words = phrase_words(TAG.sub(" ", reply.text))
-    expected = frozenset(phrase for text in example.references for phrase in phrases(phrase_words(text)))
     return Rollout(
         words=len(reply.text.split()),
         finished=reply.finished,
-        phrases=phrases(words),
-        expected=expected,
+        phrases=phrases(TAG.sub(" ", reply.text)),
+        expected=frozenset(phrase for text in example.references for phrase in phrases(text)),
         parts={name: part for name, part in score.parts.items() if part is not None},
         text=reply.text,
         group=example.id,
     )
 
 
-def phrase_words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def phrases(words: Sequence[str]) -> frozenset[str]:
-    """The words of a text, and what three of them in a row say."""
+def phrases(text: str) -> frozenset[str]:
+    """The words of a text, and all three consecutive ones."""
+    words = re.findall(r"\w+", text.lower())
     return frozenset([*words, *(" ".join(words[i : i + 3]) for i in range(len(words) - 2))])
 
 
-def document_shares(rollouts: Sequence[Rollout]) -> Counter[str]:
+def document_shares(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Phrase -> share of the rollouts that have it."""
-    shares: Any = Counter(phrase for rollout in rollouts for phrase in rollout.phrases)
-    for phrase in shares:
-        shares[phrase] /= len(rollouts)
-    return shares  # type: ignore[no-any-return]
+    counts = Counter(phrase for rollout in rollouts for phrase in rollout.phrases)
+    return {phrase: count / len(rollouts) for phrase, count in counts.items()}
 
 
 def has_phrase(phrase: str, rollout: Rollout) -> float:
     return float(phrase in rollout.phrases)
 
 
-def earned(name: str, weight: float, rollout: Rollout) -> float:
-    return weight * rollout.parts.get(name, 0.0)
-
-
 def count_words(rollout: Rollout) -> float:
     return float(rollout.words)
 
 
-def by_group(rollouts: Sequence[Rollout], trait: Trait) -> dict[str, list[float]]:
+def total(weights: Mapping[str, float], rollout: Rollout) -> float:
+    """The weighted sum of a rollout's parts, one that could not be judged counted as 0."""
+    return sum(weight * rollout.parts.get(name, 0.0) for name, weight in weights.items())
+
+
+def by_group(rollouts: Sequence[Rollout], trait: Trait) -> list[list[float]]:
     groups: dict[str, list[float]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group, []).append(trait(rollout))
-    return groups
+    return list(groups.values())
 
 
 def group_means(rollouts: Sequence[Rollout], trait: Trait) -> list[float]:
     """The mean of each group of completions: those to one prompt are no independent evidence."""
-    return [mean(values) for values in by_group(rollouts, trait).values()]
+    return [mean(values) for values in by_group(rollouts, trait)]
 
 
 def centred(rollouts: Sequence[Rollout], trait: Trait) -> list[float]:
     """A trait less its mean over the replies to the same prompt, in the order of the groups."""
-    groups = by_group(rollouts, trait).values()
-    return [value - middle for values in groups for middle in [mean(values)] for value in values]
+    return [value - middle for values in by_group(rollouts, trait) for middle in [mean(values)] for value in values]
 
 
 def part_means(rollouts: Sequence[Rollout], name: str) -> list[float]:
-    return group_means([r for r in rollouts if name in r.parts], partial(earned, name, 1.0))
+    return group_means([r for r in rollouts if name in r.parts], lambda r: r.parts[name])
 
 
 def average(rollouts: Sequence[Rollout], name: str) -> float:

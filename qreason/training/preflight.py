@@ -14,22 +14,20 @@ from qreason.machine.files import write_json
 from qreason.recipe.training import PREFLIGHT_PROMPTS
 from qreason.rewards.registry import FULL_MARKS
 from qreason.rewards.scoring import Scorer, applies
-from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
+from qreason.types import Example, Generator, Reply, Reward, Sampling
 
 
 def check_gold(
     examples: Sequence[Example], rewards: Mapping[str, Reward], kinds: Mapping[str, str], folder: Path
 ) -> None:
-    """DataError for the first example whose own reference, as a reply, does not earn full marks.
-
-    `kinds` has the reward behind each name.
-    """
+    """DataError for the first example whose reference, as a reply, does not earn full marks; `kinds`: name -> kind."""
     for name, reward in rewards.items():
         if kinds[name] not in FULL_MARKS:
             continue
-        own, most = [example for example in examples if applies(reward, example)], FULL_MARKS[kinds[name]]
-        scores = Scorer({name: reward}, {name: 1.0})([gold(example) for example in own], own, folder)
-        for example, mark in zip(own, (score.parts[name] for score in scores), strict=True):
+        judged, most = [example for example in examples if applies(reward, example)], FULL_MARKS[kinds[name]]
+        scores = Scorer({name: reward}, {name: 1.0})([gold(example) for example in judged], judged, folder)
+        for example, score in zip(judged, scores, strict=True):
+            mark = score.parts[name]
             if mark is None or mark < most:
                 cure = "correct the row, or take another reward"
                 if example.plain:
@@ -57,19 +55,18 @@ def check_rollouts(
     folder: Path,
 ) -> None:
     """TrainingError when sampled completions show that GRPO has nothing to learn from, with the reason and cures."""
-    chosen = list(examples[:PREFLIGHT_PROMPTS])
+    chosen = examples[:PREFLIGHT_PROMPTS]
     made = generator.generate([render(example, system) for example in chosen], n=n, sampling=sampling, fast=True)
     replies = [reply for group in made for reply in group]
-    repeated = [example for example in chosen for _ in range(n)]
-    scores = scorer(replies, repeated, folder)
+    scores = scorer(replies, [example for example in chosen for _ in range(n)], folder)
     if not any(reply.finished for reply in replies):
         raise TrainingError(
             f"none of {len(replies)} sampled replies ends within max_completion_length "
             f"({sampling.max_completion_length}): raise it, or start from a model that has learnt to stop (sft first); "
             f"grpo.preflight=false skips this check. The first reply: {show(replies[0])}"
         )
-    groups = [scores[start : start + n] for start in range(0, len(scores), n)]
-    if not any(varies(group) for group in groups):
+    totals = [{score.total for score in scores[start : start + n]} for start in range(0, len(scores), n)]
+    if all(len(group - {None}) < 2 for group in totals):
         earned = ", ".join(f"{name} {part}" for name, part in scores[0].parts.items())
         raise TrainingError(
             f"all {n} replies to each of {len(chosen)} prompts earn the same ({earned}), so GRPO would learn nothing: "
@@ -80,15 +77,11 @@ def check_rollouts(
 
 
 def check_judge(judge: Judge, labels: Path, weight: float, folder: Path) -> str | None:
-    """Measure the judge on labelled pairs (judge.json in the folder); what to say when it is not fit for its weight."""
+    """Measure the judge on labelled pairs (judge.json in the folder); a warning where it is not fit for its weight."""
     figures = calibrate(judge, read_labels(labels))
     fit, message = fitness(figures, weight)
     write_json(folder / "judge.json", {**figures, "weight": weight, "fit": fit, "told": message})
     return None if fit else f"warning: the judge is {message}"
-
-
-def varies(group: Sequence[Score]) -> bool:
-    return len({score.total for score in group if score.total is not None}) > 1
 
 
 def show(reply: Reply) -> str:

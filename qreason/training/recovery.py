@@ -1,31 +1,28 @@
-"""When a GPU's memory runs out: the same work again, in smaller pieces."""
+"""Recovery when a GPU's memory runs out: the same work again, in smaller pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from qreason.errors import OutOfMemoryError
 from qreason.machine.rows import free_memory
-from qreason.model.compat.trl import Cut, in_pieces
+from qreason.model.compat.trl import Cut
 
 BY_ROWS = {"grpo", "dr_grpo", "sapo", "luspo"}
-"""GRPO losses that are a mean over the rows of a micro-batch; the others are sums over what a whole step has."""
+"""GRPO losses that are a mean over the rows of a micro-batch; the others are sums over a whole step."""
 
 
 class Recovery:
-    """How a TRL trainer computes a micro-batch: out of memory, again in halves, same gradient up to rounding.
+    """How a TRL trainer computes a micro-batch: whole, or in `parts` once memory ran out; same gradient up to rounding.
 
-    The gradients of earlier micro-batches are set aside during a backward pass, so that one that breaks off in the
-    middle leaves nothing in them.
+    The number of parts is raised permanently, and that is reported once. The gradients of earlier micro-batches are set
+    aside during a backward pass, so that one that breaks off in the middle leaves nothing in them.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        self.parts = 1
-        """Pieces that a micro-batch is cut into."""
+        self.say, self.parts = say, 1
 
     def __call__(self, trainer: Any, model: Any, attempt: Callable[[Cut | None], Any]) -> Any:
         import torch
@@ -34,13 +31,16 @@ class Recovery:
         earlier = [parameter.grad for parameter in trained]
         for parameter in trained:
             parameter.grad = None
-        cut = partial(self.cut, loss_type=getattr(trainer.args, "loss_type", None))
+
+        def cut(inputs: dict[str, Any]) -> list[tuple[dict[str, Any], float]]:
+            return split_rows(inputs, min(self.parts, row_count(inputs)), getattr(trainer.args, "loss_type", None))
+
         while True:
             try:
                 loss = attempt(cut if self.parts > 1 else None)
                 break
             except torch.OutOfMemoryError:
-                self.go_on_smaller(trainer)
+                self.double_parts(trainer)
             for parameter in trained:
                 parameter.grad = None
             free_memory()
@@ -49,22 +49,14 @@ class Recovery:
                 parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
         return loss
 
-    def cut(self, inputs: dict[str, Any], loss_type: str | None) -> list[tuple[dict[str, Any], float]]:
-        return split_rows(inputs, min(self.parts, row_count(inputs)), loss_type)
-
-    def go_on_smaller(self, trainer: Any) -> None:
-        """Twice as many pieces; OutOfMemoryError where a piece is one row already."""
+    def double_parts(self, trainer: Any) -> None:
+        """Raises OutOfMemoryError where a piece is one row already."""
         step, rows = trainer.state.global_step + 1, row_count(trainer.prepared)
         if trainer.prepared is None or self.parts >= rows:
             raise OutOfMemoryError(f"step {step}: the GPU has not enough memory for one row of training") from None
         if self.parts == 1:
             self.say(f"out of GPU memory at step {step}: going on with smaller micro-batches, same gradient")
         self.parts = min(rows, self.parts * 2)
-
-
-def recovering(trainer: type, say: Callable[[str], None]) -> Any:
-    """TRL's trainer class with recovery."""
-    return in_pieces(trainer, Recovery(say))
 
 
 def row_count(inputs: dict[str, Any] | None) -> int:
@@ -76,7 +68,7 @@ def has_rows(value: Any) -> bool:
 
 
 def split_rows(inputs: dict[str, Any], parts: int, loss_type: str | None) -> list[tuple[dict[str, Any], float]]:
-    """Pieces of a micro-batch, and what each counts in its loss."""
+    """Pieces of a micro-batch, and the weight of each in its loss."""
     rows = row_count(inputs)
     cuts = [rows * part // parts for part in range(parts + 1)]
     pieces = [

@@ -23,7 +23,7 @@ class Rollouts:
     """What TRL's GRPO trainer calls: `make` for replies, then one function per reward for their scores."""
 
     def __init__(self, run: Session, scorer: Scorer, examples: Sequence[Example], folder: Path, *, stop: bool) -> None:
-        """`stop`: raise where a reward is being gamed, and not only say so."""
+        """`stop`: raise an error where a reward looks gamed, in place of a message."""
         self.run, self.scorer, self.examples, self.folder, self.stop = run, scorer, examples, folder, stop
         self.sampling = run.recipe.sampling.sampling()
         self.watchdog = Watchdog(scorer.weights)
@@ -34,17 +34,15 @@ class Rollouts:
 
     @property
     def summary(self) -> str:
-        """How many groups there were, and how many of them taught nothing."""
         flat = self.groups_without_variance
         text = f"{self.groups} groups; {flat} ({flat / self.groups:.0%}) had no reward variance"
         return text + (f"; {self.unjudged} replies could not be judged" if self.unjudged else "")
 
     def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
-        """TRL's rollout_func: prompts come repeated, num_generations times in a row."""
+        """TRL's rollout_func; each prompt comes num_generations times, consecutively."""
         group, start = trainer.num_generations, time.perf_counter()
         made = self.run.generator.generate(prompts[::group], n=group, sampling=self.sampling, fast=True)
-        self.replies = [reply for replies in made for reply in replies]
-        self.scores = []
+        self.replies, self.scores = [reply for replies in made for reply in replies], []
         self.rollout_seconds = time.perf_counter() - start
         return {
             "prompt_ids": [list(reply.prompt_ids) for reply in self.replies],
@@ -60,10 +58,14 @@ class Rollouts:
         def part(
             completion_ids: list[list[int]], example: list[int], trainer_state: Any, log_metric: LogMetric, **_: Any
         ) -> list[float | None]:
-            check_order(completion_ids, self.replies)
+            if [tuple(ids) for ids in completion_ids] != [reply.token_ids for reply in self.replies]:
+                raise TrainingError(
+                    "the trainer passed other replies to the rewards than were made, or in another order; no adapter "
+                    "was written. This version of TRL does not fit: `qreason doctor` shows the tested one"
+                )
             if not self.scores:
                 self.score([self.examples[index] for index in example], trainer_state.global_step + 1, log_metric)
-            # A reply without a total teaches nothing: all its parts are withheld, so that TRL skips it.
+            # All parts of a reply without a total are withheld, so that TRL skips it.
             return [score.parts[name] if score.total is not None else None for score in self.scores]
 
         part.__name__ = name
@@ -89,25 +91,16 @@ class Rollouts:
         if (agreement := judge_agreement(self.scores)) is not None:
             log_metric("judge_correctness_correlation", agreement)
         for alarm in self.watchdog.look(step, self.replies, examples, self.scores):
-            self.raise_alarm(alarm)
+            self.report(alarm)
 
-    def raise_alarm(self, alarm: Alarm) -> None:
-        """Say what looks like gaming, and keep the replies that show it; TrainingError where that stops the run."""
+    def report(self, alarm: Alarm) -> None:
+        """A message of what looks like gaming, with the replies kept; TrainingError where that stops the run."""
         file = self.folder / "alarms.jsonl"
         write_jsonl(file, [asdict(alarm)], append=True)
         message = f"step {alarm.step}: looks like reward hacking: {alarm.text}; replies that show it are in {file}"
         if self.stop:
             raise TrainingError(f"{message}. Stopped (stop_on_reward_hacking); no adapter was written")
         self.run.say(message)
-
-
-def check_order(completion_ids: list[list[int]], replies: Sequence[Reply]) -> None:
-    """TrainingError unless the trainer asks for the scores of the replies that were made, in their order."""
-    if [tuple(ids) for ids in completion_ids] != [reply.token_ids for reply in replies]:
-        raise TrainingError(
-            "the trainer passed other replies to the rewards than were made, or in another order; no adapter was "
-            "written. This version of TRL does not fit: `qreason doctor` shows the tested one"
-        )
 
 
 def judge_agreement(scores: Sequence[Score]) -> float | None:

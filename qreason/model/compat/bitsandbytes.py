@@ -1,4 +1,4 @@
-"""bitsandbytes: whether it works here, 4-bit weights that stay in their layout, and what they stand for."""
+"""bitsandbytes: whether it works here, 4-bit weights that keep their layout, and their values in float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def four_bit_trouble(device: str) -> str | None:
-    """What is wrong with bitsandbytes; None where its library is loaded and a tensor comes back from NF4."""
+    """What is wrong with bitsandbytes; None where its library is loaded and NF4 reproduces a tensor."""
     try:
         import torch
         from bitsandbytes.cextension import lib
@@ -29,11 +29,10 @@ def four_bit_trouble(device: str) -> str | None:
 
 
 def keep_layout() -> None:
-    """Layers that are made from now on keep their 4-bit weights as they are.
+    """Layers created from now on keep the layout of their 4-bit weights.
 
-    Read in bitsandbytes 0.50.2 (0.48.0 has one layout only): on CPUs with AVX512-BF16, Linear4bit asks `has_avx512bf16`
-    when it is made, and then its first pass without gradients repacks the weights in place. Training after that fails,
-    merging is wrong.
+    Read in bitsandbytes 0.50.2 (0.48.0 has one layout only): a Linear4bit made where `has_avx512bf16` is true repacks
+    its weights in place in its first pass without gradients. Training after that fails, and merging is wrong.
     """
     import bitsandbytes
 

@@ -1,9 +1,9 @@
-"""transformers' cache with room for the tokens to come.
+"""transformers' cache with room for further tokens.
 
-Its own DynamicCache copies all it has for every new token; on a CPU that takes up to half of the time of a reply. Read
-in transformers 5.10.0 and 5.24.0: attention calls cache.update, which calls update of the layer in cache.layers;
-batch_repeat_interleave and batch_select_indices go to every layer; a layer's length is that of its `keys`. The file is
-not transformers.py because its class has a class of transformers as its base.
+DynamicCache copies everything for every new token; on a CPU that takes up to half of the time of a reply. Read in
+transformers 5.10.0 and 5.24.0: attention calls cache.update, which calls update of the layer in cache.layers;
+batch_repeat_interleave and batch_select_indices go to every layer; a layer's length is that of its `keys`. The classes
+are not in transformers.py because their base classes are transformers' and must be imported first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """A layer whose keys and values, (rows, heads, tokens, width), are the filled part of larger tensors.
 
-    The first piece, the prompts, is kept as it comes; room is made when the next one does.
+    The prompts are kept as they come; room is made with the next tokens.
     """
 
     def __init__(self, room: int) -> None:
@@ -31,7 +31,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """transformers' interface; writes into the cache, so it is for passes without gradients."""
+        """transformers' interface; writes in place, so only for passes without gradients."""
         past = self.get_seq_length()
         if past == 0:
             kept: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **kwargs)
@@ -49,7 +49,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.spacious = []
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Only these rows, in this order; cheap where most of them stay in their places."""
+        """Keep these rows, in this order; cheap where most of them keep their place."""
         if not self.spacious:
             super().batch_select_indices(indices)
             return

@@ -1,4 +1,4 @@
-"""Known messages of the libraries that mean nothing here, by name; any other one reaches the user."""
+"""Known library messages that do not matter here, by name; any other one reaches the user."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ WARNINGS = (
     "`past_key_values` is deprecated and will be removed in version",
     "`(is_)?gradient_checkpointing(_kwargs|_enable|_disable)?` is deprecated and will be removed in v6",
 )
-"""Python warnings of every run (regular expressions of how they begin)."""
+"""Python warnings of every run (regular expressions of their beginnings)."""
 MISSING_KEYS = "Found missing adapter keys while loading the checkpoint"
-"""PEFT 0.20.0 and 0.21.2, while an adapter is loaded: known where check_weights makes an error of it."""
+"""PEFT 0.20.0 and 0.21.2, while an adapter is loaded: hidden where check_weights raises an error for it."""
 TIED = "Model (with|has) `tie_word_embeddings=True` and"
-"""PEFT 0.20.0 and 0.21.2, while an adapter is put on or merged: known where the layers were untied before."""
+"""PEFT 0.20.0 and 0.21.2, while an adapter is put on or merged: hidden where the layers were untied before."""
 CUDA = (
     r"CUDA initialization:",
     r"Found GPU\d+ ",
     r"\s*\S.* with CUDA capability sm_\d+ is not compatible",
     r"Can't initialize NVML",
 )
-"""torch 2.13, of a GPU that it cannot use: known where `qreason doctor` says it, with the cure."""
+"""torch 2.13, about a GPU that it cannot use: `qreason doctor` reports it with the cure."""
 
 
 def quiet() -> None:
-    """No progress bars of the libraries beside ours, and no warning that is known; call it before models are loaded."""
+    """Hide the libraries' progress bars and known warnings; call it before models are loaded."""
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -41,7 +41,7 @@ def quiet() -> None:
 
 @contextmanager
 def without(*messages: str) -> Iterator[None]:
-    """Within it, warnings that begin like one of these regular expressions are known too."""
+    """Within it, warnings that match one of these regular expressions at their beginning are hidden too."""
     with warnings.catch_warnings():
         for message in messages:
             warnings.filterwarnings("ignore", message)
@@ -49,5 +49,5 @@ def without(*messages: str) -> Iterator[None]:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Not that bitsandbytes 0.48.0 and 0.50.2 could not load its library: `qreason doctor` says it, with the cure."""
+    """False where bitsandbytes 0.48.0 or 0.50.2 cannot load its library: `qreason doctor` reports that and the cure."""
     return not record.getMessage().startswith("bitsandbytes library load error")

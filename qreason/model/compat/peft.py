@@ -1,4 +1,4 @@
-"""PEFT: adapters that are folded for a while, put beside each other, read layer by layer, and saved under a name."""
+"""PEFT: adapters folded temporarily, loaded beside each other, read layer by layer, and saved with the base's name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 POLICY = "default"
-"""What PEFT calls an adapter that is given no name."""
+"""PEFT's name of an adapter without one."""
 JUDGE = "judge"
-"""What a judge adapter is called beside the policy's."""
+"""The name of a judge adapter beside the policy's."""
 
 
 def adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
     """(name, layer) of the layers that have the policy adapter.
 
-    Read in PEFT 0.20.0 and 0.21.2: a LoRA layer has lora_A and lora_B, modules by adapter, scaling, numbers by adapter,
-    base_layer, the layer it stands around, and get_delta_weight, which gives what merging would add to its weight.
+    Read in PEFT 0.20.0 and 0.21.2: a LoRA layer has lora_A and lora_B (modules by adapter), scaling (numbers by
+    adapter), base_layer (the layer it wraps), and get_delta_weight (what merging would add to its weight).
     """
     for name, layer in model.named_modules():
         if POLICY in getattr(layer, "lora_A", ()):
@@ -24,7 +24,7 @@ def adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def base_of(layer: Any) -> Any:
-    """The layer that an adapter stands around; the layer itself where there is none."""
+    """The layer that an adapter wraps; the layer itself without one."""
     return getattr(layer, "base_layer", layer)
 
 
@@ -32,9 +32,8 @@ def base_of(layer: Any) -> Any:
 def folded(model: Any) -> Iterator[None]:
     """Within it, the policy adapter is added into the weights of its layers and switched off: less work per token.
 
-    The base's own tensors are put aside and put back, so that nothing is rounded and nothing drifts, as PEFT's
-    merge_adapter and unmerge_adapter would; a layer that shares its tensor with another one gets one of its own for
-    that time.
+    The base's tensors are kept and restored, so that no rounding accumulates, as with PEFT's merge_adapter and
+    unmerge_adapter; meanwhile a layer that shares its tensor with another one has its own.
     """
     import torch
 
@@ -53,7 +52,7 @@ def folded(model: Any) -> Iterator[None]:
 
 @contextmanager
 def judge_adapter(model: Any, load: Callable[[Any], None]) -> Iterator[None]:
-    """Within it, a judge adapter is on in place of the policy's, whose weights and training are left alone.
+    """Within it, a judge adapter replaces the policy's, whose weights and training state stay as they are.
 
     `load` puts the judge adapter on the model, once. Read in PEFT 0.20.0 and 0.21.2: load_adapter switches to
     evaluation, and in 0.20.0 takes requires_grad from the policy; set_adapter with inference_mode does in both.
@@ -73,7 +72,7 @@ def judge_adapter(model: Any, load: Callable[[Any], None]) -> Iterator[None]:
 
 
 def name_base(model: Any, base: str) -> None:
-    """What save_pretrained writes as the base of the policy adapter, whatever folder the base was loaded from.
+    """Set the base that save_pretrained writes for the policy adapter, whatever folder the base was loaded from.
 
     Read in PEFT 0.20.0 and 0.21.2: save_pretrained takes it from the config, from the model only where that has none.
     """

@@ -44,10 +44,10 @@ def attend(
 
 @contextmanager
 def grouped_queries(model: Any) -> Iterator[None]:
-    """Within it, keys and values of one new token are read once per group of heads, not copied for each head.
+    """Within it, the keys and values for one new token are read once per group of heads, not copied for each head.
 
-    transformers repeats them for every head where there is a mask; while a reply is decoded, that is most of the time
-    a CPU spends. Nothing changes for a model that attends in another way than by SDPA.
+    transformers repeats them for every head where there is a mask, which takes a CPU most of the time of decoding.
+    Models with other attention than SDPA are not changed.
 
     Read in transformers 5.10.0 and 5.24.0: each attention layer takes its function from the interface by
     config._attn_implementation, and the mask's by the same name; the public setter checks and walks the whole model.
@@ -73,11 +73,11 @@ def grouped_queries(model: Any) -> Iterator[None]:
 
 @contextmanager
 def engine_angles(model: Any) -> Iterator[None]:
-    """Within it, the model turns queries and keys by the very angles of llama.cpp.
+    """Within it, the model rotates queries and keys by exactly the angles of llama.cpp.
 
-    Angles in float32 are off by up to 1e-5 in each engine, a little differently: transformers multiplies the position
-    by each frequency, ggml takes the angle before times one constant. That alone moves logits by 1e-4 and more, and it
-    is no property of the file that is checked. Kernels that bring angles of their own (Unsloth's) keep them.
+    Each engine's float32 angles are off by up to 1e-5, in different ways: transformers multiplies the position by each
+    frequency, ggml the previous angle by a constant. That alone moves logits by 1e-4 and more, and says nothing about
+    the exported file. Kernels with their own angles (Unsloth's) keep them.
 
     Read in transformers 5.10.0 and 5.24.0: a rotary embedding has inv_freq and its config, is called with (states,
     position_ids), and returns (cos, sin) with the angles of both halves of a head beside each other.
@@ -108,7 +108,7 @@ def engine_angles(model: Any) -> Iterator[None]:
 
 
 def unquantized_config(model: Any) -> Any:
-    """A copy of a model's config for one that is built from it without quantizing anything.
+    """A copy of a model's config to build an unquantized model from.
 
     Read in transformers 5.10.0 and 5.24.0: a `quantization_config` makes from_pretrained quantize.
     """
@@ -119,10 +119,10 @@ def unquantized_config(model: Any) -> Any:
 
 
 def mark_quantized(model: Any, like: Any) -> None:
-    """Give a model that holds the quantized layers of another one what says so.
+    """Copy the attributes that mark a model as quantized to one that holds its layers.
 
-    Read in transformers 5.10.0 and 5.24.0: only from_pretrained sets them. Trainer asks for is_quantized, hf_quantizer
-    and quantization_method, PEFT for is_loaded_in_4bit, and both behave as on a 16-bit model without.
+    Read in transformers 5.10.0 and 5.24.0: only from_pretrained sets them. Trainer reads is_quantized, hf_quantizer
+    and quantization_method, PEFT is_loaded_in_4bit, and without them both treat it as a 16-bit model.
     """
     for key in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
         if hasattr(like, key):

@@ -1,4 +1,4 @@
-"""TRL: steps that read each prompt once, micro-batches that can be repeated in pieces, adapters that stay float32."""
+"""TRL: GRPO steps that read each prompt once, micro-batches computed in pieces, adapters that stay float32."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 class SharedPrompts:
     """TRL's GRPO trainer, reading each prompt once per micro-batch. Mixed in before GRPOTrainer by `sharing_prompts`.
 
-    The replies of a group share their prompt, and often it is longer than they are. Its keys and values are computed
-    once and used by each of its replies; gradients flow back through them, so the step's gradient is the same up to
-    rounding.
+    The replies of a group share their prompt, which is often longer than they are. Its keys and values are computed
+    once for all its replies; gradients flow back through them, so the step's gradient is the same up to rounding.
 
     Read in TRL 1.14.2 and 1.16.0: log-probabilities come from `_get_per_token_logps_and_entropies`, which calls the
-    model it is given with input_ids and attention_mask. 1.14.2 wants logits of it, and with Liger takes it apart;
-    1.16.0, whose models have a fused LM head, wants log-probabilities and entropies.
+    model it is given with input_ids and attention_mask. 1.14.2 expects logits, and with Liger uses the model's parts;
+    1.16.0, whose models have a fused LM head, expects log-probabilities and entropies.
     """
 
     args: Any
@@ -31,8 +30,8 @@ class SharedPrompts:
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **kwargs: Any
     ) -> Any:
-        apart = kwargs.get("compute_aux_loss") or getattr(self, "use_liger_kernel", False)
-        if can_share_prompts(self.args) and not apart:
+        uses_parts = kwargs.get("compute_aux_loss") or getattr(self, "use_liger_kernel", False)
+        if can_share_prompts(self.args) and not uses_parts:
             model = partial(answer_once, model, logits_to_keep, self.temperature)
         compute = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
         return compute(model, input_ids, attention_mask, logits_to_keep, **kwargs)
@@ -55,7 +54,7 @@ def answer_once(
 
 
 def can_share_prompts(args: Any) -> bool:
-    """A GPU reads prompts beside replies at little cost, and checkpointed layers keep no cache."""
+    """On a CPU only: a GPU reads repeated prompts at little cost; and checkpointed layers keep no cache."""
     return bool(args.use_cpu and not args.gradient_checkpointing)
 
 
@@ -91,23 +90,23 @@ def sharing_prompts(trainer: type) -> Any:
 # --- micro-batches in pieces -----------------------------------------------------------------------
 
 Cut = Callable[[dict[str, Any]], Sequence[tuple[dict[str, Any], float]]]
-"""A prepared micro-batch -> its pieces, and what each counts in the loss of the micro-batch."""
+"""A prepared micro-batch -> its pieces, and the weight of each in the loss of the micro-batch."""
 Policy = Callable[[Any, Any, Callable[[Cut | None], Any]], Any]
 """(trainer, model, attempt) -> the loss of a micro-batch; attempt(None) computes it whole, attempt(cut) in pieces."""
 
 
 class InPieces:
-    """A TRL trainer whose `policy` says how a micro-batch is computed. Mixed in before a trainer by `in_pieces`.
+    """A TRL trainer whose `policy` decides how a micro-batch is computed. Mixed in before a trainer by `in_pieces`.
 
-    Read in TRL 1.14.2 and 1.16.0, transformers 5.10.0 and 5.24.0: Trainer.training_step asks `_prepare_inputs` for what
-    it gives to `compute_loss`. The GRPO and distillation trainers make rollouts in the first and count their
-    micro-batches around the second, so what was prepared is kept, and only the last piece is counted.
+    Read in TRL 1.14.2 and 1.16.0, transformers 5.10.0 and 5.24.0: Trainer.training_step passes the result of
+    `_prepare_inputs` to `compute_loss`. The GRPO and distillation trainers make rollouts in the first and count their
+    micro-batches around the second, so the prepared batch is kept, and only the last piece is counted.
     """
 
     policy: Policy
     piece: dict[str, Any] | None = None
     share = 1.0
-    """What the piece at hand counts in the loss of its micro-batch."""
+    """The weight of the current piece in the loss of its micro-batch."""
     prepared: dict[str, Any] | None = None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -121,7 +120,7 @@ class InPieces:
         return self.policy(self, model, attempt)
 
     def step_by_piece(self, cut: Cut, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
-        """The step of the trainer for each piece; the trainer counts the last one only."""
+        """The trainer's step for each piece; only the last one is counted."""
         from transformers import Trainer
 
         if self.prepared is None:
@@ -150,7 +149,7 @@ class InPieces:
 
 
 def in_pieces(trainer: type, policy: Policy) -> Any:
-    """TRL's trainer class, its micro-batches computed as the policy says."""
+    """TRL's trainer class, with micro-batches computed as the policy decides."""
     return type(trainer.__name__, (InPieces, trainer), {"policy": staticmethod(policy)})
 
 
@@ -158,10 +157,10 @@ def in_pieces(trainer: type, policy: Policy) -> Any:
 
 
 def recast_adapter(trainer: Any) -> None:
-    """Trainable weights stay float32.
+    """Cast trainable weights back to float32.
 
     Read in TRL 1.14.2 and 1.16.0: the trainers' __init__ casts an adapter on a quantized base to bfloat16, which loses
-    small updates, and which a float16 scaler cannot step (TRL #4901).
+    small updates and does not work with a float16 scaler (TRL #4901).
     """
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:

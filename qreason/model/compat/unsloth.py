@@ -18,7 +18,7 @@ from qreason.recipe.sections import Lora, Model
 def import_unsloth() -> None:
     """Import Unsloth; the code it generates goes into a cache, not the current folder, and no statistics are sent.
 
-    Raises RuntimeError where trl is there already: its trainers would stay as they are.
+    Raises RuntimeError where trl was imported before: its trainers would not be patched.
     """
     if "trl" in sys.modules and "unsloth" not in sys.modules:
         raise RuntimeError("trl was imported before the backend was chosen")
@@ -40,7 +40,7 @@ def load_with_unsloth(path: str, model: Model, hardware: Hardware, context: int)
         load_in_4bit=model.quantization == "nf4",
         load_in_16bit=model.quantization == "none",
         device_map={"": 0} if hardware.device == "cuda" else None,
-        use_exact_model_name=True,  # or it takes a 4-bit copy of its own from the Hub
+        use_exact_model_name=True,  # or it loads its own 4-bit copy from the Hub
         fix_tokenizer=False,
     )
     return base
@@ -63,7 +63,7 @@ def adapt_with_unsloth(base: Any, lora: Lora, seed: int, checkpointing: bool) ->
 
 
 def patch_with_unsloth(adapted: Any, checkpointing: bool) -> Any:
-    """A loaded adapter, made ready for the fused kernels."""
+    """A loaded adapter, prepared for the fused kernels."""
     from unsloth import FastLanguageModel
 
     return FastLanguageModel.patch_peft_model(adapted, "unsloth" if checkpointing else False)
