@@ -1,6 +1,6 @@
-"""The rewards by name, their settings, and how they combine.
+"""The rewards by name, their settings, and building those of a recipe.
 
-A reward takes replies and examples and returns one number a reply, or None where it could not judge. Its keyword-only
+A reward takes replies and examples and returns one number per reply, or None where it could not judge. Its keyword-only
 parameters are its settings in a recipe. To add one: write the function in a file of this folder and give it a line in
 REWARDS, or name it `my_module:my_reward` in a recipe.
 """
@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from qreason.rewards.judged import JudgeSettings, judge_reward
+from qreason.rewards.judged import JudgeSettings, PreferenceSettings, judge_reward, preference_reward
 from qreason.rewards.language import language_consistency
 from qreason.rewards.mathematics import math
-from qreason.rewards.preferred import PreferenceSettings, preference_reward
 from qreason.rewards.programs import code
 from qreason.rewards.scoring import Restricted
 from qreason.rewards.shape import cosine_length, repetition, soft_overlong, step_count
@@ -47,7 +46,7 @@ REWARDS: dict[str, Callable[..., list[float | None]]] = {
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A reward that asks a model: the settings that say which, and the reward made from it."""
+    """A reward that asks a model: its settings, and how it is made."""
 
     settings: type[BaseModel]
     make: Callable[[Any, Any], Reward]
@@ -70,19 +69,17 @@ FULL_MARKS: dict[str, float] = {
     "length": 1.0,
     "math": 1.0,
 }
-"""What a gold reply earns from each reward that knows what is best."""
+"""What a gold reply earns, for the rewards where that is known."""
 
 REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length"}
-"""Rewards that compare with what is right: without a reference they cannot tell replies apart."""
+"""Rewards that compare with the reference: without one they cannot tell replies apart."""
 
-Settings = Mapping[str, Any]
-Only = Literal["reasoning", "plain"] | None
-OpenModel = Callable[[Any], Any]
-"""The settings of a model reward -> the model that it asks."""
+LIMIT = "max_completion_length"
+"""A setting that defaults to the recipe's sampling."""
 
 
 def find(name: str) -> Callable[..., list[float | None]]:
-    """A rule reward by name, or a function of one's own as `module:function`.
+    """A rule-based reward by name, or a custom function as `module:function`.
 
     Raises ValueError where there is no such module or function.
     """
@@ -101,7 +98,7 @@ def find(name: str) -> Callable[..., list[float | None]]:
 
 
 def settings_model(name: str) -> type[BaseModel]:
-    """What may be set for a reward: a model reward's settings, or the keyword-only parameters of its function."""
+    """The settings of a reward: those of a model reward, or the keyword-only parameters of its function."""
     if name in MODEL_REWARDS:
         return MODEL_REWARDS[name].settings
     parameters = inspect.signature(find(name), eval_str=True).parameters.values()
@@ -113,20 +110,17 @@ def settings_model(name: str) -> type[BaseModel]:
     return create_model(f"{name} settings", __config__=ConfigDict(extra="forbid"), **fields)
 
 
-LIMIT = "max_completion_length"
-"""A setting that follows the recipe's sampling unless it is given."""
-
-
 def build(
-    wanted: Mapping[str, Settings],
-    open_model: OpenModel,
+    wanted: Mapping[str, Mapping[str, Any]],
+    open_model: Callable[[Any], Any],
     max_completion_length: int,
     kinds: Mapping[str, str] | None = None,
-    only: Mapping[str, Only] | None = None,
+    only: Mapping[str, Literal["reasoning", "plain"] | None] | None = None,
 ) -> dict[str, Reward]:
-    """The rewards of a recipe (name -> settings), ready to be called; models are opened only for those that ask one.
+    """The rewards of a recipe (name -> settings), ready to be called.
 
-    `kinds` has the reward behind a name of the recipe's own, `only` the rows that a reward is for.
+    `open_model` makes a model from the settings of a model reward. `kinds` maps custom names in the recipe to rewards,
+    `only` says for which rows a reward is.
     """
     rewards: dict[str, Reward] = {}
     for name, given in wanted.items():
