@@ -18,9 +18,7 @@ from qreason.data.prompts import render
 from qreason.errors import RecipeError
 from qreason.inference.beam import STEP_ENDS, beam_search
 from qreason.inference.generate import LocalGenerator
-from qreason.inference.ranking import best
-from qreason.inference.scaling import scale
-from qreason.inference.voting import ballot, pass_at, vote, votes_for
+from qreason.inference.selection import ballot, best, pass_at, scale, vote, votes_for
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.recipe.settings import Beam, Evaluate

@@ -51,7 +51,7 @@ EMPTY = ("", " ", ".", "...", "-", "n/a", "\n\n\n", "<answer></answer>")
 
 
 def attempts(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(reference, attempt) for every kind of injection and each (reference, wrong reply); 140 attempts for three pairs."""
+    """(reference, attempt) for each (reference, wrong reply) and kind of injection; 140 attempts for three pairs."""
     made = []
     for reference, wrong in pairs:
         words = reference.split()

@@ -49,11 +49,14 @@ def prepare(tests: str) -> tuple[CodeType, list[str]]:
 REFUSED_CALLS = """
 fork 57 -, vfork 58 -, execve 59 221, execveat 322 281,
 kill 62 129, tkill 200 130, tgkill 234 131, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240,
-pidfd_send_signal 424 424, pidfd_open 434 434, pidfd_getfd 438 438, ptrace 101 117,
-process_vm_readv 310 270, process_vm_writev 311 271, setpriority 141 140, ioprio_set 251 30, sched_setparam 142 118,
-sched_setscheduler 144 119, sched_setattr 314 274, sched_setaffinity 203 122, socket 41 198, bind 49 200, connect 42 203, sendmsg 46 211, sendmmsg 307 269,
+pidfd_send_signal 424 424,
+pidfd_open 434 434, pidfd_getfd 438 438, ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271,
+setpriority 141 140, ioprio_set 251 30, sched_setparam 142 118, sched_setscheduler 144 119, sched_setattr 314 274,
+sched_setaffinity 203 122,
+socket 41 198, bind 49 200, connect 42 203, sendmsg 46 211, sendmmsg 307 269,
 unshare 272 97, setns 308 268, mount 165 40, bpf 321 280, perf_event_open 298 241, userfaultfd 323 282,
-io_uring_setup 425 425, add_key 248 217, request_key 249 218, keyctl 250 219, shmget 29 194, semget 64 190, msgget 68 186, mq_open 240 180
+io_uring_setup 425 425,
+add_key 248 217, request_key 249 218, keyctl 250 219, shmget 29 194, semget 64 190, msgget 68 186, mq_open 240 180
 """
 """System calls and their numbers on x86_64 and aarch64. io_uring is listed because no filter sees what it does."""
 

@@ -83,7 +83,7 @@ class Journal:
 
 
 class Sieve:
-    """Decides which draws are kept: by form, length, language and rewards, without duplicates, up to a limit per prompt."""
+    """Keeps draws by form, length, language and rewards, without duplicates, and at most `per_prompt` per prompt."""
 
     def __init__(self, settings: Sample) -> None:
         self.settings = settings
