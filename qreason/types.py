@@ -102,26 +102,34 @@ class Generator(Protocol):
         fast: bool = False,
         on_progress: Callable[[int], None] = ...,
     ) -> list[list[Reply]]:
-        """n replies to each prompt, in order; `fast` may compute in the number format of training steps."""
+        """n replies to each prompt, in order; `on_progress` gets the number of replies that were just finished.
+
+        `fast` computes in the number format of training steps, bfloat16 on CPUs that have it; for rollouts.
+        Raises DataError for a prompt that leaves no room for a reply of full length.
+        """
 
     def extend(
         self, beginnings: Sequence[list[int]], *, n: int, sampling: Sampling, stop_at: Set[int]
     ) -> list[list[list[int]]]:
-        """n continuations of each row of token ids, up to a stop token or one of `stop_at`."""
+        """n continuations of each row of token ids, up to a stop token or one of `stop_at`, as token ids."""
 
     def expect(
         self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
     ) -> list[list[float]]:
-        """The expected value of the next word after each chat, by the bare base or with a judge adapter."""
+        """For each chat the expected value of the next word; `values` has the value of each possible word.
+
+        The policy's adapter is off; with `adapter`, that judge adapter is on. Chats of a group have a common prefix.
+        Words of several tokens are left out; raises ModelError if fewer than two different values are left.
+        """
 
     def likelihoods(self, replies: Sequence[Reply]) -> list[float]:
-        """The mean log-probability of each reply's tokens, in nats per token."""
+        """The mean log-probability of each reply's tokens, in nats per token; minus infinity for an empty reply."""
 
     def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
-        """The token ids of prompts. Raises DataError for one that leaves no room for a reply."""
+        """The token ids of prompts. Raises DataError for one that leaves no room for a reply of full length."""
 
     def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
-        """The tokens whose text ends with one of `ends`."""
+        """The tokens whose text ends with one of `ends`, ignoring spaces."""
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""

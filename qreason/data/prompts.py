@@ -13,15 +13,13 @@ HELPDESK = (
     "You are an IT helpdesk assistant. Work through the issue inside <reasoning></reasoning>, "
     "then give the resolution inside <answer></answer>."
 )
-MATH = (
-    "You solve math problems. Work through the problem inside <reasoning></reasoning>, "
-    "then give only the final number inside <answer></answer>."
-)
-CHOICE = (
-    "You answer multiple-choice questions. Work through the question inside <reasoning></reasoning>, "
-    "then give only the letter of the right choice inside <answer></answer>."
-)
-SYSTEM_PROMPTS = {"helpdesk": HELPDESK, "math": MATH, "choice": CHOICE}
+SYSTEM_PROMPTS = {
+    "helpdesk": HELPDESK,
+    "math": "You solve math problems. Work through the problem inside <reasoning></reasoning>, "
+    "then give only the final number inside <answer></answer>.",
+    "choice": "You answer multiple-choice questions. Work through the question inside <reasoning></reasoning>, "
+    "then give only the letter of the right choice inside <answer></answer>.",
+}
 DIRECT_PROMPTS = {
     "helpdesk": "You are an IT helpdesk assistant. Give only the resolution, inside <answer></answer>.",
     "math": "You solve math problems. Give only the final number, inside <answer></answer>.",

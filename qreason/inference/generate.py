@@ -37,7 +37,7 @@ LOGITS = 2**25
 
 
 class LocalGenerator:
-    """The resident model as a Generator. A prompt is read once for all its replies.
+    """The resident model as a Generator (types.py has the contract). A prompt is read once for all its replies.
 
     `offload` keeps the model in the CPU's memory while it is not used: for a judge with a separate base.
     """
@@ -70,7 +70,6 @@ class LocalGenerator:
         return self.decoded.setdefault(most, Rows(most, "replies", self.resident.say))
 
     def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
-        """The token ids of prompts. Raises DataError for one that leaves no room for a reply of full length."""
         ids = render_ids(self.resident.tokenizer, prompts)
         room = self.resident.context_length - sampling.max_completion_length
         for row, prompt in zip(ids, prompts, strict=True):
@@ -91,11 +90,6 @@ class LocalGenerator:
         fast: bool = False,
         on_progress: Callable[[int], None] = lambda replies: None,
     ) -> list[list[Reply]]:
-        """n replies to each prompt, in order; `on_progress` gets the number of replies that were just finished.
-
-        `fast` computes in the number format of training steps, bfloat16 on CPUs that have it; for rollouts.
-        Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
-        """
         ids, drawing = self.prompt_ids(prompts, sampling), self.drawing(sampling)
         replies: list[list[Reply]] = [[] for _ in prompts]
         left = [(index, n) for index in sorted(range(len(ids)), key=lambda index: -len(ids[index]))]
@@ -119,7 +113,6 @@ class LocalGenerator:
     def extend(
         self, beginnings: Sequence[list[int]], *, n: int, sampling: Sampling, stop_at: Set[int]
     ) -> list[list[list[int]]]:
-        """n continuations of each row of token ids, up to a stop token or one of `stop_at`, as token ids."""
         drawing, rows = self.drawing(sampling, stop_at), self.rows(sampling.max_num_seqs)
         ways: list[list[list[int]]] = []
         with self.awake() as model:
@@ -133,11 +126,6 @@ class LocalGenerator:
     def expect(
         self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
     ) -> list[list[float]]:
-        """For each chat the expected value of the next word; `values` has the value of each possible word.
-
-        The policy's adapter is off; with `adapter`, that judge adapter is on. Chats of a group have a common prefix.
-        Words of several tokens are left out; raises ModelError if fewer than two different values are left.
-        """
         tokens, worth = self.single_tokens(values)
         rows = [render_ids(self.resident.tokenizer, group) for group in groups]
         answers: list[list[float]] = [[] for _ in rows]
@@ -173,7 +161,6 @@ class LocalGenerator:
         return last_logits(self.resident, model, groups)
 
     def likelihoods(self, replies: Sequence[Reply]) -> list[float]:
-        """The mean log-probability of each reply's tokens, in nats per token; minus infinity for an empty reply."""
         scores = [float("-inf")] * len(replies)
         left = [index for index in range(len(replies)) if replies[index].token_ids]
         left.sort(key=lambda index: len(replies[index].token_ids))
@@ -191,13 +178,11 @@ class LocalGenerator:
         return scores
 
     def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
-        """The tokens whose text ends with one of `ends`, ignoring spaces."""
         tokenizer = self.resident.tokenizer
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         return {token for token, text in enumerate(texts) if text.rstrip(" ").endswith(ends)}
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Token ids as text, without special tokens."""
         text: str = self.resident.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 

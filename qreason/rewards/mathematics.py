@@ -102,10 +102,6 @@ def digits(number: str) -> str:
     return re.sub("[^0-9.]", "", number)
 
 
-def is_prose(text: str) -> bool:
-    return " " in text and WORD.search(text) is not None and not SYMBOLIC.search(text)
-
-
 def quantity(phrase: str, is_reference: bool) -> str | None:
     """The only number of a phrase, after its last `=`, as in `It costs 18 dollars`; else None.
 
@@ -129,7 +125,7 @@ def as_math(text: str, is_reference: bool) -> tuple[str, bool]:
         return f"{number:f}", True
     if DELIMITED.search(text):
         return text, not is_reference
-    if is_prose(text):
+    if " " in text and WORD.search(text) and not SYMBOLIC.search(text):  # prose
         if is_reference or re.search("[0-9]", text):
             return quantity(text, is_reference) or "", True
         return rf"$\text{{{text.removesuffix('.')}}}$", False

@@ -43,8 +43,9 @@ def supervise(job: dict[str, Any]) -> int:
     layers, tasks = set(job["layers"]), count_tasks(os.getuid())
     system = ctypes.CDLL(None, use_errno=True)
     prctl(system, PR_SET_CHILD_SUBREAPER, 1)
-    if "namespaces" in layers:
-        enter_namespaces(system)
+    # Children get separate pid, network and IPC namespaces, and no capabilities outside them.
+    if "namespaces" in layers and system.unshare(NEW_USER | NEW_PID | NEW_NETWORK | NEW_IPC) != 0:
+        system.unshare(NEW_PID | NEW_NETWORK | NEW_IPC)
     token = os.urandom(16).hex().encode()
     reading, writing = os.pipe()
     child = os.fork()
@@ -168,17 +169,13 @@ def confine(system: ctypes.CDLL, layers: set[str], steps: bytes) -> None:
     if "landlock" in layers:
         restrict_files(system, os.getcwdb())
     if "seccomp" in layers and steps:
-        restrict_calls(system, steps)
+        program = ctypes.create_string_buffer(steps)
+        header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps) // 8, ctypes.addressof(program)))
+        prctl(system, PR_SET_SECCOMP, 2, ctypes.addressof(header))
     with open(os.__file__, "rb"):
         pass  # raises if Python itself is no longer readable: then nothing is judged
-    sys.path[:] = [path for path in sys.path if is_below(os.fsencode(path), installation())]
-
-
-def restrict_calls(system: ctypes.CDLL, steps: bytes) -> None:
-    """Seccomp: apply the filter to every further system call."""
-    program = ctypes.create_string_buffer(steps)
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps) // 8, ctypes.addressof(program)))
-    prctl(system, PR_SET_SECCOMP, 2, ctypes.addressof(header))
+    folders = tuple(folder.rstrip(b"/") + b"/" for folder in installation())
+    sys.path[:] = [path for path in sys.path if (os.fsencode(path) + b"/").startswith(folders)]
 
 
 def limit(memory_bytes: int, processes: int) -> None:
@@ -209,22 +206,11 @@ def prctl(system: ctypes.CDLL, option: int, *values: int) -> None:
     system.prctl(option, *(ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]))
 
 
-def enter_namespaces(system: ctypes.CDLL) -> None:
-    """Give children of this process separate pid, network and IPC namespaces, and no capabilities outside them."""
-    flags = NEW_PID | NEW_NETWORK | NEW_IPC
-    if system.unshare(NEW_USER | flags) != 0:
-        system.unshare(flags)
-
-
 def installation() -> tuple[bytes, ...]:
     """The folders of Python and of system libraries."""
     paths = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
     paths += ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
     return tuple({os.fsencode(path) for each in paths for path in (each, os.path.realpath(each))})
-
-
-def is_below(path: bytes, folders: Iterable[bytes]) -> bool:
-    return any(path == folder or path.startswith(folder.rstrip(b"/") + b"/") for folder in folders)
 
 
 def restrict_files(system: ctypes.CDLL, folder: bytes) -> None:

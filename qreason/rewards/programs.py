@@ -94,20 +94,16 @@ def evaluate(timeout: float, memory: int, question: tuple[str, str | None]) -> f
     return {PASSED: 1.0, FAILED: 0.0}.get(status)
 
 
-def supervisor_file() -> str:
-    """The supervisor's program, compiled if Python has cached it: compiling takes a seventh of a run."""
-    from qreason.rewards import program_runner
-
-    compiled: str | None = getattr(program_runner, "__cached__", None)
-    return compiled if compiled and Path(compiled).is_file() else program_runner.__file__
-
-
 def run(job: bytes, seconds: float) -> int:
     """The exit status of a supervisor; it is killed after `seconds`."""
+    from qreason.rewards import program_runner
+
+    cached: str | None = getattr(program_runner, "__cached__", None)  # compiling takes a seventh of a run
+    program = cached if cached and Path(cached).is_file() else program_runner.__file__
     try:
         with TemporaryDirectory(prefix="qreason-code-", ignore_cleanup_errors=True) as folder:
             supervisor = subprocess.Popen(
-                [sys.executable, "-I", supervisor_file()],
+                [sys.executable, "-I", program],
                 cwd=folder,
                 env={"OMP_NUM_THREADS": "1"},  # one thread per CPU would not fit into the memory
                 stdin=subprocess.PIPE,

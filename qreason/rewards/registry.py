@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -44,22 +43,12 @@ REWARDS: dict[str, Callable[..., list[float | None]]] = {
 """Rewards that need nothing but the reply and its example."""
 
 
-@dataclass(frozen=True)
-class ModelReward:
-    """A reward that asks a model: its settings, and how it is made."""
-
-    settings: type[BaseModel]
-    make: Callable[[Any, Any], Reward]
-    """(settings, the model opened for them) -> the reward"""
-
-
-MODEL_REWARDS = {
-    "judge": ModelReward(JudgeSettings, lambda settings, judge: judge_reward(judge)),
-    "preference": ModelReward(PreferenceSettings, preference_reward),
+MODEL_REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any, Any], Reward]]] = {
+    "judge": (JudgeSettings, lambda settings, judge: judge_reward(judge)),
+    "preference": (PreferenceSettings, preference_reward),
 }
-
+"""Rewards that ask a model: their settings, and (settings, the model opened for them) -> the reward."""
 NAMES = (*REWARDS, *MODEL_REWARDS)
-
 FULL_MARKS: dict[str, float] = {
     "correctness": 2.0,
     "format": 0.8,
@@ -70,10 +59,8 @@ FULL_MARKS: dict[str, float] = {
     "math": 1.0,
 }
 """What a gold reply earns, for the rewards where that is known."""
-
 REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length"}
 """Rewards that compare with the reference: without one they cannot tell replies apart."""
-
 LIMIT = "max_completion_length"
 """A setting that defaults to the recipe's sampling."""
 
@@ -100,7 +87,7 @@ def find(name: str) -> Callable[..., list[float | None]]:
 def settings_model(name: str) -> type[BaseModel]:
     """The settings of a reward: those of a model reward, or the keyword-only parameters of its function."""
     if name in MODEL_REWARDS:
-        return MODEL_REWARDS[name].settings
+        return MODEL_REWARDS[name][0]
     parameters = inspect.signature(find(name), eval_str=True).parameters.values()
     fields: dict[str, Any] = {
         parameter.name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
@@ -129,7 +116,7 @@ def build(
         known = {LIMIT: max_completion_length} if LIMIT in model.model_fields else {}
         settings = model.model_validate(known | dict(given))
         if kind in MODEL_REWARDS:
-            reward = MODEL_REWARDS[kind].make(settings, open_model(settings))
+            reward = MODEL_REWARDS[kind][1](settings, open_model(settings))
         else:
             reward = partial(find(kind), **dict(settings))
         rewards[name] = Restricted(reward, rows == "plain") if rows else reward
