@@ -41,18 +41,18 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
     name = str(source)
     rows = read_jsonl(Path(name)) if name.endswith(".jsonl") else read_table(name, data, use)
     examples: list[Example] = []
-    places: dict[str, str] = {}
-    for place, row in rows:
-        if not is_selected(row, data, place):
+    locations: dict[str, str] = {}
+    for location, row in rows:
+        if not is_selected(row, data, location):
             continue
         if data.choices:
-            row = add_choices(row, data, data.choices, place)
-        example = to_example(row, data.fields, place, needs_reasoning=use == "sft")
+            row = add_choices(row, data, data.choices, location)
+        example = to_example(row, data.fields, location, needs_reasoning=use == "sft")
         if use == "plain" or (use == "sampled" and example.reasoning is None):
             example = replace(example, plain=True)
-        if example.id in places:
-            raise DataError(f"{place}: id '{example.id}' was used at {places[example.id]}; ids must be unique")
-        places[example.id] = place
+        if example.id in locations:
+            raise DataError(f"{location}: id '{example.id}' was used at {locations[example.id]}; ids must be unique")
+        locations[example.id] = location
         examples.append(example)
     if not examples:
         what = f"no rows with {' and '.join(data.where)} as in data.where" if data.where else "no rows"
@@ -60,15 +60,15 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
     return examples
 
 
-def is_selected(row: Mapping[str, Any], data: Data, place: str) -> bool:
+def is_selected(row: Mapping[str, Any], data: Data, location: str) -> bool:
     """Whether data.where selects a row; DataError for a missing column."""
     for column in data.where:
         if column not in row:
-            raise DataError(f"{place}: no column '{column}', which data.where asks for")
+            raise DataError(f"{location}: no column '{column}', which data.where asks for")
     return all(str(row[column]) in values for column, values in data.where.items())
 
 
-def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], place: str, needs_reasoning: bool) -> Example:
+def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str, needs_reasoning: bool) -> Example:
     """One row -> Example; DataError names the column that is missing or of the wrong type."""
     texts: dict[str, str | None] = {}
     for key in ("prompt", "reference", "reasoning", "id", "category", "split", "tests"):
@@ -77,31 +77,35 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], place: str, ne
         required = key in ("prompt", "reference")
         if required and column is None:
             wanted = fields.get(key) or " or ".join(f"'{name}'" for name in COLUMNS[key])
-            raise DataError(f"{place}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields")
+            raise DataError(
+                f"{location}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields"
+            )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if value is not None and not isinstance(value, str):
-            raise DataError(f"{place}: '{column}' is {type(value).__name__}, not text")
+            raise DataError(f"{location}: '{column}' is {type(value).__name__}, not text")
         if required and not (value or "").strip():
-            raise DataError(f"{place}: '{column}' is empty; fill it or remove the row")
+            raise DataError(f"{location}: '{column}' is empty; fill it or remove the row")
         texts[key] = value
     reference, reasoning = texts["reference"] or "", texts["reasoning"]
     if MARKER in reference:
         working, _, reference = (part.strip() for part in reference.rpartition(MARKER))
         reasoning = reasoning or working
     if needs_reasoning and not (reasoning or "").strip():
-        raise DataError(f"{place}: no reasoning: SFT needs a column 'steps' or 'reasoning' (or data.fields.reasoning)")
-    file, _, line = place.rpartition(":")
+        raise DataError(
+            f"{location}: no reasoning: SFT needs a column 'steps' or 'reasoning' (or data.fields.reasoning)"
+        )
+    file, _, line = location.rpartition(":")
     return Example(
         id=texts["id"] or f"{Path(file).stem}-{line}",
         prompt=texts["prompt"] or "",
         reference=reference,
-        accepted=read_accepted(row, fields, place),
+        accepted=read_accepted(row, fields, location),
         reasoning=reasoning,
         category=texts["category"],
         split=texts["split"],
         tests=texts["tests"],
-        source=place,
+        source=location,
     )
 
 
@@ -110,17 +114,17 @@ def find_column(row: Mapping[str, Any], key: str, fields: Mapping[Any, str]) -> 
     return next((name for name in names if name in row), None)
 
 
-def read_accepted(row: Mapping[str, Any], fields: Mapping[Any, str], place: str) -> tuple[str, ...]:
+def read_accepted(row: Mapping[str, Any], fields: Mapping[Any, str], location: str) -> tuple[str, ...]:
     column = find_column(row, "accepted", fields)
     value = row[column] if column else None
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise DataError(f"{place}: '{column}' must be a list of texts")
+        raise DataError(f"{location}: '{column}' must be a list of texts")
     return tuple(value)
 
 
-def add_choices(row: Mapping[str, Any], data: Data, choices: str | Sequence[str], place: str) -> dict[str, Any]:
+def add_choices(row: Mapping[str, Any], data: Data, choices: str | Sequence[str], location: str) -> dict[str, Any]:
     """A multiple-choice row with its choices added to the question, and the letter of the right one as `reference`.
 
     `choices` is the column with the list of choices, the reference column then names the right one (by its index from
@@ -133,13 +137,13 @@ def add_choices(row: Mapping[str, Any], data: Data, choices: str | Sequence[str]
     if isinstance(choices, str):
         texts = row.get(choices)
         if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) < 2 or reference is None:
-            raise DataError(f"{place}: '{choices}' must be a list of choices, beside a column with the right one")
+            raise DataError(f"{location}: '{choices}' must be a list of choices, beside a column with the right one")
         right = find_choice(row[reference], list(texts))
         if right is None:
-            raise DataError(f"{place}: '{reference}' names none of the {len(texts)} choices: {row[reference]!r}")
+            raise DataError(f"{location}: '{reference}' names none of the {len(texts)} choices: {row[reference]!r}")
     else:
         if missing := [name for name in choices if not isinstance(row.get(name), str)]:
-            raise DataError(f"{place}: no column '{missing[0]}' with a choice; name those there are in data.choices")
+            raise DataError(f"{location}: no column '{missing[0]}' with a choice; name those there are in data.choices")
         order = list(range(len(choices)))
         random.Random(str(row[prompt])).shuffle(order)
         texts, right = [row[choices[position]].strip() for position in order], order.index(0)

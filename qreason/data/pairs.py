@@ -21,24 +21,24 @@ def read_pairs(source: str, data: Data) -> list[Pair]:
     Raises DataError with `file:line` for the first row that is not a pair, or whose replies are equal.
     """
     rows = read_jsonl(Path(source)) if source.endswith(".jsonl") else read_table(source, data, "pairs")
-    pairs = [to_pair(row, place) for place, row in rows]
+    pairs = [to_pair(row, location) for location, row in rows]
     if not pairs:
         raise DataError(f"{source}: no rows; one pair per line, with prompt, chosen and rejected")
     return pairs
 
 
-def to_pair(row: dict[str, Any], place: str) -> Pair:
+def to_pair(row: dict[str, Any], location: str) -> Pair:
     for column in COLUMNS:
         if column not in row:
-            raise DataError(f"{place}: no column '{column}'; a pair has {', '.join(COLUMNS)}")
+            raise DataError(f"{location}: no column '{column}'; a pair has {', '.join(COLUMNS)}")
         if not isinstance(row[column], str):
-            raise DataError(f"{place}: '{column}' is {type(row[column]).__name__}, not text")
+            raise DataError(f"{location}: '{column}' is {type(row[column]).__name__}, not text")
         if not row[column].strip():
-            raise DataError(f"{place}: '{column}' is empty; fill it or remove the row")
+            raise DataError(f"{location}: '{column}' is empty; fill it or remove the row")
     if " ".join(row["chosen"].split()) == " ".join(row["rejected"].split()):
-        raise DataError(f"{place}: chosen and rejected are the same reply, so neither is preferred; remove the row")
+        raise DataError(f"{location}: chosen and rejected are the same reply, so neither is preferred; remove the row")
     about = row.get("about")
-    return Pair(row["prompt"], row["chosen"], row["rejected"], None if about is None else str(about), place)
+    return Pair(row["prompt"], row["chosen"], row["rejected"], None if about is None else str(about), location)
 
 
 def rank_draws(file: Path, rows: Sequence[dict[str, Any]]) -> list[Pair]:

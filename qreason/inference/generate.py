@@ -126,7 +126,7 @@ class LocalGenerator:
     def expect(
         self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
     ) -> list[list[float]]:
-        tokens, worth = self.single_tokens(values)
+        tokens, word_values = self.single_tokens(values)
         rows = [render_ids(self.resident.tokenizer, group) for group in groups]
         answers: list[list[float]] = [[] for _ in rows]
         with self.awake(adapter=adapter or False) as model:
@@ -140,7 +140,7 @@ class LocalGenerator:
                     left = [half for pair in halves for half in pair if half]
                     continue
                 weights = logits[:, tokens].float().softmax(-1)
-                expected = (weights @ weights.new_tensor(worth)).tolist()
+                expected = (weights @ weights.new_tensor(word_values)).tolist()
                 for index in left.pop(0):
                     answers[index], expected = expected[: len(rows[index])], expected[len(rows[index]) :]
         return answers

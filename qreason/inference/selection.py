@@ -37,7 +37,7 @@ def check_ranking(by: str, scorer: Scorer) -> None:
     """InputError for an unknown ranking."""
     known = ["likelihood", "total", *scorer.rewards]
     if by not in known:
-        raise InputError(f"nothing ranks replies by '{by}'{nearest(by, known)}; there are {', '.join(known)}")
+        raise InputError(f"unknown ranking '{by}'{nearest(by, known)}; known are {', '.join(known)}")
 
 
 def best(scores: Sequence[float]) -> int:

@@ -32,13 +32,15 @@ def read_labels(file: Path) -> list[Label]:
     Raises DataError for a row without reference, reply or label, and for a file without both right and wrong replies.
     """
     labels: list[Label] = []
-    for place, row in read_jsonl(file):
+    for location, row in read_jsonl(file):
         for key in ("reference", "reply"):
             if not isinstance(row.get(key), str):
-                raise DataError(f"{place}: '{key}' is missing or not text; a labelled pair has reference, reply, label")
+                raise DataError(
+                    f"{location}: '{key}' is missing or not text; a labelled pair has reference, reply, label"
+                )
         label = row.get("label")
         if isinstance(label, bool) or not isinstance(label, (int, float)) or not 0 <= label <= 1:
-            raise DataError(f"{place}: 'label' must be a number from 0 (wrong) to 1 (right)")
+            raise DataError(f"{location}: 'label' must be a number from 0 (wrong) to 1 (right)")
         labels.append((row["reference"], row["reply"], float(label)))
     right = sum(label >= 0.5 for _, _, label in labels)
     if right in (0, len(labels)):
@@ -82,10 +84,10 @@ def auc(verdicts: Sequence[float], right: Sequence[bool]) -> float | None:
 
 def ranks(values: Sequence[float]) -> list[float]:
     """The rank of each value; equal values share their mean rank."""
-    places: dict[float, list[int]] = {}
-    for place, value in enumerate(sorted(values)):
-        places.setdefault(value, []).append(place)
-    return [sum(places[value]) / len(places[value]) for value in values]
+    by_value: dict[float, list[int]] = {}
+    for rank, value in enumerate(sorted(values)):
+        by_value.setdefault(value, []).append(rank)
+    return [sum(by_value[value]) / len(by_value[value]) for value in values]
 
 
 def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:

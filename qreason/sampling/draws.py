@@ -129,7 +129,7 @@ class Sieve:
         return None
 
 
-def lesson(row: Row) -> Row:
+def to_sft_row(row: Row) -> Row:
     """A kept draw as a row of SFT data: the reasoning and answer of the reply."""
     match = WHOLE.fullmatch(row["reply"])
     assert match
