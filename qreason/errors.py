@@ -1,7 +1,7 @@
-"""What can go wrong, as one tree.
+"""The hierarchy of qreason errors.
 
 QReasonError
-|-- InputError            the user can cure it; exit code 2
+|-- InputError            the user can fix it; exit code 2
 |   |-- RecipeError       a recipe: names the file, the line and the key
 |   |-- DataError         a data file: names the file and the line
 |   |-- ModelError        a base or an adapter that cannot be used
@@ -9,8 +9,8 @@ QReasonError
 |   `-- MissingExtra      an optional dependency: names the extra
 |-- TrainingError         training had to stop; exit code 1
 |-- OutOfMemoryError      one row alone does not fit on the GPU; exit code 1
-|-- HubError              the Hub did not do what was asked; exit code 1
-`-- ExportError           an exported file is not what was trained; exit code 1
+|-- HubError              a pull from or a push to the Hub failed; exit code 1
+`-- ExportError           an exported file differs from what was trained; exit code 1
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from collections.abc import Iterable
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it says nothing."""
+    """The first line of an error's message, or its type where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def kind_and_line(error: Exception) -> str:
-    """The kind of an error and its first line, up to 200 characters of it."""
+    """The type of an error and the first line of its message, at most 200 characters of it."""
     kind, line = type(error).__name__, first_line(error)[:200]
     return kind if line == kind else f"{kind}: {line}"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing."""
+    """` (did you mean 'x'?)` for the most similar word, or an empty text."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 

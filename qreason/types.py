@@ -1,4 +1,4 @@
-"""What flows: examples in, replies out, scores on replies; and the two seams, Reward and Generator."""
+"""The data types that all folders share, and the two interfaces: Reward and Generator."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 Messages = list[dict[str, str]]
-"""Chat messages: `role` and `content` each."""
+"""Chat messages, each with `role` and `content`."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row of data: what is asked, what is right, and for SFT the steps between."""
+    """One row of data: a prompt, its reference answer, and for SFT the reasoning."""
 
     id: str
     prompt: str
@@ -24,7 +24,7 @@ class Example:
     category: str | None = None
     split: str | None = None
     tests: str | None = None
-    """Python statements that a reply of code must pass."""
+    """Python statements that the code of a reply must pass."""
     plain: bool = False
     """Asked without a system prompt, and answered without reasoning and tags."""
     source: str = ""
@@ -32,7 +32,7 @@ class Example:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Every wording that is right, the reference first."""
+        """All accepted wordings, the reference first."""
         return (self.reference, *(text for text in self.accepted if text != self.reference))
 
 
@@ -44,14 +44,14 @@ class Pair:
     chosen: str
     rejected: str
     about: str | None = None
-    """What makes the one better, where the data say so."""
+    """The criterion of the preference, where the data name it."""
     source: str = ""
     """`file:line` for messages."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model wrote, without special tokens; `finished` is False when it ran into the limit."""
+    """A generated text without special tokens; `finished` is False when it reached the token limit."""
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -61,7 +61,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Score:
-    """The reward of a reply: its parts and their weighted sum; None where it could not be judged."""
+    """The rewards of a reply and their weighted sum; None where a reward could not be computed."""
 
     total: float | None
     parts: dict[str, float | None] = field(default_factory=dict)
@@ -69,10 +69,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 cut nothing off.
-
-    `max_num_seqs` replies are decoded side by side.
-    """
+    """Sampling parameters. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch the filters off."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -80,17 +77,18 @@ class Sampling:
     min_p: float = 0.0
     max_completion_length: int = 256
     max_num_seqs: int = 128
+    """Replies that are decoded in parallel."""
     seed: int | None = None
 
 
 class Reward(Protocol):
-    """One number a reply, in order; None = could not be judged, never 0."""
+    """One number per reply, in order; None where it could not be computed, never 0 for that."""
 
     def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]: ...
 
 
 class Generator(Protocol):
-    """The only seam between qreason and an inference engine: whatever a model says is asked for here."""
+    """The only interface between qreason and an inference engine."""
 
     stops: Set[int]
     """Token ids that end a reply."""
@@ -104,33 +102,34 @@ class Generator(Protocol):
         fast: bool = False,
         on_progress: Callable[[int], None] = ...,
     ) -> list[list[Reply]]:
-        """n replies to each prompt, in order; `fast` may compute in the number format of training steps."""
-        ...
+        """n replies to each prompt, in order; `on_progress` gets the number of replies that were just finished.
+
+        `fast` computes in the number format of training steps, bfloat16 on CPUs that have it; for rollouts.
+        Raises DataError for a prompt that leaves no room for a reply of full length.
+        """
 
     def extend(
         self, beginnings: Sequence[list[int]], *, n: int, sampling: Sampling, stop_at: Set[int]
     ) -> list[list[list[int]]]:
-        """n ways on from each row of token ids, up to a stop token or one of `stop_at`."""
-        ...
+        """n continuations of each row of token ids, up to a stop token or one of `stop_at`, as token ids."""
 
     def expect(
         self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
     ) -> list[list[float]]:
-        """The expected value of the next word after each chat, by the bare base or with a judge adapter."""
-        ...
+        """For each chat the expected value of the next word; `values` has the value of each possible word.
+
+        The policy's adapter is off; with `adapter`, that judge adapter is on. Chats of a group have a common prefix.
+        Words of several tokens are left out; raises ModelError if fewer than two different values are left.
+        """
 
     def likelihoods(self, replies: Sequence[Reply]) -> list[float]:
-        """The mean log-probability of each reply's tokens, in nats per token."""
-        ...
+        """The mean log-probability of each reply's tokens, in nats per token; minus infinity for an empty reply."""
 
     def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
-        """The token ids of prompts. Raises DataError for one that leaves no room for a reply."""
-        ...
+        """The token ids of prompts. Raises DataError for one that leaves no room for a reply of full length."""
 
     def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
-        """The tokens whose text ends with one of `ends`."""
-        ...
+        """The tokens whose text ends with one of `ends`, ignoring spaces."""
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
-        ...

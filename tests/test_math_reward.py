@@ -73,7 +73,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
     def forget() -> None:
         mathematics.PROCESSES.stop()
-        mathematics.mark.cache_clear()
+        mathematics.evaluate.cache_clear()
         mathematics.is_readable.cache_clear()
 
     forget()

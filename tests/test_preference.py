@@ -19,7 +19,7 @@ from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Data
 from qreason.rewards import registry
-from qreason.rewards.preferred import PreferenceSettings, preference_reward
+from qreason.rewards.judged import PreferenceSettings, preference_reward
 from qreason.rewards.scoring import Restricted, combine
 from qreason.run.session import Session
 from qreason.types import Example, Pair, Reply

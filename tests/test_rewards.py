@@ -6,7 +6,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from qreason.rewards import registry
-from qreason.rewards.preferred import PreferenceSettings
+from qreason.rewards.judged import PreferenceSettings
 from qreason.rewards.scoring import combine
 from qreason.rewards.tags import follows_format, read_answer
 from qreason.rewards.text import normalize, read_number

@@ -18,9 +18,7 @@ from qreason.data.prompts import render
 from qreason.errors import RecipeError
 from qreason.inference.beam import STEP_ENDS, beam_search
 from qreason.inference.generate import LocalGenerator
-from qreason.inference.ranking import best
-from qreason.inference.scaling import scale
-from qreason.inference.voting import ballot, pass_at, vote, votes_for
+from qreason.inference.selection import ballot, best, pass_at, scale, vote, votes_for
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.recipe.settings import Beam, Evaluate
@@ -301,7 +299,7 @@ def test_chat_takes_the_likeliest_of_n_and_a_question_that_is_too_long_ends_only
         (("--votes", "2", "--best-of", "2"), "choose one"),
         (("--best-of", "2", "--by", "rouge_l"), "--by rouge_l: rouge_l needs a reference"),
         (("--best-of", "2", "--by", "total"), "there are likelihood, format"),
-        (("--best-of", "2", "--by", "judge"), "nothing ranks replies by 'judge'"),
+        (("--best-of", "2", "--by", "judge"), "unknown ranking 'judge'"),
     ],
 )
 def test_a_chat_that_cannot_rank_is_bad_input(arguments: tuple[str, ...], told: str) -> None:

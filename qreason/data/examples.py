@@ -1,17 +1,18 @@
-"""JSONL, CSV and Parquet files and Hub data sets -> Example, with file and line in every error.
+"""JSONL, CSV and Parquet files and Hub data sets -> examples, with file and line in every error.
 
 The usual column names are recognized automatically (COLUMNS, first match wins); `data.fields` names others.
-A reference with `####` in it is read as GSM8K writes it: the working before, the final answer after.
+A reference with `####` is split as in GSM8K: reasoning before it, the final answer after.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
-from qreason.data.choices import ask_choices
 from qreason.data.formats import read_jsonl, read_table
 from qreason.errors import DataError
 from qreason.recipe.sections import Data
@@ -27,8 +28,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split",),
     "tests": ("tests", "test"),
 }
-"""What an example needs -> the columns it may come from."""
-
+"""Field of an example -> the columns it may come from."""
 MARKER = "####"
 
 
@@ -41,36 +41,35 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
     name = str(source)
     rows = read_jsonl(Path(name)) if name.endswith(".jsonl") else read_table(name, data, use)
     examples: list[Example] = []
-    places: dict[str, str] = {}
-    for place, row in rows:
-        if not belongs(row, data, place):
+    locations: dict[str, str] = {}
+    for location, row in rows:
+        if not is_selected(row, data, location):
             continue
         if data.choices:
-            prompt, reference = (find_column(row, key, data.fields) for key in ("prompt", "reference"))
-            row = ask_choices(row, data.choices, prompt, reference, place)
-        example = to_example(row, data.fields, place, needs_reasoning=use == "sft")
+            row = add_choices(row, data, data.choices, location)
+        example = to_example(row, data.fields, location, needs_reasoning=use == "sft")
         if use == "plain" or (use == "sampled" and example.reasoning is None):
             example = replace(example, plain=True)
-        if example.id in places:
-            raise DataError(f"{place}: id '{example.id}' was used at {places[example.id]}; ids must be unique")
-        places[example.id] = place
+        if example.id in locations:
+            raise DataError(f"{location}: id '{example.id}' was used at {locations[example.id]}; ids must be unique")
+        locations[example.id] = location
         examples.append(example)
     if not examples:
-        cure = f"no rows with {' and '.join(data.where)} as in data.where" if data.where else "no rows"
-        raise DataError(f"{name}: {cure}; a data file needs at least one")
+        what = f"no rows with {' and '.join(data.where)} as in data.where" if data.where else "no rows"
+        raise DataError(f"{name}: {what}; a data file needs at least one")
     return examples
 
 
-def belongs(row: Mapping[str, Any], data: Data, place: str) -> bool:
-    """Whether data.where lets a row through; DataError for a column that is not there."""
+def is_selected(row: Mapping[str, Any], data: Data, location: str) -> bool:
+    """Whether data.where selects a row; DataError for a missing column."""
     for column in data.where:
         if column not in row:
-            raise DataError(f"{place}: no column '{column}', which data.where asks for")
+            raise DataError(f"{location}: no column '{column}', which data.where asks for")
     return all(str(row[column]) in values for column, values in data.where.items())
 
 
-def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], place: str, needs_reasoning: bool) -> Example:
-    """One row -> Example; DataError names the column that is missing or of the wrong kind."""
+def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str, needs_reasoning: bool) -> Example:
+    """One row -> Example; DataError names the column that is missing or of the wrong type."""
     texts: dict[str, str | None] = {}
     for key in ("prompt", "reference", "reasoning", "id", "category", "split", "tests"):
         column = find_column(row, key, fields)
@@ -78,31 +77,35 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], place: str, ne
         required = key in ("prompt", "reference")
         if required and column is None:
             wanted = fields.get(key) or " or ".join(f"'{name}'" for name in COLUMNS[key])
-            raise DataError(f"{place}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields")
+            raise DataError(
+                f"{location}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields"
+            )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if value is not None and not isinstance(value, str):
-            raise DataError(f"{place}: '{column}' is {type(value).__name__}, not text")
+            raise DataError(f"{location}: '{column}' is {type(value).__name__}, not text")
         if required and not (value or "").strip():
-            raise DataError(f"{place}: '{column}' is empty; fill it or remove the row")
+            raise DataError(f"{location}: '{column}' is empty; fill it or remove the row")
         texts[key] = value
     reference, reasoning = texts["reference"] or "", texts["reasoning"]
     if MARKER in reference:
         working, _, reference = (part.strip() for part in reference.rpartition(MARKER))
         reasoning = reasoning or working
     if needs_reasoning and not (reasoning or "").strip():
-        raise DataError(f"{place}: no reasoning: SFT needs a column 'steps' or 'reasoning' (or data.fields.reasoning)")
-    file, _, line = place.rpartition(":")
+        raise DataError(
+            f"{location}: no reasoning: SFT needs a column 'steps' or 'reasoning' (or data.fields.reasoning)"
+        )
+    file, _, line = location.rpartition(":")
     return Example(
         id=texts["id"] or f"{Path(file).stem}-{line}",
         prompt=texts["prompt"] or "",
         reference=reference,
-        accepted=read_accepted(row, fields, place),
+        accepted=read_accepted(row, fields, location),
         reasoning=reasoning,
         category=texts["category"],
         split=texts["split"],
         tests=texts["tests"],
-        source=place,
+        source=location,
     )
 
 
@@ -111,14 +114,53 @@ def find_column(row: Mapping[str, Any], key: str, fields: Mapping[Any, str]) -> 
     return next((name for name in names if name in row), None)
 
 
-def read_accepted(row: Mapping[str, Any], fields: Mapping[Any, str], place: str) -> tuple[str, ...]:
+def read_accepted(row: Mapping[str, Any], fields: Mapping[Any, str], location: str) -> tuple[str, ...]:
     column = find_column(row, "accepted", fields)
     value = row[column] if column else None
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise DataError(f"{place}: '{column}' must be a list of texts")
+        raise DataError(f"{location}: '{column}' must be a list of texts")
     return tuple(value)
+
+
+def add_choices(row: Mapping[str, Any], data: Data, choices: str | Sequence[str], location: str) -> dict[str, Any]:
+    """A multiple-choice row with its choices added to the question, and the letter of the right one as `reference`.
+
+    `choices` is the column with the list of choices, the reference column then names the right one (by its index from
+    0, its letter or its text); or several columns, the first one right, which are shuffled with the question as seed.
+    Raises DataError for a row without them.
+    """
+    prompt, reference = (find_column(row, key, data.fields) for key in ("prompt", "reference"))
+    if prompt is None:
+        return dict(row)  # to_example names the missing column
+    if isinstance(choices, str):
+        texts = row.get(choices)
+        if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) < 2 or reference is None:
+            raise DataError(f"{location}: '{choices}' must be a list of choices, beside a column with the right one")
+        right = find_choice(row[reference], list(texts))
+        if right is None:
+            raise DataError(f"{location}: '{reference}' names none of the {len(texts)} choices: {row[reference]!r}")
+    else:
+        if missing := [name for name in choices if not isinstance(row.get(name), str)]:
+            raise DataError(f"{location}: no column '{missing[0]}' with a choice; name those there are in data.choices")
+        order = list(range(len(choices)))
+        random.Random(str(row[prompt])).shuffle(order)
+        texts, right = [row[choices[position]].strip() for position in order], order.index(0)
+    listed = "\n".join(f"{letter}) {text}" for letter, text in zip(ascii_uppercase, texts, strict=False))
+    letter = ascii_uppercase[right]
+    accepted = [f"{letter})", f"({letter})", f"{letter}) {texts[right]}"]
+    return {**row, prompt: f"{row[prompt]}\n\n{listed}", reference or "reference": letter, "accepted": accepted}
+
+
+def find_choice(answer: Any, texts: Sequence[str]) -> int | None:
+    """The index of the right choice, given as an index, a letter or the text."""
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return answer if 0 <= answer < len(texts) else None
+    if answer in texts:
+        return texts.index(answer)
+    letters = ascii_uppercase[: len(texts)]
+    return letters.index(answer) if isinstance(answer, str) and len(answer) == 1 and answer in letters else None
 
 
 def check_lengths(lengths: Sequence[int], examples: Sequence[Example], room: int, why: str) -> None:

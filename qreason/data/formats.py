@@ -1,4 +1,4 @@
-"""The rows of a file or a Hub data set, each with its place."""
+"""The rows of a file or a Hub data set, each with file and line."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def read_jsonl(file: Path) -> Iterator[Row]:
         try:
             row = json.loads(line_text)
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file}:{number}: not JSON at column {error.colno}: {error.msg}; one object a line"
-            ) from None
+            problem = f"not JSON at column {error.colno}: {error.msg}; one object per line"
+            raise DataError(f"{file}:{number}: {problem}") from None
         if not isinstance(row, dict):
             raise DataError(f"{file}:{number}: not an object; write a row as {{...}}")
         yield f"{file}:{number}", row

@@ -1,4 +1,4 @@
-"""Ranked pairs of replies: from a file, or best against worst of what a sample step drew."""
+"""Preference pairs: from a file, or the best and the worst draw per prompt of a sample step."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ COLUMNS = ("prompt", "chosen", "rejected")
 def read_pairs(source: str, data: Data) -> list[Pair]:
     """The pairs of a JSONL, CSV or Parquet file or a Hub data set with `prompt`, `chosen` and `rejected`.
 
-    Raises DataError with `file:line` for the first row that is no pair, or whose sides are equal.
+    Raises DataError with `file:line` for the first row that is not a pair, or whose replies are equal.
     """
     rows = read_jsonl(Path(source)) if source.endswith(".jsonl") else read_table(source, data, "pairs")
-    pairs = [to_pair(row, place) for place, row in rows]
+    pairs = [to_pair(row, location) for location, row in rows]
     if not pairs:
-        raise DataError(f"{source}: no rows; a pair a line, with prompt, chosen and rejected")
+        raise DataError(f"{source}: no rows; one pair per line, with prompt, chosen and rejected")
     return pairs
 
 
-def to_pair(row: dict[str, Any], place: str) -> Pair:
+def to_pair(row: dict[str, Any], location: str) -> Pair:
     for column in COLUMNS:
         if column not in row:
-            raise DataError(f"{place}: no column '{column}'; a pair has {', '.join(COLUMNS)}")
+            raise DataError(f"{location}: no column '{column}'; a pair has {', '.join(COLUMNS)}")
         if not isinstance(row[column], str):
-            raise DataError(f"{place}: '{column}' is {type(row[column]).__name__}, not text")
+            raise DataError(f"{location}: '{column}' is {type(row[column]).__name__}, not text")
         if not row[column].strip():
-            raise DataError(f"{place}: '{column}' is empty; fill it or remove the row")
+            raise DataError(f"{location}: '{column}' is empty; fill it or remove the row")
     if " ".join(row["chosen"].split()) == " ".join(row["rejected"].split()):
-        raise DataError(f"{place}: chosen and rejected are the same reply, so neither is preferred; remove the row")
+        raise DataError(f"{location}: chosen and rejected are the same reply, so neither is preferred; remove the row")
     about = row.get("about")
-    return Pair(row["prompt"], row["chosen"], row["rejected"], None if about is None else str(about), place)
+    return Pair(row["prompt"], row["chosen"], row["rejected"], None if about is None else str(about), location)
 
 
 def rank_draws(file: Path, rows: Sequence[dict[str, Any]]) -> list[Pair]:
-    """Of each prompt's draws the one with the highest total against the one with the lowest, where they differ."""
+    """Per prompt, the draw with the highest total preferred to the one with the lowest, if they differ."""
     groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for line, row in enumerate(rows, 1):
         if row["total"] is not None and row["reply"].strip():
@@ -55,35 +55,32 @@ def rank_draws(file: Path, rows: Sequence[dict[str, Any]]) -> list[Pair]:
             pairs.append(Pair(best["prompt"], best["reply"], worst["reply"], source=f"{file}:{line}"))
     if not pairs:
         raise DataError(
-            f"{file}: no prompt has replies that earned different totals, so none is better than another; draw more a "
-            "prompt (sample.n), at a higher temperature"
+            f"{file}: no prompt has replies that earned different totals, so none is better than another; draw more "
+            "per prompt (sample.n), at a higher temperature"
         )
     return pairs
 
 
 def filter_by_topic(pairs: Sequence[Pair], about: str | None) -> list[Pair]:
-    """The pairs whose `about` says so, all without one. Raises DataError where there are none."""
+    """The pairs with this `about`, or all for None. Raises DataError if there are none."""
     chosen = [pair for pair in pairs if about in (None, pair.about)]
     if not chosen:
         known = sorted({str(pair.about) for pair in pairs if pair.about is not None})
-        raise DataError(
-            f"{pairs[0].source.rpartition(':')[0]}: no pair is about '{about}'; there are {', '.join(known) or 'none'}"
-        )
+        file = pairs[0].source.rpartition(":")[0]
+        raise DataError(f"{file}: no pair is about '{about}'; there are {', '.join(known) or 'none'}")
     return chosen
 
 
 def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(pairs to learn from, held-out pairs): all pairs to a prompt lie on the same side.
+    """(training pairs, held-out pairs); all pairs of a prompt are on the same side.
 
-    Raises DataError where one of the sides would be empty.
+    Raises DataError if one side would be empty.
     """
     prompts = sorted({pair.prompt for pair in pairs})
     random.Random(seed).shuffle(prompts)
-    kept = set(prompts[: max(1, round(share * len(prompts)))])
-    learnt = [pair for pair in pairs if pair.prompt not in kept]
-    if not learnt:
-        raise DataError(
-            f"{pairs[0].source.rpartition(':')[0]}: {len(prompts)} prompts, and a part of them is held out to measure "
-            "on; give pairs to more prompts"
-        )
-    return learnt, [pair for pair in pairs if pair.prompt in kept]
+    held_out = set(prompts[: max(1, round(share * len(prompts)))])
+    training = [pair for pair in pairs if pair.prompt not in held_out]
+    if not training:
+        file = pairs[0].source.rpartition(":")[0]
+        raise DataError(f"{file}: {len(prompts)} prompts, a part of them held out; give pairs to more prompts")
+    return training, [pair for pair in pairs if pair.prompt in held_out]

@@ -13,45 +13,43 @@ HELPDESK = (
     "You are an IT helpdesk assistant. Work through the issue inside <reasoning></reasoning>, "
     "then give the resolution inside <answer></answer>."
 )
-MATH = (
-    "You solve math problems. Work through the problem inside <reasoning></reasoning>, "
-    "then give only the final number inside <answer></answer>."
-)
-CHOICE = (
-    "You answer multiple-choice questions. Work through the question inside <reasoning></reasoning>, "
-    "then give only the letter of the right choice inside <answer></answer>."
-)
-SYSTEM_PROMPTS = {"helpdesk": HELPDESK, "math": MATH, "choice": CHOICE}
+SYSTEM_PROMPTS = {
+    "helpdesk": HELPDESK,
+    "math": "You solve math problems. Work through the problem inside <reasoning></reasoning>, "
+    "then give only the final number inside <answer></answer>.",
+    "choice": "You answer multiple-choice questions. Work through the question inside <reasoning></reasoning>, "
+    "then give only the letter of the right choice inside <answer></answer>.",
+}
 DIRECT_PROMPTS = {
     "helpdesk": "You are an IT helpdesk assistant. Give only the resolution, inside <answer></answer>.",
     "math": "You solve math problems. Give only the final number, inside <answer></answer>.",
     "choice": "You answer multiple-choice questions. Give only the letter of the choice, inside <answer></answer>.",
 }
-"""The same tasks without chain of thought: the answer alone is asked for."""
+"""The same tasks without chain of thought: they ask for the answer alone."""
 
 JUDGE = "You compare a response with a reference. Reply yes if both say the same, otherwise no."
 VERDICTS = {"yes": 1.0, "Yes": 1.0, "no": 0.0, "No": 0.0}
-"""The judge's answers -> what they are worth."""
+"""The judge's answers and their values."""
 CHOOSE = "You compare two responses with a reference. Reply 1 or 2: the one that is closer to the reference."
 CHOICES = {"1": 1.0, "2": 0.0}
-"""The answers of a judge that compares two responses -> how far the first one won."""
+"""The answers of a judge that compares two responses, and the first one's share of the win."""
 
 
 def render(example: Example, system: str = HELPDESK) -> Messages:
-    """The messages that ask for a reply to an example: system prompt and issue; a plain one asks without the first."""
+    """The messages that ask for a reply: system prompt and issue; the issue alone for a plain example."""
     asked = {"role": "user", "content": example.prompt}
     return [asked] if example.plain else [{"role": "system", "content": system}, asked]
 
 
 def demonstrate(example: Example) -> str:
-    """The reply SFT teaches for an example: steps as reasoning, then the answer; without steps the reference alone."""
+    """The target reply of SFT: steps as reasoning, then the answer; without steps the reference alone."""
     if example.reasoning is None:
         return example.reference
     return f"<reasoning>{example.reasoning}</reasoning>\n<answer>{example.reference}</answer>"
 
 
 def teach(example: Example, system: str) -> tuple[Messages, str]:
-    """(messages, reply) of an SFT row. Without steps there is no prompt that asks for reasoning."""
+    """(messages, reply) of an SFT row. Without steps, no system prompt asks for reasoning."""
     messages = render(example, system)
     return (messages[-1:] if example.reasoning is None else messages), demonstrate(example)
 
@@ -63,12 +61,12 @@ def lesson(example: Example, system: str) -> Messages:
 
 
 def fence(text: str) -> str:
-    """Text that cannot leave the marks around it: without <<<, >>> and the <| of special tokens."""
+    """Text without <<<, >>> and the <| of special tokens, so that it cannot close the fence around it."""
     return re.sub(r"<{2,}|>{2,}|<\||\|>", " ", text).strip()
 
 
 def shorten(text: str, words: int) -> str:
-    """The first words of a text, and a sign that there are more."""
+    """The first words of a text, followed by ... if there are more."""
     kept = text.split(maxsplit=words)
     return " ".join([*kept[:words], "..."]) if len(kept) > words else text
 
@@ -76,8 +74,7 @@ def shorten(text: str, words: int) -> str:
 def render_judge(reference: str, response: str) -> Messages:
     """The messages that ask the judge whether a response, fenced, says what the reference says.
 
-    Of a response more than twice as long as the reference the judge sees the beginning: very long ones degrade its
-    verdict.
+    A response more than twice as long as the reference is cut: very long ones degrade the verdict.
     """
     shown = shorten(response, 20 + 2 * len(reference.split()))
     question = f"Reference: {fence(reference)}\nResponse: <<< {fence(shown)} >>>\nDo they say the same?"

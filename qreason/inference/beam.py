@@ -1,24 +1,24 @@
-"""Step-wise beam search: several beginnings of a reply grow sentence by sentence, and the best ones go on."""
+"""Step-wise beam search: partial replies grow sentence by sentence, and the best ones are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from qreason.inference.ranking import Ranking
+from qreason.inference.selection import Ranking
 from qreason.recipe.settings import Beam
 from qreason.types import Example, Generator, Messages, Reply, Sampling
 
 STEP_ENDS = (".", "!", "?", "\n")
-"""What a step of reasoning ends with."""
+"""The characters that end a step of reasoning."""
 
 Tokens = tuple[int, ...]
-"""The tokens of a reply, or of its beginning."""
+"""The tokens of a whole or partial reply."""
 
 
 @dataclass
 class Search:
-    """The search for one prompt: the beginnings that are left, best first, and the tokens drawn so far."""
+    """The search for one prompt: the kept partial replies, best first, and the number of tokens drawn so far."""
 
     example: Example
     prompt_ids: list[int]
@@ -35,9 +35,9 @@ def beam_search(
     sampling: Sampling,
     on_progress: Callable[[int], None] = lambda prompts: None,
 ) -> list[tuple[Reply, int]]:
-    """(the best reply, all tokens drawn on the way to it) for each prompt.
+    """(best reply, number of all tokens drawn) for each prompt.
 
-    Each round continues every open beginning in `expand` ways up to the end of a step, and keeps the `width` best.
+    Each round continues every open partial reply in `expand` ways up to the end of a step, and keeps the `width` best.
     """
     ends = generator.step_tokens(STEP_ENDS)
     ids = generator.prompt_ids(prompts, sampling)
@@ -58,7 +58,7 @@ def is_open(generator: Generator, path: Tokens, sampling: Sampling) -> bool:
 def grow(
     generator: Generator, searches: Sequence[Search], expand: int, sampling: Sampling, ends: set[int]
 ) -> list[Search]:
-    """Continue all open beginnings by a step; the searches that had any."""
+    """Continue all open partial replies by a step; returns the searches that had any."""
     jobs = [(search, path) for search in searches for path in search.paths if is_open(generator, path, sampling)]
     grown = {id(search): search for search, _ in jobs}
     for search in grown.values():
@@ -79,15 +79,15 @@ def grow(
 
 
 def prune(generator: Generator, searches: Sequence[Search], settings: Beam, rank: Ranking, sampling: Sampling) -> None:
-    """Keep the best beginnings of each search, equal ones once."""
+    """Keep the best partial replies of each search, without duplicates."""
     for search in searches:
         search.paths = list(dict.fromkeys(search.paths))
     replies = [to_reply(generator, search, path) for search in searches for path in search.paths]
-    marks = iter(rank(replies, [search.example for search in searches for _ in search.paths]))
+    scores = iter(rank(replies, [search.example for search in searches for _ in search.paths]))
     for search in searches:
-        marked = [(next(marks), path) for path in search.paths]
-        marked.sort(key=lambda pair: -pair[0])  # stable: of equal ones, the earlier
-        search.paths = [path for _, path in marked[: settings.width]]
+        scored = [(next(scores), path) for path in search.paths]
+        scored.sort(key=lambda pair: -pair[0])  # stable: of equal ones, the earlier
+        search.paths = [path for _, path in scored[: settings.width]]
 
 
 def to_reply(generator: Generator, search: Search, path: Tokens) -> Reply:

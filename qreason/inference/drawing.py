@@ -1,4 +1,4 @@
-"""Drawing the next tokens, and which rows and prompts go on."""
+"""Drawing the next tokens, and choosing the rows and prompts to continue with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How tokens are drawn: by which settings, from which random numbers, and after which tokens a row ends."""
+    """How tokens are drawn: the parameters, the random source, and the tokens that end a row."""
 
     sampling: Sampling
     source: torch.Generator | None
@@ -36,9 +36,8 @@ def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | Non
         cut = ordered.cumsum(-1) - ordered >= sampling.top_p
         probabilities = probabilities.masked_fill(cut.scatter(-1, order, cut), 0)
     if sampling.min_p > 0:
-        probabilities = probabilities.masked_fill(
-            probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True), 0
-        )
+        least = sampling.min_p * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
     # Inverse transform sampling: the first token whose cumulative probability exceeds a uniform number.
     cumulative = probabilities.cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=source, device=logits.device) * cumulative[:, -1:]
@@ -47,7 +46,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | Non
 
 
 def staying(alive: torch.Tensor) -> torch.Tensor:
-    """The rows that go on, (left,), from a mark for each row: the last ones take the places of those that end."""
+    """The indices of the rows that continue, (left,): the last ones take the places of those that ended."""
     import torch
 
     left = int(alive.sum())
@@ -57,7 +56,7 @@ def staying(alive: torch.Tensor) -> torch.Tensor:
 
 
 def take(left: list[tuple[int, int]], most: int) -> tuple[list[int], int, list[tuple[int, int]]]:
-    """The prompts that are answered next, the replies to each, and what is left; at most `most` replies at a time."""
+    """The next prompts, the number of replies to each, and the remaining work; at most `most` replies at a time."""
     index, replies = left[0]
     if replies > most:
         return [index], most, [(index, replies - most), *left[1:]]
@@ -67,6 +66,6 @@ def take(left: list[tuple[int, int]], most: int) -> tuple[list[int], int, list[t
 
 
 def up_to(tokens: list[int], stops: Set[int]) -> list[int]:
-    """Tokens up to the first stop token, and that one; what follows is padding."""
+    """Tokens up to and including the first stop token; the rest is padding."""
     end = next((position for position, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[: end + 1]

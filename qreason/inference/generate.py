@@ -1,4 +1,4 @@
-"""The one way replies are made: rollouts, evaluation and sampling all go through here."""
+"""The only implementation of Generator: rollouts, evaluation and sampling all use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from qreason.inference.drawing import Drawing, draw, staying, take, up_to
 from qreason.inference.reading import (
     Ids,
     batches,
-    halves,
     last_logits,
     logits_by_generate,
     mean_log_probabilities,
@@ -29,35 +28,28 @@ from qreason.types import Messages, Reply, Sampling
 if TYPE_CHECKING:
     import torch
 
-
 QUESTIONS = 64
-"""Questions that are answered side by side."""
+"""Questions that are answered in parallel."""
 RANKED = 64
-"""Replies whose likelihood is read side by side."""
+"""Replies whose likelihood is computed in parallel."""
 LOGITS = 2**25
-"""Logits that are held at a time while likelihoods are read: 128 MiB in float32."""
-
-
-def ignore(replies: int) -> None:
-    """Nobody listens to the progress."""
+"""Logits held at a time while likelihoods are computed: 128 MiB in float32."""
 
 
 class LocalGenerator:
-    """The resident model as a Generator. A prompt is read once, however many replies it gets.
+    """The resident model as a Generator (types.py has the contract). A prompt is read once for all its replies.
 
-    `offload` keeps the model in the CPU's memory while it is not asked: for a judge with a base of its own.
+    `offload` keeps the model in the CPU's memory while it is not used: for a judge with a separate base.
     """
 
     def __init__(self, resident: Resident, *, offload: bool = False) -> None:
         self.resident, self.offload = resident, offload
         self.decoded: dict[int, Rows] = {}
-        """max_num_seqs -> the rows that fit."""
+        """max_num_seqs -> the number of rows that fit."""
         self.asked = Rows(QUESTIONS, "judgements", resident.say)
         self.ranked = Rows(RANKED, "replies to rank", resident.say)
-        stops = resident.model.generation_config.eos_token_id
-        self.stops: Set[int] = {resident.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {
-            None
-        }
+        eos = resident.model.generation_config.eos_token_id
+        self.stops: Set[int] = {resident.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
         if offload:
             resident.model.to("cpu")
 
@@ -74,11 +66,10 @@ class LocalGenerator:
                 self.resident.model.to("cpu")
 
     def rows(self, most: int) -> Rows:
-        """How many replies are decoded side by side: `most`, or fewer once memory ran out."""
+        """How many replies are decoded in parallel: `most`, or fewer once memory ran out."""
         return self.decoded.setdefault(most, Rows(most, "replies", self.resident.say))
 
     def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
-        """The token ids of prompts. Raises DataError for one that leaves no room for a reply of the asked length."""
         ids = render_ids(self.resident.tokenizer, prompts)
         room = self.resident.context_length - sampling.max_completion_length
         for row, prompt in zip(ids, prompts, strict=True):
@@ -97,13 +88,8 @@ class LocalGenerator:
         n: int,
         sampling: Sampling,
         fast: bool = False,
-        on_progress: Callable[[int], None] = ignore,
+        on_progress: Callable[[int], None] = lambda replies: None,
     ) -> list[list[Reply]]:
-        """n replies to each prompt, in order; `on_progress` hears how many replies were just finished.
-
-        `fast` computes as training steps do, in bfloat16 on CPUs that have it: for rollouts, which are drawn anyway.
-        Raises DataError for a prompt that leaves no room for a reply of sampling.max_completion_length tokens.
-        """
         ids, drawing = self.prompt_ids(prompts, sampling), self.drawing(sampling)
         replies: list[list[Reply]] = [[] for _ in prompts]
         left = [(index, n) for index in sorted(range(len(ids)), key=lambda index: -len(ids[index]))]
@@ -127,7 +113,6 @@ class LocalGenerator:
     def extend(
         self, beginnings: Sequence[list[int]], *, n: int, sampling: Sampling, stop_at: Set[int]
     ) -> list[list[list[int]]]:
-        """n ways on from each row of token ids, up to a stop token or one of `stop_at`, in token ids."""
         drawing, rows = self.drawing(sampling, stop_at), self.rows(sampling.max_num_seqs)
         ways: list[list[list[int]]] = []
         with self.awake() as model:
@@ -141,12 +126,7 @@ class LocalGenerator:
     def expect(
         self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
     ) -> list[list[float]]:
-        """For each chat the expected value of the next word: `values` says what each possible word is worth.
-
-        The policy's adapter is off; with `adapter`, that judge adapter is on. Chats of a group share their beginning.
-        Words of several tokens are left out; raises ModelError where no two values are left.
-        """
-        tokens, worth = self.single_tokens(values)
+        tokens, word_values = self.single_tokens(values)
         rows = [render_ids(self.resident.tokenizer, group) for group in groups]
         answers: list[list[float]] = [[] for _ in rows]
         with self.awake(adapter=adapter or False) as model:
@@ -156,16 +136,17 @@ class LocalGenerator:
                 logits = self.asked.attempt(partial(self.read, model, batch), len(batch))
                 if logits is None:
                     self.asked.most = sum(map(len, batch)) // 2
-                    left = [half for whole in left for half in halves(whole)]
+                    halves = [(b[: len(b) // 2], b[len(b) // 2 :]) for b in left]
+                    left = [half for pair in halves for half in pair if half]
                     continue
                 weights = logits[:, tokens].float().softmax(-1)
-                expected = (weights @ weights.new_tensor(worth)).tolist()
+                expected = (weights @ weights.new_tensor(word_values)).tolist()
                 for index in left.pop(0):
                     answers[index], expected = expected[: len(rows[index])], expected[len(rows[index]) :]
         return answers
 
     def single_tokens(self, values: Mapping[str, float]) -> tuple[list[int], list[float]]:
-        """The words that are one token each: the tokens, and their values."""
+        """The words that are a single token: their tokens and values."""
         encoded = {word: self.resident.tokenizer.encode(word, add_special_tokens=False) for word in values}
         single = {word: ids[0] for word, ids in encoded.items() if len(ids) == 1}
         if len({values[word] for word in single}) < 2:
@@ -180,36 +161,33 @@ class LocalGenerator:
         return last_logits(self.resident, model, groups)
 
     def likelihoods(self, replies: Sequence[Reply]) -> list[float]:
-        """The mean log-probability of each reply's tokens, in nats per token; minus infinity for an empty reply."""
-        marks = [float("-inf")] * len(replies)
-        left = [place for place in range(len(replies)) if replies[place].token_ids]
-        left.sort(key=lambda place: len(replies[place].token_ids))
+        scores = [float("-inf")] * len(replies)
+        left = [index for index in range(len(replies)) if replies[index].token_ids]
+        left.sort(key=lambda index: len(replies[index].token_ids))
         vocabulary = self.resident.model.config.get_text_config().vocab_size
         with self.awake() as model:
             while left:
                 longest = len(replies[left[-1]].token_ids)
                 batch = left[-max(1, min(self.ranked.most, LOGITS // (longest * vocabulary))) :]
-                work = partial(mean_log_probabilities, self.resident, model, [replies[place] for place in batch])
+                work = partial(mean_log_probabilities, self.resident, model, [replies[index] for index in batch])
                 found = self.ranked.attempt(work, len(batch))
                 if found is not None:
                     left = left[: -len(batch)]
-                    for place, mark in zip(batch, found, strict=True):
-                        marks[place] = mark
-        return marks
+                    for index, score in zip(batch, found, strict=True):
+                        scores[index] = score
+        return scores
 
     def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
-        """The tokens whose text ends with one of `ends`, spaces aside."""
         tokenizer = self.resident.tokenizer
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         return {token for token, text in enumerate(texts) if text.rstrip(" ").endswith(ends)}
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Token ids as text, without special tokens."""
         text: str = self.resident.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
     def drawing(self, sampling: Sampling, stop_at: Set[int] = frozenset()) -> Drawing:
-        """How to draw by these settings, from their seed on; rows end after the tokens of `stop_at` too."""
+        """Sampling parameters with a seeded random source; rows also end after the tokens of `stop_at`."""
         import torch
 
         source = None
@@ -258,7 +236,7 @@ class LocalGenerator:
         return completions
 
     def decode_by_generate(self, model: Any, ids: list[list[int]], n: int, drawing: Drawing) -> list[list[int]]:
-        """The same through the model's own generate, for models whose caches are not transformers' own."""
+        """The same through the model's own generate, for models that do not use the caches of transformers."""
         import torch
 
         sampling, source = drawing.sampling, drawing.source
@@ -287,6 +265,6 @@ class LocalGenerator:
 def open_generator(
     model: Model, say: Callable[[str], None] = lambda line: None, *, offload: bool = False
 ) -> LocalGenerator:
-    """A model that is loaded to answer, beside or in place of the run's own."""
+    """A generator with a separately loaded model."""
     hardware = detect()
     return LocalGenerator(Resident(model, hardware, say), offload=offload and hardware.device != "cpu")

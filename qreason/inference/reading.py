@@ -1,4 +1,4 @@
-"""What a model makes of tokens that are there: next-token logits, common beginnings read once; log-probabilities."""
+"""Logits and log-probabilities of given tokens; common prefixes are read once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from qreason.types import Messages, Reply
 if TYPE_CHECKING:
     import torch
 
-
 Ids = list[int]
 
 
 def render_ids(tokenizer: Any, prompts: Sequence[Messages]) -> list[list[int]]:
-    """Chat messages -> token ids, up to where the assistant begins."""
+    """Chat messages -> token ids, up to the start of the assistant's reply."""
     texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return ids
@@ -39,7 +38,7 @@ def pad_left(tokenizer: Any, ids: Sequence[Sequence[int]], device: torch.device)
 def last_logits(resident: Resident, model: Any, groups: Sequence[Sequence[Ids]]) -> torch.Tensor:
     """(rows, vocabulary): the logits after each row of token ids.
 
-    What all rows begin with is read once, then once per group what its rows begin with, then the rest.
+    The prefix of all rows is read once, then the prefix of each group once, then the rest.
     """
     from transformers import DynamicCache
 
@@ -58,7 +57,7 @@ def last_logits(resident: Resident, model: Any, groups: Sequence[Sequence[Ids]])
 
 
 def logits_by_generate(resident: Resident, model: Any, rows: Sequence[Ids]) -> torch.Tensor:
-    """The same through the model's own generate, each row read whole."""
+    """The same through the model's own generate, each row read in full."""
     inputs = pad_left(resident.tokenizer, rows, resident.device)
     del inputs["position_ids"]  # generate makes them itself
     answers = model.generate(
@@ -74,14 +73,14 @@ def logits_by_generate(resident: Resident, model: Any, rows: Sequence[Ids]) -> t
 
 
 class Reading:
-    """Rows of tokens, read piece by piece through one cache."""
+    """Reads rows of tokens piece by piece into one cache."""
 
     def __init__(self, model: Any, cache: Any, resident: Resident) -> None:
         self.model, self.cache, self.resident = model, cache, resident
         self.mask: torch.Tensor | None = None
 
     def read(self, rows: list[Ids]) -> torch.Tensor:
-        """Read the next piece of each row; the logits after it, (rows, vocabulary)."""
+        """Read the next piece of each row; returns the logits after it, (rows, vocabulary)."""
         import torch
 
         if not any(rows):
@@ -103,7 +102,7 @@ class Reading:
         return logits
 
     def repeat(self, chosen: list[int]) -> None:
-        """Go on with these of the rows, in this order."""
+        """Continue with the chosen rows, in this order."""
         import torch
 
         if self.mask is not None and chosen != list(range(len(self.mask))):
@@ -113,19 +112,14 @@ class Reading:
 
 
 def common(rows: Sequence[Ids]) -> int:
-    """How many tokens all rows begin with, short of the whole of any."""
-    first, last = min(rows), max(rows)  # the first and the last in order differ as soon as any two do
+    """The length of the common prefix of all rows, shorter than the shortest row."""
+    first, last = min(rows), max(rows)  # the first and last in sort order differ wherever any two rows do
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return min(shared, min(map(len, rows)) - 1)
 
 
-def halves(batch: list[int]) -> list[list[int]]:
-    middle = len(batch) // 2
-    return [half for half in (batch[:middle], batch[middle:]) if half]
-
-
 def batches(groups: Sequence[Sequence[Ids]], most: int) -> list[list[int]]:
-    """Groups of similar length together, about `most` questions at a time."""
+    """Batches of groups of similar length, as indices, with about `most` questions each."""
     result: list[list[int]] = []
     filled = most
     for index in sorted(range(len(groups)), key=lambda index: max(map(len, groups[index]), default=0)):
@@ -140,7 +134,7 @@ def batches(groups: Sequence[Sequence[Ids]], most: int) -> list[list[int]]:
 
 
 def mean_log_probabilities(resident: Resident, model: Any, replies: Sequence[Reply]) -> list[float]:
-    """The mean log-probability of each reply's tokens, in nats per token; a reply has at least one token."""
+    """The mean log-probability of each reply's tokens, in nats per token; no reply may be empty."""
     import torch
 
     ids = [[*reply.prompt_ids, *reply.token_ids] for reply in replies]

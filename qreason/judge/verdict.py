@@ -1,12 +1,14 @@
 """A judge's verdict as a number: does a response say what the reference says?
 
-By default the judge is the policy's own base with the adapter off: no second model, one forward pass a verdict.
-Whoever answers (LocalModel, Endpoint), the question and what a verdict is worth are the same.
+By default the judge is the policy's own base with the adapter off: no second model, one forward pass per batch.
+Questions and the values of answers are the same for every answerer (LocalModel, RemoteModel).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
 from typing import Protocol
@@ -14,33 +16,62 @@ from typing import Protocol
 from qreason.data.prompts import CHOICES, VERDICTS, render_choice, render_judge
 from qreason.recipe.sections import Model
 from qreason.rewards.judged import JudgeSettings
+from qreason.sampling.endpoint import Endpoint, NoAnswerError
 from qreason.types import Generator, Messages
 
 Pairs = Sequence[tuple[str, str]]
 """(reference, response)"""
+NEW_TOKENS = 16
+"""Length limit of a server's answer."""
 
 
 class Answerer(Protocol):
-    """Whoever answers a judge's questions; questions of a group share their beginning."""
+    """Answers a judge's questions; questions of a group start alike."""
 
     def ask(self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float]) -> list[list[float | None]]:
-        """The expected value of each answer, `values` saying what an answer is worth; None where none was given."""
-        ...
+        """The expected value of each answer, by `values`; None for no answer."""
 
 
 class LocalModel:
-    """The bare base of a generator; with `adapter`, that judge adapter on it. One forward pass over many questions."""
+    """The bare base of a generator, or with `adapter` that judge adapter on it."""
 
     def __init__(self, generator: Generator, adapter: Path | None = None) -> None:
         self.generator, self.adapter = generator, adapter
 
     def ask(self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float]) -> list[list[float | None]]:
-        """The expected value of each answer."""
         return [list(group) for group in self.generator.expect(groups, values, adapter=self.adapter)]
 
 
+class RemoteModel:
+    """A server that speaks OpenAI's chat completions, asked in parallel; unexpected answers are no verdict."""
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        self.settings = settings
+        address, model = settings.endpoint or "", settings.model or ""
+        self.server = Endpoint(address, model, settings.api_key, timeout=settings.timeout, retries=settings.retries)
+
+    def ask(self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float]) -> list[list[float | None]]:
+        """Raises ModelError where asking again would not help."""
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+            answers = iter(list(pool.map(self.complete, (messages for group in groups for messages in group))))
+        return [[read_verdict(next(answers), values) for _ in group] for group in groups]
+
+    def complete(self, messages: Messages) -> str:
+        """The answer as text; empty if there was none."""
+        try:
+            return self.server.complete(messages, max_tokens=NEW_TOKENS, temperature=0).text
+        except NoAnswerError:
+            return ""
+
+
+def read_verdict(text: str, values: Mapping[str, float]) -> float | None:
+    """The value of an answer's first word after its thoughts; None for any other word."""
+    word = re.match(r"\W*(\w+)", re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL))
+    return values.get(word[1]) if word else None
+
+
 class Judge:
-    """(reference, response) pairs -> 0..1 each, or None; each pair is judged once as long as the judge lives."""
+    """(reference, response) pairs -> 0..1 each, or None; verdicts are cached as long as the judge lives."""
 
     def __init__(self, answerer: Answerer) -> None:
         self.answerer = answerer
@@ -56,7 +87,7 @@ class Judge:
         answers = self.ask(questions, VERDICTS)
         for (reference, group), values in zip(groups.items(), answers, strict=True):
             for response, value in zip(group, values, strict=True):
-                if value is not None:  # what was not answered is asked again another time
+                if value is not None:  # unanswered questions are asked again next time
                     self.verdicts[reference, response] = value
         return [self.verdicts.get(pair) for pair in pairs]
 
@@ -70,8 +101,8 @@ class Judge:
 class GroupwiseJudge(Judge):
     """Ranks the responses to a reference against each other: the share of comparisons that a response wins.
 
-    Each two are compared in both orders, so that a preference for a position cancels out; a response without others is
-    judged alone. The absolute verdicts of small judges are weak, their comparisons less so. n(n-1) questions a group.
+    Each pair of responses is compared in both orders, to cancel position bias; a single response is judged alone. The
+    comparisons of small judges are better than their absolute verdicts. n(n-1) questions per group.
     """
 
     def __call__(self, pairs: Pairs) -> list[float | None]:
@@ -86,32 +117,22 @@ class GroupwiseJudge(Judge):
             won = dict(zip(order, wins, strict=True))
             for response in groups[reference]:
                 others = [other for other in groups[reference] if other != response]
-                shares = [won[response, other] for other in others] + [lost(won[other, response]) for other in others]
-                verdicts[reference, response] = average(shares)
+                first = [share for other in others if (share := won[response, other]) is not None]
+                second = [1 - share for other in others if (share := won[other, response]) is not None]
+                shares = first + second
+                verdicts[reference, response] = sum(shares) / len(shares) if len(shares) == 2 * len(others) else None
         return [verdicts[pair] for pair in pairs]
 
 
-def lost(share: float | None) -> float | None:
-    return None if share is None else 1 - share
-
-
-def average(shares: Sequence[float | None]) -> float | None:
-    """The mean; None as soon as one of them is None."""
-    known = [share for share in shares if share is not None]
-    return sum(known) / len(known) if len(known) == len(shares) else None
-
-
 def open_judge(settings: JudgeSettings, generator: Callable[[], Generator]) -> Judge:
-    """The judge of a recipe; `generator` gives the policy's base, and is called only if the judge stands on it."""
+    """The judge of a recipe; `generator` opens the policy's base, and is called only if the judge uses it."""
     kind = GroupwiseJudge if settings.mode == "groupwise" else Judge
     return kind(open_answerer(settings, generator))
 
 
 def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator]) -> Answerer:
     if settings.endpoint:
-        from qreason.judge.endpoint import Endpoint
-
-        return Endpoint(settings)
+        return RemoteModel(settings)
     if settings.base:
         from qreason.inference.generate import open_generator
 

@@ -1,4 +1,4 @@
-"""The reward that asks a judge."""
+"""The rewards that ask a model: an LLM judge, or a preference model (a sequence classifier with one output)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from qreason.rewards.tags import read_answer
+from qreason.rewards.tags import TAG, read_answer
 from qreason.types import Example, Reply, Reward
 
 Judge = Callable[[Sequence[tuple[str, str]]], list[float | None]]
 """(reference, response) pairs -> 0..1 each; None where the judge gave no verdict. Equal references form a group."""
+PreferenceModel = Callable[[Sequence[tuple[str, str]]], list[float | None]]
+"""(prompt, reply) pairs -> one number each, higher is preferred."""
 
 
 class JudgeSettings(BaseModel):
@@ -24,7 +26,7 @@ class JudgeSettings(BaseModel):
     adapter: str | None = None
     """A judge adapter on the policy's base, as `qreason judge train` makes it."""
     base: str | None = None
-    """A small model of its own instead: a folder or a Hub id."""
+    """A small separate model instead: a folder or a Hub id."""
     quantization: Literal["none", "nf4"] = "nf4"
     """Of that model; nf4 is a quarter of the memory."""
     offload: bool = False
@@ -36,11 +38,11 @@ class JudgeSettings(BaseModel):
     api_key: str = "OPENAI_API_KEY"
     """The environment variable that holds the endpoint's key; it may be unset."""
     timeout: float = Field(30.0, gt=0)
-    """Seconds the endpoint has for an answer."""
+    """Seconds until a request to the endpoint fails."""
     retries: int = Field(4, ge=0)
     """Further attempts after a timeout, a 429 or a 5xx; then there is no verdict."""
     concurrency: int = Field(8, ge=1)
-    """Requests to the endpoint at a time."""
+    """Parallel requests to the endpoint."""
 
     @model_validator(mode="after")
     def one_judge(self) -> JudgeSettings:
@@ -53,15 +55,42 @@ class JudgeSettings(BaseModel):
 
 
 def judge_reward(judge: Judge) -> Reward:
-    """0..1: how sure the judge is that the answer says what the reference says. No answer earns 0, unasked."""
+    """0..1: the judge's probability that answer and reference say the same; 0, without asking, for no answer."""
 
     def reward(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
         answers = [read_answer(reply.text) for reply in replies]
-        asked = [index for index, answer in enumerate(answers) if answer]
-        verdicts = judge([(examples[index].reference, answers[index]) for index in asked])
-        marks: list[float | None] = [0.0] * len(replies)
-        for index, verdict in zip(asked, verdicts, strict=True):
-            marks[index] = verdict
-        return marks
+        pairs = [(example.reference, answer) for example, answer in zip(examples, answers, strict=True) if answer]
+        verdicts = dict(zip(pairs, judge(pairs), strict=True))
+        return [
+            verdicts[example.reference, answer] if answer else 0.0
+            for example, answer in zip(examples, answers, strict=True)
+        ]
+
+    return reward
+
+
+class PreferenceSettings(BaseModel):
+    """Which preference model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """A sequence classification model with one label, or an adapter of one: a folder, a Hub id, or in a grpo step an
+    earlier preference step of the run by its folder, as `02-preference`."""
+    reads: Literal["reply", "answer"] = "reply"
+    """The whole reply, or only the text between the answer tags (a reply without tags is all answer)."""
+
+
+def preference_reward(settings: PreferenceSettings, model: PreferenceModel) -> Reward:
+    """0..1: the sigmoid of the preference model's output for prompt and reply.
+
+    Bradley-Terry: the difference of two outputs is the log-odds that the first reply is preferred.
+    """
+
+    def reward(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+        texts = [reply.text for reply in replies]
+        if settings.reads == "answer":
+            texts = [read_answer(text) if TAG.search(text) else text for text in texts]
+        return model([(example.prompt, text) for text, example in zip(texts, examples, strict=True)])
 
     return reward

@@ -43,22 +43,17 @@ SCRIPTS = {
     "TIBETAN": "dz",
 }
 """Scripts, as Unicode names their letters -> the languages written in them; all others are written in LATIN."""
-
 SCRIPTS_OF = {language: names for names, languages in SCRIPTS.items() for language in languages.split()}
-
 UNSPACED = {"CJK", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN"}
 """Scripts without spaces between words: every character counts as a word."""
-
 SEGMENT_WORDS = 5
-"""The shortest text that is classified by itself."""
-
+"""The shortest text that is classified alone."""
 MARGIN_NATS = 5.0
-"""By how much another language's log-likelihood must lead before a segment counts as foreign."""
-
+"""The lead in log-likelihood by which another language makes a segment foreign."""
 CLAUSE = re.compile(r"(?<=[.!?;:,])\s+|\n+|(?<=[。、！？；，।؟،؛])")
 PUNCTUATION = "".join(chr(code) for code in range(0x3040) if unicodedata.category(chr(code))[0] in "PS")
 INVISIBLE = re.compile("[\u00ad\u0300-\u036f\u200b-\u200f\ufeff]")
-"""Soft hyphens, joiners, and accents that are no part of a letter."""
+"""Soft hyphens, joiners and separate accents."""
 
 
 @cache
@@ -69,8 +64,8 @@ def detector() -> Any:
 
 
 def check_language(language: str) -> str:
-    """The code itself. Raises ValueError for a language the detector does not know."""
-    known = sorted(set(detector().labels) - {"zxx"})  # zxx stands for what is no language
+    """The code unchanged. Raises ValueError for a language that the detector does not know."""
+    known = sorted(set(detector().labels) - {"zxx"})  # zxx: not a language
     if language not in known:
         raise ValueError(f"unknown language '{language}'; known are {', '.join(known)}")
     return language
@@ -93,7 +88,7 @@ def script(character: str) -> str:
 
 
 def read_words(token: str) -> Iterator[tuple[str, str]]:
-    """(script, word) of a token without blanks. Single letters, numbers, acronyms and identifiers are no words."""
+    """(script, word) pairs of a token; single letters, numbers, acronyms and identifiers do not count."""
     word = token.strip(PUNCTUATION)
     scripts = set(map(script, re.sub("['’‐-]", "", word)))
     if scripts <= {"LATIN", ""}:
@@ -111,7 +106,7 @@ def read_words(token: str) -> Iterator[tuple[str, str]]:
 
 
 def is_in(words: Sequence[str], language: str) -> bool:
-    """Whether no other language is clearly likelier for a segment."""
+    """Whether no other language is clearly more likely for a segment."""
     text = ("" if scripts_of(language) & UNSPACED else " ").join(words)
     if detector().classify(text)[0] == language:
         return True
@@ -120,29 +115,26 @@ def is_in(words: Sequence[str], language: str) -> bool:
 
 
 def language_share(text: str, language: str) -> float | None:
-    """The share of words that are in a language; None without words."""
+    """The share of words that are in a language; None for a text without words."""
     scripts = scripts_of(language)
     segments: list[list[str]] = [[]]
     words_of_other_scripts = 0
-    # Split first: NFKC turns the wide comma, which ends a clause by itself, into a narrow one.
+    # Split first: NFKC turns the full-width comma, which ends a clause without a space, into an ASCII one.
     for piece in CLAUSE.split(TAG.sub("\n", text)):
         clause = INVISIBLE.sub("", unicodedata.normalize("NFKC", piece))
         tokens = clause.split()
-        if len(tokens) >= SEGMENT_WORDS and clause.isupper():  # shouted, not a list of acronyms
+        if len(tokens) >= SEGMENT_WORDS and clause.isupper():  # all capitals, not a list of acronyms
             tokens = clause.lower().split()
         if len(segments[-1]) >= SEGMENT_WORDS:
             segments.append([])
-        for name, word in (found for token in tokens for found in read_words(token)):
-            if name in scripts:
-                segments[-1].append(word)
-            else:
-                words_of_other_scripts += 1
+        words = [pair for token in tokens for pair in read_words(token)]
+        segments[-1] += [word for name, word in words if name in scripts]
+        words_of_other_scripts += sum(name not in scripts for name, _ in words)
     if len(segments) > 1 and len(segments[-1]) < SEGMENT_WORDS:
-        short = segments.pop()
-        segments[-1] += short
-    words = sum(map(len, segments)) + words_of_other_scripts
+        segments[-2:] = [segments[-2] + segments[-1]]
+    total = sum(map(len, segments)) + words_of_other_scripts
     inside = sum(len(segment) for segment in segments if segment and is_in(segment, language))
-    return inside / words if words else None
+    return inside / total if total else None
 
 
 def language_consistency(
@@ -150,8 +142,8 @@ def language_consistency(
 ) -> list[float | None]:
     """0..1: share of the words of a reply that are in the language (DeepSeek-R1, arXiv 2501.12948, section 2.3.2).
 
-    A word of another script is not. The others are classified by segments of at least five words; a segment is foreign
-    where another language is clearly likelier. None for a reply without words, as one that is only a number.
+    Words of another script are not. The others are classified in segments of at least five words; a segment is foreign
+    if another language is clearly more likely. None for a reply without words, such as a lone number.
     Raises ValueError for an unknown language code (ISO 639-1, where there is one).
     """
     check_language(language)

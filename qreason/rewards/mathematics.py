@@ -1,7 +1,7 @@
 """The reward that checks mathematical equality with math-verify.
 
-Equal plain numbers are recognized here. The rest is judged by a few worker processes, because parsing or simplifying
-what a model wrote can hang or eat memory: pebble kills those that take too long.
+Equal plain numbers are recognized here. Everything else goes to worker processes, because parsing or simplifying a
+reply can hang or use up the memory: pebble kills workers that take too long.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 WORKERS = min(4, os.cpu_count() or 1)
 START_S = 120.0
-"""What the workers may take to import sympy."""
+"""Time limit for the workers to start and import sympy."""
 ORPHAN_S = 1.0
-"""How long after its time limit a worker ends by itself, should nobody have killed it."""
+"""How long after its time limit a worker that nobody killed ends itself."""
 MEMORY_BYTES = 2 * 2**30
-"""Address space of a worker beyond what it begins with: an answer that needs more is wrong."""
+"""Address space of a worker beyond what it starts with: an answer that needs more is wrong."""
 GUARD = "a script that uses it begins its work under `if __name__ == '__main__':`"
 CURE = "pip install 'math-verify[antlr4_13_2]>=0.9,<0.10'"
 
@@ -57,7 +57,7 @@ MULTIPLIER = re.compile(
     r"|billion|trillion)s?\b",
     re.I,
 )
-"""Words that make the number beside them another one."""
+"""Words that change the value of the number next to them."""
 
 
 def math(replies: Sequence[Reply], examples: Sequence[Example], *, timeout: float = 5.0) -> list[float | None]:
@@ -68,17 +68,15 @@ def math(replies: Sequence[Reply], examples: Sequence[Example], *, timeout: floa
     """
     if find_spec("math_verify") is None:
         raise InputError(f"reward 'math' needs math-verify; {CURE}")
-    questions = [
-        (read_answer(reply.text), example.references) for reply, example in zip(replies, examples, strict=True)
-    ]
-    different = list(dict.fromkeys(questions))
+    pairs = [(read_answer(reply.text), example.references) for reply, example in zip(replies, examples, strict=True)]
+    distinct = list(dict.fromkeys(pairs))
     with ThreadPoolExecutor(WORKERS) as threads:
-        marks = dict(zip(different, threads.map(lambda question: mark(*question, timeout), different), strict=True))
-    return [marks[question] for question in questions]
+        values = dict(zip(distinct, threads.map(lambda pair: evaluate(*pair, timeout), distinct), strict=True))
+    return [values[pair] for pair in pairs]
 
 
 @lru_cache(maxsize=100_000)
-def mark(answer: str, references: tuple[str, ...], timeout: float) -> float | None:
+def evaluate(answer: str, references: tuple[str, ...], timeout: float) -> float | None:
     number = plain_number(answer)
     if number is not None and number in map(plain_number, references):
         return 1.0
@@ -93,9 +91,6 @@ def is_readable(reference: str, timeout: float) -> bool:
     return PROCESSES.ask(None, [reference], timeout)
 
 
-# --- reading -------------------------------------------------------------------------------------
-
-
 def plain_number(text: str) -> Decimal | None:
     """The number a text consists of, with at most a currency sign; else None."""
     match = PLAIN.fullmatch(text.replace("−", "-").strip(" \n\t*`'\"").removesuffix("."))
@@ -107,14 +102,10 @@ def digits(number: str) -> str:
     return re.sub("[^0-9.]", "", number)
 
 
-def is_prose(text: str) -> bool:
-    return " " in text and WORD.search(text) is not None and not SYMBOLIC.search(text)
-
-
 def quantity(phrase: str, is_reference: bool) -> str | None:
     """The only number of a phrase, after its last `=`, as in `It costs 18 dollars`; else None.
 
-    A reference has to begin with it: a port number inside a sentence is not what the sentence says.
+    A reference must start with it: a port number inside a sentence is not what the sentence says.
     """
     end = phrase.rpartition("=")[2].strip()
     match = QUANTITY.search(end)
@@ -127,14 +118,14 @@ def quantity(phrase: str, is_reference: bool) -> str | None:
 
 
 def as_math(text: str, is_reference: bool) -> tuple[str, bool]:
-    """A text as math-verify wants it, mathematics in dollar signs; and whether a number outside of them counts."""
+    """A text as math-verify expects it, mathematics in dollar signs; and whether a number outside of them counts."""
     text = " ".join(text.replace("−", "-").split()).strip("*`'\" ")
     number = plain_number(text)
     if number is not None:
         return f"{number:f}", True
     if DELIMITED.search(text):
         return text, not is_reference
-    if is_prose(text):
+    if " " in text and WORD.search(text) and not SYMBOLIC.search(text):  # prose
         if is_reference or re.search("[0-9]", text):
             return quantity(text, is_reference) or "", True
         return rf"$\text{{{text.removesuffix('.')}}}$", False
@@ -144,11 +135,8 @@ def as_math(text: str, is_reference: bool) -> tuple[str, bool]:
     return f"${bare}$", False
 
 
-# --- workers -------------------------------------------------------------------------------------
-
-
 class Workers:
-    """The processes that judge: started together by the first question that needs one; a fork has its own."""
+    """The pool of worker processes, started by the first question; a fork starts its own."""
 
     pool: ProcessPool | None
 
@@ -158,9 +146,9 @@ class Workers:
             os.register_at_fork(after_in_child=self.forget)
 
     def forget(self) -> None:
-        """In a fork: the workers are its parent's, and not to be ended with it."""
+        """In a fork: the workers belong to the parent and must survive the fork."""
         self.lock, self.pool = Lock(), None
-        multiprocessing.process._children.clear()  # type: ignore[attr-defined]  # as in its own forks
+        multiprocessing.process._children.clear()  # type: ignore[attr-defined]  # as it does itself
 
     def started(self) -> ProcessPool:
         from pebble import ProcessPool
@@ -168,7 +156,7 @@ class Workers:
         with self.lock:
             if self.pool is None or not self.pool.active:
                 self.stop()
-                # Not forked: threads of torch, and locks they hold, would be copied.
+                # Not by fork: it would copy locks that threads of torch hold.
                 self.pool = ProcessPool(WORKERS, initializer=prepare, context=multiprocessing.get_context("spawn"))
                 atexit.register(self.stop)
             return self.pool
@@ -180,9 +168,9 @@ class Workers:
             pool.join()
 
     def ask(self, answer: str | None, references: Sequence[str], timeout: float) -> bool:
-        """What `judge` says; False when it takes longer than `timeout` seconds, or a worker dies of it twice.
+        """The result of `judge` in a worker; False when it exceeds `timeout` seconds or kills its worker twice.
 
-        Raises InputError when workers cannot start, or not import math-verify.
+        Raises InputError when workers cannot start or cannot import math-verify.
         """
         from pebble import ProcessExpired
 
@@ -191,7 +179,7 @@ class Workers:
             try:
                 question = self.started().schedule(answer_question, (answer, references, timeout), timeout=timeout)
                 return question.result(START_S + timeout)
-            except ProcessExpired:  # of the question, or killed from outside
+            except ProcessExpired:  # killed by the question, or from outside
                 continue
             except TimeoutError:
                 if question and question.done():
@@ -199,7 +187,7 @@ class Workers:
                 raise InputError(f"reward 'math': no worker has started in {START_S:.0f} s") from None
             except ImportError as error:
                 raise InputError(f"reward 'math' needs math-verify ({kind_and_line(error)}); {CURE}") from error
-            except RuntimeError as error:  # a worker that dies while it waits ends the whole pool
+            except RuntimeError as error:  # an idle worker that dies ends the whole pool
                 if last:
                     raise InputError(
                         f"reward 'math' cannot start its workers ({kind_and_line(error)}); {GUARD}"
@@ -213,28 +201,25 @@ class Workers:
 PROCESSES = Workers()
 
 
-# --- in the worker -------------------------------------------------------------------------------
-
-
 def prepare() -> None:
-    """Limits the memory of a worker and reads what takes seconds: sympy, and the grammar of LaTeX."""
-    logging.disable()  # math-verify warns of every question that it has no limit of its own
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's own handler would wait for the end of a hanging C call
+    """Initialize a worker: limit its memory, and load sympy and the LaTeX grammar, which takes seconds."""
+    logging.disable()  # math-verify warns at every question that it sets no time limit
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's own handler would wait until a hanging C call ends
     with suppress(ImportError, OSError, ValueError):  # not on every system
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    gc.disable()  # garbage is not looked for while the libraries are imported, nor among them later
-    with suppress(Exception):  # the first question says what is wrong
+    gc.disable()  # faster imports; the imported objects are never collected
+    with suppress(Exception):  # the first question reports the error
         judge("1", [r"\frac{2}{2}"])
     gc.freeze()
     gc.enable()
 
 
 def answer_question(answer: str | None, references: Sequence[str], timeout: float) -> bool:
-    import math_verify  # noqa: F401  raises where it cannot be imported
+    import math_verify  # noqa: F401  outside of try: an ImportError must reach the caller
 
     limit_own_time(timeout + ORPHAN_S)
     try:
@@ -246,14 +231,14 @@ def answer_question(answer: str | None, references: Sequence[str], timeout: floa
 
 
 def limit_own_time(seconds: float) -> None:
-    """The system ends this process after `seconds`, 0 = never, where it has such an alarm."""
+    """Let the system kill this process after `seconds` (0: never), where it supports alarms."""
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def judge(answer: str | None, references: Sequence[str]) -> bool:
-    """In the worker: whether the answer equals a reference; without an answer, whether one of them can be read."""
+    """Whether the answer equals a reference; without an answer, whether any reference can be parsed."""
     from math_verify import verify
 
     golds = [parse_math(text, is_reference=True) for text in references]
@@ -264,11 +249,9 @@ def judge(answer: str | None, references: Sequence[str]) -> bool:
 
 
 def parse_math(text: str, is_reference: bool) -> list[Any]:
-    """What math-verify reads: an expression and its text, only the text where it cannot be parsed, or nothing."""
+    """What math-verify extracts: expression and text, only the text if it cannot be parsed, or nothing."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     prepared, any_number = as_math(text, is_reference)
-    kinds: list[Any] = [LatexExtractionConfig()]
-    if any_number:
-        kinds.append(ExprExtractionConfig())
-    return list(parse(prepared, kinds, parsing_timeout=None))
+    targets = [LatexExtractionConfig(), *([ExprExtractionConfig()] if any_number else [])]
+    return list(parse(prepared, targets, parsing_timeout=None))

@@ -1,8 +1,8 @@
 """The program in which the code reward runs a reply; standard library only, Linux only.
 
 A supervisor reads a job (marshal) from stdin, forks a child that confines itself and runs the code and then the tests,
-kills whatever is left, and exits with PASSED or FAILED. Any other status: the reply could not be judged.
-It starts for every reply, so it imports little; what needs ast or is the same for all replies is in program_job.py.
+kills all remaining processes, and exits with PASSED or FAILED; any other status means that the reply could not be
+judged. It starts once per reply, so it imports little: program_job.py has what needs ast or is shared by all replies.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ if TYPE_CHECKING:
 
 PASSED, FAILED = 10, 11
 START_S = 30.0
-"""What the child may take until the reply's code begins: confining itself, importing what the tests import."""
+"""Time limit for the child to confine itself and import what the tests import."""
 FILE_BYTES = 16 * 2**20
 OPEN_FILES = 64
 PROCESSES = 64
-"""Processes and threads, beyond those that the user has already."""
+"""Processes and threads, in addition to those that the user already has."""
 READY = b"ready:"
 
 
 def supervise(job: dict[str, Any]) -> int:
-    """Runs the job in a child and returns the exit status. The child and all it started are dead afterwards."""
+    """Run the job in a child and return the exit status; the child and its descendants are dead afterwards."""
     layers, tasks = set(job["layers"]), count_tasks(os.getuid())
     system = ctypes.CDLL(None, use_errno=True)
     prctl(system, PR_SET_CHILD_SUBREAPER, 1)
-    if "namespaces" in layers:
-        enter_namespaces(system)
+    # Children get separate pid, network and IPC namespaces, and no capabilities outside them.
+    if "namespaces" in layers and system.unshare(NEW_USER | NEW_PID | NEW_NETWORK | NEW_IPC) != 0:
+        system.unshare(NEW_PID | NEW_NETWORK | NEW_IPC)
     token = os.urandom(16).hex().encode()
     reading, writing = os.pipe()
     child = os.fork()
@@ -69,12 +70,12 @@ def supervise(job: dict[str, Any]) -> int:
 
 
 def receive(pipe: int, most: int, seconds: float) -> bytes:
-    """What the child wrote; empty when it ended without a word, or was too slow."""
+    """What the child wrote; empty if it ended without writing or was too slow."""
     return os.read(pipe, most) if select.select([pipe], [], [], seconds)[0] else b""
 
 
 def end_descendants() -> None:
-    """Kills and reaps children until there are none: orphans become children of this process, the subreaper."""
+    """Kill and reap children until none are left: orphans become children of this process, the subreaper."""
     with suppress(ChildProcessError):
         while True:
             for pid in children():
@@ -85,7 +86,7 @@ def end_descendants() -> None:
 
 
 def children() -> list[int]:
-    """Those of this process, zombies included."""
+    """The process ids of this process's children, zombies included."""
     found = []
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
@@ -94,16 +95,13 @@ def children() -> list[int]:
     return found
 
 
-# --- code and tests ------------------------------------------------------------------------------
-
-
 def renamed(builtin: str) -> str:
-    """A name that no statement of a program can bind."""
+    """A name for a builtin that no statement of a program can bind."""
     return f"builtin {builtin}"
 
 
 def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
-    """Those that can be imported, and the builtins."""
+    """The modules that can be imported, and the builtins."""
     for name in names:
         with suppress(Exception):
             importlib.import_module(name)
@@ -113,9 +111,9 @@ def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
 def execute(
     code: str, tests: CodeType, watched: dict[str, ModuleType], timeout: float, pipe: int, token: bytes
 ) -> None:
-    """Runs the code, then the tests, in a module `answer`; writes the token when all went well. Never returns.
+    """Run the code, then the tests, in a module `answer`; write the token if all passed. Never returns.
 
-    Everything used after the reply's code has begun is a local variable: it may have replaced any builtin.
+    Everything used after the reply's code has started is a local variable, since it may have replaced any builtin.
     """
     module = ModuleType("answer")
     namespace, modules, own_builtins = vars(module), sys.modules, builtins
@@ -129,8 +127,8 @@ def execute(
     start, count_threads, both, apply = _thread.start_new_thread, _thread._count, chain, map
 
     def run_alone(program: CodeType) -> None:
-        """Runs a program in a thread that begins in C: no frame of this file is among its callers."""
-        steps: list[None] = []  # one when it has begun, two when it has come to its end
+        """Run a program in a thread that starts in C, so that no frame of this file is among its callers."""
+        steps: list[None] = []  # one item when it has started, two when it has finished
         start(steps.extend, (both((None,), apply(run, (program,), (namespace,))),))
         while length(steps) < 2:
             is_running = length(steps) == 0 or count_threads() > 0
@@ -158,32 +156,26 @@ def execute(
         leave(1)
 
 
-# --- confinement ---------------------------------------------------------------------------------
-
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
 CAPABILITY_VERSION = 0x20080522
 NEW_USER, NEW_PID, NEW_NETWORK, NEW_IPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
 
 
 def confine(system: ctypes.CDLL, layers: set[str], steps: bytes) -> None:
-    """Lets the kernel take from this process what the layers can take, as far as it does."""
-    system.capset(struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))  # for root: none of them
+    """Drop the rights of this process, as far as the kernel supports the layers."""
+    system.capset(struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))  # root loses all capabilities
     prctl(system, PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(system, PR_SET_NO_NEW_PRIVS, 1)
     if "landlock" in layers:
         restrict_files(system, os.getcwdb())
     if "seccomp" in layers and steps:
-        restrict_calls(system, steps)
+        program = ctypes.create_string_buffer(steps)
+        header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps) // 8, ctypes.addressof(program)))
+        prctl(system, PR_SET_SECCOMP, 2, ctypes.addressof(header))
     with open(os.__file__, "rb"):
-        pass  # raises where Python itself cannot be read any more: then nothing is judged
-    sys.path[:] = [path for path in sys.path if is_below(os.fsencode(path), installation())]
-
-
-def restrict_calls(system: ctypes.CDLL, steps: bytes) -> None:
-    """Seccomp: the filter decides on every system call from here on."""
-    program = ctypes.create_string_buffer(steps)
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps) // 8, ctypes.addressof(program)))
-    prctl(system, PR_SET_SECCOMP, 2, ctypes.addressof(header))
+        pass  # raises if Python itself is no longer readable: then nothing is judged
+    folders = tuple(folder.rstrip(b"/") + b"/" for folder in installation())
+    sys.path[:] = [path for path in sys.path if (os.fsencode(path) + b"/").startswith(folders)]
 
 
 def limit(memory_bytes: int, processes: int) -> None:
@@ -201,7 +193,7 @@ def limit(memory_bytes: int, processes: int) -> None:
 
 
 def count_tasks(user: int) -> int:
-    """Threads of a user that can be seen from here; the kernel counts those against the limit too."""
+    """The user's visible threads, which the kernel counts against the limit too."""
     tasks = 0
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError):
@@ -214,13 +206,6 @@ def prctl(system: ctypes.CDLL, option: int, *values: int) -> None:
     system.prctl(option, *(ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]))
 
 
-def enter_namespaces(system: ctypes.CDLL) -> None:
-    """Children of this process get a pid, network and IPC namespace of their own, and no capabilities outside."""
-    own = NEW_PID | NEW_NETWORK | NEW_IPC
-    if system.unshare(NEW_USER | own) != 0:
-        system.unshare(own)
-
-
 def installation() -> tuple[bytes, ...]:
     """The folders of Python and of system libraries."""
     paths = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
@@ -228,12 +213,8 @@ def installation() -> tuple[bytes, ...]:
     return tuple({os.fsencode(path) for each in paths for path in (each, os.path.realpath(each))})
 
 
-def is_below(path: bytes, folders: Iterable[bytes]) -> bool:
-    return any(path == folder or path.startswith(folder.rstrip(b"/") + b"/") for folder in folders)
-
-
 def restrict_files(system: ctypes.CDLL, folder: bytes) -> None:
-    """Landlock: reading below the installation, all below the folder, no TCP, no signals outwards."""
+    """Landlock: read access below the installation, all rights below the folder, no TCP, no signals to the outside."""
     create, add, enforce, of_path = 444, 445, 446, 1
     version = system.syscall(create, None, ctypes.c_size_t(0), 1)
     if version < 1:
@@ -273,27 +254,27 @@ REFUSED_MODULES = (
     *("ctypes", "_ctypes", "_ctypes_test", "_dbm", "_gdbm", "_multiprocessing", "_posixshmem"),
     *("_interpreters", "_xxsubinterpreters", "_testcapi", "_testinternalcapi", "_testlimitedcapi", "_testmultiphase"),
 )
-"""Those that reach past the audit hook: native calls, files opened in C, further interpreters."""
+"""Modules that bypass the audit hook: native calls, files opened in C, further interpreters."""
 LISTINGS = ("os.listdir", "os.scandir")
 CHANGES = {
     **dict.fromkeys(["os.chdir", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime"], 1),
     **dict.fromkeys(["os.chmod", "os.chown", "os.setxattr", "os.removexattr", "sqlite3.connect"], 1),
     "os.rename": 2,
 }
-"""Audit events that change what lies on disk, and how many paths their arguments begin with."""
+"""Audit events that change files -> the number of paths at the start of their arguments."""
 
 
 def fence() -> None:
-    """The last layer: removes ctypes, and adds the audit hook, which nothing can remove."""
+    """The last layer: remove ctypes, and add the audit hook, which nothing can remove."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("ctypes", "_ctypes")]:
         del sys.modules[name]
     sys.addaudithook(make_hook(os.getcwdb(), installation()))
 
 
 def make_hook(own: bytes, readable: Iterable[bytes]) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that raises PermissionError, for imports ImportError.
+    """An audit hook that raises PermissionError, or ImportError for imports.
 
-    It uses nothing that the reply could replace: no module, no builtin by its name, no method of an argument.
+    It uses nothing that the reply could replace: no module, no builtin by name, no method of an argument.
     """
     current, fspath, encode, is_a = os.getcwdb, os.fspath, str.encode, isinstance
     number, text, raw, view, starts = int, str, bytes, memoryview, str.startswith
@@ -305,7 +286,7 @@ def make_hook(own: bytes, readable: Iterable[bytes]) -> Callable[[str, tuple[Any
 
     def is_inside(path: Any, folders: tuple[bytes, ...]) -> bool:
         if is_a(path, number):
-            return True  # a file that is open already
+            return True  # an open file
         given: Any = fspath("." if path is None else path)
         name = encode(given, "utf-8", "surrogateescape") if is_a(given, text) else raw(view(given))
         whole = name if name[:1] == b"/" else current() + b"/" + name
@@ -313,17 +294,17 @@ def make_hook(own: bytes, readable: Iterable[bytes]) -> Callable[[str, tuple[Any
             return True
         if b".." in whole.split(b"/"):
             return False
-        for folder in folders:  # noqa: SIM110 (any could be another function by now)
+        for folder in folders:  # noqa: SIM110 (any could have been replaced)
             if (whole + b"/").startswith(folder + b"/"):
                 return True
         return False
 
     def is_permitted(event: str, args: tuple[Any, ...]) -> bool:
         if event in events or starts(event, families):
-            # A pair of connected sockets, which asyncio needs; the kernel lets no other be made.
+            # Pairs of connected sockets, which asyncio needs; the kernel refuses all others.
             return event == "socket.__new__" and args[1] == unix and args[2] == stream
         if event == "open":
-            # os.open has no mode; what it opens could be a folder from which paths begin.
+            # os.open has no mode; it could open a folder to which paths are relative.
             reads = args[1] is not None and args[2] & writing == 0
             return is_inside(args[0], visible if reads else ours)
         if event in listings:

@@ -1,6 +1,6 @@
-"""The rewards by name, their settings, and how they combine.
+"""The rewards by name, their settings, and building those of a recipe.
 
-A reward takes replies and examples and returns one number a reply, or None where it could not judge. Its keyword-only
+A reward takes replies and examples and returns one number per reply, or None where it could not judge. Its keyword-only
 parameters are its settings in a recipe. To add one: write the function in a file of this folder and give it a line in
 REWARDS, or name it `my_module:my_reward` in a recipe.
 """
@@ -10,16 +10,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from qreason.rewards.judged import JudgeSettings, judge_reward
+from qreason.rewards.judged import JudgeSettings, PreferenceSettings, judge_reward, preference_reward
 from qreason.rewards.language import language_consistency
 from qreason.rewards.mathematics import math
-from qreason.rewards.preferred import PreferenceSettings, preference_reward
 from qreason.rewards.programs import code
 from qreason.rewards.scoring import Restricted
 from qreason.rewards.shape import cosine_length, repetition, soft_overlong, step_count
@@ -45,22 +43,12 @@ REWARDS: dict[str, Callable[..., list[float | None]]] = {
 """Rewards that need nothing but the reply and its example."""
 
 
-@dataclass(frozen=True)
-class ModelReward:
-    """A reward that asks a model: the settings that say which, and the reward made from it."""
-
-    settings: type[BaseModel]
-    make: Callable[[Any, Any], Reward]
-    """(settings, the model opened for them) -> the reward"""
-
-
-MODEL_REWARDS = {
-    "judge": ModelReward(JudgeSettings, lambda settings, judge: judge_reward(judge)),
-    "preference": ModelReward(PreferenceSettings, preference_reward),
+MODEL_REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any, Any], Reward]]] = {
+    "judge": (JudgeSettings, lambda settings, judge: judge_reward(judge)),
+    "preference": (PreferenceSettings, preference_reward),
 }
-
+"""Rewards that ask a model: their settings, and (settings, the model opened for them) -> the reward."""
 NAMES = (*REWARDS, *MODEL_REWARDS)
-
 FULL_MARKS: dict[str, float] = {
     "correctness": 2.0,
     "format": 0.8,
@@ -70,19 +58,15 @@ FULL_MARKS: dict[str, float] = {
     "length": 1.0,
     "math": 1.0,
 }
-"""What a gold reply earns from each reward that knows what is best."""
-
+"""What a gold reply earns, for the rewards where that is known."""
 REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length"}
-"""Rewards that compare with what is right: without a reference they cannot tell replies apart."""
-
-Settings = Mapping[str, Any]
-Only = Literal["reasoning", "plain"] | None
-OpenModel = Callable[[Any], Any]
-"""The settings of a model reward -> the model that it asks."""
+"""Rewards that compare with the reference: without one they cannot tell replies apart."""
+LIMIT = "max_completion_length"
+"""A setting that defaults to the recipe's sampling."""
 
 
 def find(name: str) -> Callable[..., list[float | None]]:
-    """A rule reward by name, or a function of one's own as `module:function`.
+    """A rule-based reward by name, or a custom function as `module:function`.
 
     Raises ValueError where there is no such module or function.
     """
@@ -101,9 +85,9 @@ def find(name: str) -> Callable[..., list[float | None]]:
 
 
 def settings_model(name: str) -> type[BaseModel]:
-    """What may be set for a reward: a model reward's settings, or the keyword-only parameters of its function."""
+    """The settings of a reward: those of a model reward, or the keyword-only parameters of its function."""
     if name in MODEL_REWARDS:
-        return MODEL_REWARDS[name].settings
+        return MODEL_REWARDS[name][0]
     parameters = inspect.signature(find(name), eval_str=True).parameters.values()
     fields: dict[str, Any] = {
         parameter.name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
@@ -113,20 +97,17 @@ def settings_model(name: str) -> type[BaseModel]:
     return create_model(f"{name} settings", __config__=ConfigDict(extra="forbid"), **fields)
 
 
-LIMIT = "max_completion_length"
-"""A setting that follows the recipe's sampling unless it is given."""
-
-
 def build(
-    wanted: Mapping[str, Settings],
-    open_model: OpenModel,
+    wanted: Mapping[str, Mapping[str, Any]],
+    open_model: Callable[[Any], Any],
     max_completion_length: int,
     kinds: Mapping[str, str] | None = None,
-    only: Mapping[str, Only] | None = None,
+    only: Mapping[str, Literal["reasoning", "plain"] | None] | None = None,
 ) -> dict[str, Reward]:
-    """The rewards of a recipe (name -> settings), ready to be called; models are opened only for those that ask one.
+    """The rewards of a recipe (name -> settings), ready to be called.
 
-    `kinds` has the reward behind a name of the recipe's own, `only` the rows that a reward is for.
+    `open_model` makes a model from the settings of a model reward. `kinds` maps custom names in the recipe to rewards,
+    `only` says for which rows a reward is.
     """
     rewards: dict[str, Reward] = {}
     for name, given in wanted.items():
@@ -135,7 +116,7 @@ def build(
         known = {LIMIT: max_completion_length} if LIMIT in model.model_fields else {}
         settings = model.model_validate(known | dict(given))
         if kind in MODEL_REWARDS:
-            reward = MODEL_REWARDS[kind].make(settings, open_model(settings))
+            reward = MODEL_REWARDS[kind][1](settings, open_model(settings))
         else:
             reward = partial(find(kind), **dict(settings))
         rewards[name] = Restricted(reward, rows == "plain") if rows else reward

@@ -1,4 +1,4 @@
-"""Scoring the replies of a run: all rewards at once, and on failure the reply that caused it."""
+"""Scoring replies with all rewards of a recipe; a failure names the reply that caused it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from qreason.types import Example, Reply, Reward, Score
 
 @dataclass(frozen=True)
 class Restricted:
-    """A reward for some rows only; None for the others, whose total does without it."""
+    """A reward for either the plain or the other rows only; None for the rest, whose total leaves it out."""
 
     reward: Reward
     plain: bool
 
     def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
-        marks: list[float | None] = [None] * len(replies)
-        own = [place for place, example in enumerate(examples) if example.plain == self.plain]
-        found = self.reward([replies[place] for place in own], [examples[place] for place in own]) if own else []
-        for place, mark in zip(own, found, strict=True):
-            marks[place] = mark
-        return marks
+        values: list[float | None] = [None] * len(replies)
+        own = [index for index, example in enumerate(examples) if example.plain == self.plain]
+        found = self.reward([replies[index] for index in own], [examples[index] for index in own]) if own else []
+        for index, value in zip(own, found, strict=True):
+            values[index] = value
+        return values
 
 
 def applies(reward: Reward, example: Example) -> bool:
-    """Whether a reward is for the row of an example."""
+    """Whether a reward applies to an example's row."""
     return not isinstance(reward, Restricted) or reward.plain == example.plain
 
 
 class Scorer:
-    """Scores replies with a recipe's rewards; says which reply a failing reward failed on."""
+    """Scores replies with a recipe's rewards."""
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         self.rewards, self.weights = rewards, weights
 
     def __call__(self, replies: Sequence[Reply], examples: Sequence[Example], folder: Path) -> list[Score]:
-        """Raises TrainingError where a reward raises, and keeps the reply in failed_reply.json of the folder."""
+        """Raises TrainingError where a reward raises, and writes the reply to failed_reply.json in the folder."""
         try:
             return combine(self.rewards, self.weights, replies, examples)
         except QReasonError:
@@ -64,7 +64,7 @@ class Scorer:
 
 
 def reply_row(reply: Reply, example: Example, score: Score) -> dict[str, Any]:
-    """A scored reply as it is kept on disk."""
+    """A scored reply as stored on disk."""
     return {
         "id": example.id,
         "prompt": example.prompt,
@@ -76,15 +76,12 @@ def reply_row(reply: Reply, example: Example, score: Score) -> dict[str, Any]:
 
 
 def combine(
-    rewards: Mapping[str, Reward],
-    weights: Mapping[str, float],
-    replies: Sequence[Reply],
-    examples: Sequence[Example],
+    rewards: Mapping[str, Reward], weights: Mapping[str, float], replies: Sequence[Reply], examples: Sequence[Example]
 ) -> list[Score]:
     """Score replies against their examples: every part, and the weighted sum of the parts.
 
-    The total is None as soon as one part that is for the row is None: a reply that could not be judged is not a bad
-    reply. So it is where no part is for the row.
+    The total is None if a part that applies to the row is None, because a reply that could not be judged is not a bad
+    reply, and if no part applies.
     """
     columns = {name: reward(replies, examples) for name, reward in rewards.items()}
     scores = []
@@ -96,7 +93,7 @@ def combine(
 
 
 def total(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """The weighted sum of the parts; None as soon as one of them is None."""
+    """The weighted sum of the parts; None if one of them is None."""
     result = 0.0
     for name, part in parts.items():
         if part is None:

@@ -14,15 +14,13 @@ from qreason.rewards.text import correct
 from qreason.types import Example, Reply
 
 REASONING = re.compile(r"<reasoning>(.*)</reasoning>", re.DOTALL)
-
 STEP_END = re.compile(r"\n|(?<=[.!?])(?<!\.\w\.)\s|\s(?=(?:first|second|third|then|next|finally|step \d+)[,:]\s)", re.I)
-"""Ends of lines and sentences (no sentence ends after "e.g."), and where a step is announced within one."""
-
+"""Ends of lines and sentences (but not after "e.g."), and announcements of a step within a sentence."""
 STEP_NUMBER = re.compile(r"\W*(?:(?:step\s+)?\d+)?\W*", re.I)
 
 
 def count_tokens(reply: Reply) -> int:
-    """Tokens of a reply; words where its tokens are not known."""
+    """Tokens of a reply; words if its tokens are unknown."""
     return len(reply.token_ids) or len(reply.text.split())
 
 
@@ -51,9 +49,8 @@ def cosine_length(
 ) -> list[float | None]:
     """-1..2: a right answer earns more the shorter the reply, a wrong one the longer (Yeo et al., arXiv 2502.03373).
 
-    Half a cosine leads from the short value at no tokens to the long one at the limit; from there on, `overlong` is
-    what any reply earns. The paper has -10 for `wrong_short` and `overlong`: in a weighted sum with rewards of 0..2,
-    that would drown them.
+    Half a cosine from the short value at 0 tokens to the long one at the limit; replies at or beyond the limit earn
+    `overlong`. The paper has -10 for `wrong_short` and `overlong`, which would dominate a sum with rewards of 0..2.
     """
 
     def earned(reply: Reply, example: Example) -> float:
@@ -74,30 +71,30 @@ def repeated_share(text: str, n: int) -> float:
 
 
 def repetition(replies: Sequence[Reply], examples: Sequence[Example], *, n: PositiveInt = 3) -> list[float | None]:
-    """-1..0: minus the share of word n-grams that repeat an earlier one; case, outer punctuation and tags aside.
+    """-1..0: minus the share of word n-grams that repeat an earlier one, without case, outer punctuation and tags.
 
-    0 for fewer than n words. The n-gram penalty of arXiv 2502.03373, given once a reply instead of token by token;
-    n is 40 there, for replies of thousands of tokens.
+    0 for fewer than n words. The n-gram penalty of arXiv 2502.03373, but per reply instead of per token; n is 40 there,
+    for replies of thousands of tokens.
     """
     return [0.0 - repeated_share(reply.text, n) for reply in replies]
 
 
 def read_reasoning(text: str) -> str:
-    """What stands between `<reasoning>` and `</reasoning>`; empty unless the reply has exactly one such pair."""
+    """The text between `<reasoning>` and `</reasoning>`; empty unless the reply has exactly one such pair."""
     match = REASONING.search(text)
     return match[1] if match and text.count("<reasoning>") == text.count("</reasoning>") == 1 else ""
 
 
 def count_steps(reasoning: str) -> int:
-    """Lines, sentences and announced parts of at least two words; numbering aside, the same one counts once."""
+    """Different lines, sentences and announced parts of at least two words, without their numbering."""
     parts = {STEP_NUMBER.sub("", part, count=1) for part in STEP_END.split(reasoning.lower())}
     return sum(len(words) > 1 for words in {tuple(re.findall(r"\w+", part)) for part in parts})
 
 
 def step_count(replies: Sequence[Reply], examples: Sequence[Example], *, least: PositiveInt = 3) -> list[float | None]:
-    """0..1: steps between the reasoning tags as a share of `least`, 1 from there on (as open-r1's reasoning steps).
+    """0..1: steps between the reasoning tags as a share of `least`, at most 1 (as open-r1's reasoning steps).
 
-    A step is a different line, sentence, list item or announced part ("Step 2:", "then,") of two words or more, in
-    languages that put spaces between words. 0 unless the reply has exactly one pair of reasoning tags.
+    A step is a line, sentence, list item or announced part ("Step 2:", "then,") of two words or more; repeated ones
+    count once. For languages with spaces between words. 0 unless the reply has exactly one pair of reasoning tags.
     """
     return [min(1.0, count_steps(read_reasoning(reply.text)) / least) for reply in replies]

@@ -13,10 +13,10 @@ WHOLE = re.compile(r"\s*<reasoning>(.*)</reasoning>\s*<answer>(.*)</answer>\s*",
 
 
 def read_answer(text: str) -> str:
-    """What stands between `<answer>` and `</answer>`; empty unless the reply has exactly one such pair.
+    """The text between `<answer>` and `</answer>`; empty unless the reply has exactly one such pair.
 
-    A reply that goes on with further answers after its first has not answered: without this rule, GRPO unlearns to
-    stop, because what follows the first answer costs nothing.
+    A reply with a second answer counts as unanswered: otherwise GRPO unlearns to stop, because text after the first
+    answer costs nothing.
     """
     _, *opened = text.split("<answer>")
     if len(opened) != 1 or opened[0].count("</answer>") != 1:
@@ -25,7 +25,7 @@ def read_answer(text: str) -> str:
 
 
 def follows_format(text: str) -> bool:
-    """Whether each tag stands there once, in order: what the format rate counts."""
+    """Whether each tag occurs once, in order: what the format rate counts."""
     return tuple(TAG.findall(text)) == TAGS
 
 
@@ -35,7 +35,7 @@ def format_tags(replies: Sequence[Reply], examples: Sequence[Example]) -> list[f
 
 
 def tag_count(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
-    """0..1: 0.25 for each of the four tags that is there exactly once, in any order (as open-r1's tag count)."""
+    """0..1: 0.25 for each of the four tags that occurs exactly once, in any order (as open-r1's tag count)."""
     return [0.25 * sum(reply.text.count(tag) == 1 for tag in TAGS) for reply in replies]
 
 

@@ -1,4 +1,4 @@
-"""Rewards that compare the answer of a reply with the reference, by rules."""
+"""Rule-based rewards that compare the answer of a reply with the reference."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 def normalize(text: str) -> str:
     """Lower case, single spaces, no outer quotes or punctuation: equal texts count as the same answer."""
     outer = " ,;:!?'\"`*"
-    return re.sub(r"\s+", " ", text.lower()).lstrip(outer).rstrip(outer + ".")  # a leading point belongs to .5
+    return re.sub(r"\s+", " ", text.lower()).lstrip(outer).rstrip(outer + ".")  # not a leading point: .5
 
 
 def read_number(text: str) -> float | None:
-    """The number a text consists of, with a currency sign, a percent sign or one unit word around it; else None."""
+    """The number a text consists of, with at most a currency sign, a percent sign or one unit word; else None."""
     bare = normalize(text).removeprefix("$").removeprefix("€").strip()
     match = NUMBER.match(bare)
     if match is None or not re.fullmatch(r"\s*(%|[a-z°€$²³/]*)", bare[match.end() :]):
@@ -45,8 +45,8 @@ def correct(answer: str, references: Sequence[str]) -> float:
 def correctness(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
     """2.0 for an accepted answer in its normalized wording, 1.5 for the right number, else 0.0.
 
-    The number counts only where the reference is a number (with at most a unit): a port number inside a
-    sentence does not make two sentences equal.
+    The number counts only if the reference is a number (with at most a unit): a shared port number does not make two
+    sentences equal.
     """
     return [
         correct(read_answer(reply.text), example.references) for reply, example in zip(replies, examples, strict=True)
@@ -61,18 +61,18 @@ def rouge_scorer() -> Any:
 
 
 def best(measure: Callable[[str, str], float], reply: Reply, example: Example) -> float:
-    """The best value of a measure(reference, answer) over the accepted wordings."""
+    """The highest measure(reference, answer) over the accepted wordings; 0 without an answer."""
     answer = read_answer(reply.text)
     return max(measure(reference, answer) for reference in example.references) if answer else 0.0
 
 
-def rouge_f1(reference: str, answer: str) -> float:
-    return float(rouge_scorer().score(reference, answer)["rougeL"].fmeasure)
-
-
 def rouge_l(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
     """F1 of the longest common subsequence of words (ROUGE-L, Lin 2004), best over the accepted wordings."""
-    return [best(rouge_f1, reply, example) for reply, example in zip(replies, examples, strict=True)]
+
+    def f1(reference: str, answer: str) -> float:
+        return float(rouge_scorer().score(reference, answer)["rougeL"].fmeasure)
+
+    return [best(f1, reply, example) for reply, example in zip(replies, examples, strict=True)]
 
 
 def length_similarity(reference: str, answer: str) -> float:

@@ -14,8 +14,7 @@ from qreason.data.pairs import read_pairs
 from qreason.recipe.schema import Recipe
 from qreason.recipe.sections import Weighted
 from qreason.recipe.stage import NEWEST
-from qreason.rewards.judged import JudgeSettings
-from qreason.rewards.preferred import PreferenceSettings
+from qreason.rewards.judged import JudgeSettings, PreferenceSettings
 from qreason.rewards.scoring import Scorer
 from qreason.run.folder import RunFolder, Say, silent
 from qreason.sampling.draws import DRAWS, SAMPLED

@@ -1,4 +1,4 @@
-"""The draws of a sample step: each on disk as it arrives, taken up again after a cut, kept or rejected by rules."""
+"""The draws of a sample step: stored as they arrive, resumed after an interruption, kept or rejected by rules."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from qreason.rewards.tags import WHOLE, is_strict
 from qreason.types import Example, Reply, Score
 
 DRAWS = "draws.jsonl"
-"""What a sample step drew, kept or not."""
+"""All draws of a sample step, kept or not."""
 SAMPLED = "sampled.jsonl"
-"""What a sample step writes: SFT data."""
+"""The kept draws as SFT data."""
 
 Row = dict[str, Any]
-"""A line of draws.jsonl."""
+"""A row of draws.jsonl."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One reply to an example, the `number`th, and what it cost; tokens are 0 where the server did not count."""
+    """The `number`th reply to an example, and its cost; tokens are 0 if the server did not count them."""
 
     example: Example
     number: int
@@ -38,13 +38,10 @@ class Drawn:
 
 
 class Journal:
-    """draws.jsonl: a line a draw, appended as they arrive. What it was made with lies beside it, in draws.json."""
+    """draws.jsonl: one row per draw, appended as they arrive. Its settings are in draws.json."""
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any]) -> None:
-        """Take up the journal of a folder, or begin one.
-
-        Raises RunFolderError where the draws in the folder were made with other settings.
-        """
+        """Open or start the journal of a folder. Raises RunFolderError if its draws were made with other settings."""
         self.file = folder / DRAWS
         header = folder / "draws.json"
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,21 +53,17 @@ class Journal:
                     "on, or remove the folder to draw anew"
                 )
         write_json(header, made_with)
-        self.rows = self.take_up()
+        self.rows: list[Row] = []
+        if self.file.exists():
+            text = self.file.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]
+            if whole != text:  # an interruption cut off the last line
+                self.file.write_bytes(whole)
+            self.rows = read_jsonl(self.file)
         self.clock = time.perf_counter()
 
-    def take_up(self) -> list[Row]:
-        """The draws that are there; a last line that was cut off is removed."""
-        if not self.file.exists():
-            return []
-        text = self.file.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            self.file.write_bytes(whole)
-        return read_jsonl(self.file)
-
     def add(self, draws: Sequence[Drawn], scores: Sequence[Score]) -> list[Row]:
-        """Write draws down, and the wall time since the last ones with them."""
+        """Append draws, with the wall time per draw since the last call."""
         now = time.perf_counter()
         seconds, self.clock = (now - self.clock) / len(draws), now
         rows = [
@@ -90,7 +83,7 @@ class Journal:
 
 
 class Sieve:
-    """Which draws are kept: form, length, language, rewards, then each text and no more than asked a prompt once."""
+    """Keeps draws by form, length, language and rewards, without duplicates, and at most `per_prompt` per prompt."""
 
     def __init__(self, settings: Sample) -> None:
         self.settings = settings
@@ -98,7 +91,7 @@ class Sieve:
         self.kept: Counter[str] = Counter()
 
     def reason(self, row: Row) -> str | None:
-        """Why a draw is rejected; None for one that is kept, which then counts against later ones."""
+        """Why a draw is rejected; None if it is kept, which then counts against later ones."""
         if why := self.flaw(row):
             return why
         text = (" ".join(row["prompt"].lower().split()), " ".join(row["reply"].lower().split()))
@@ -111,7 +104,7 @@ class Sieve:
         return None
 
     def flaw(self, row: Row) -> str | None:
-        """What is wrong with a draw by itself."""
+        """Why a draw is rejected regardless of the others, or None."""
         settings, text = self.settings, row["reply"]
         words = len(text.split())
         if not words:
@@ -128,16 +121,16 @@ class Sieve:
         if share is not None and share < settings.language_share:
             return f"less than {settings.language_share:g} in language {settings.language}"
         for name, least in settings.keep.items():
-            mark = row["total"] if name == "total" else row["parts"][name]
-            if mark is None:
+            value = row["total"] if name == "total" else row["parts"][name]
+            if value is None:
                 return f"{name} gave no verdict"
-            if mark < least:
+            if value < least:
                 return f"{name} below {least:g}"
         return None
 
 
-def lesson(row: Row) -> Row:
-    """A kept draw as a row of SFT data: the reply's own reasoning and answer."""
+def to_sft_row(row: Row) -> Row:
+    """A kept draw as a row of SFT data: the reasoning and answer of the reply."""
     match = WHOLE.fullmatch(row["reply"])
     assert match
     reasoning, answer = (part.strip() for part in match.groups())

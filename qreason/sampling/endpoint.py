@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat completions: one client for judges and teachers, with bounded retries."""
+"""The client of judges and teachers for a server with OpenAI's chat completions, with bounded retries."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from qreason.types import Messages
 
 
 class NoAnswerError(TrainingError):
-    """The server did not answer, the last attempt included; the message says what it did instead."""
+    """The server did not answer in the last attempt either; the message says what happened."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a server answered: its text (empty where the body had none), tokens as it counted them (0: it did not)."""
+    """A server's answer: its text (empty if the body had none), and tokens as the server counted them, else 0."""
 
     text: str
     finished: bool = True
@@ -32,20 +32,20 @@ class Endpoint:
         from openai import OpenAI
 
         self.model, self.api_key = model, api_key
-        key = os.environ.get(api_key, "").strip() or "none"  # the client needs one, a local server may not
-        if not (key.isascii() and key.isprintable()):  # the error of the HTTP library would show it
+        key = os.environ.get(api_key, "").strip() or "none"  # the client requires one, a local server may not
+        if not (key.isascii() and key.isprintable()):  # the HTTP library's error would show it
             raise ModelError(f"{api_key}: its key has characters that an HTTP header cannot carry")
         self.client = OpenAI(base_url=endpoint, api_key=key, timeout=timeout, max_retries=retries)
 
     def complete(self, messages: Messages, **body: Any) -> Completion:
-        """One completion; `body` is what is sent beside model and messages.
+        """One completion; `body` is sent in addition to model and messages.
 
         The client retries timeouts, 408, 409, 429 and 5xx, with Retry-After or growing waits. Raises NoAnswerError
-        after the last attempt, and ModelError at once for another error status.
+        after the last attempt, and ModelError immediately for other error statuses.
         """
         from openai import APIConnectionError, APIStatusError
 
-        chat = self.client.chat.completions.with_raw_response  # raw: the client returns malformed bodies as they come
+        chat = self.client.chat.completions.with_raw_response  # raw: the client does not check bodies
         try:
             answer = chat.create(model=self.model, messages=messages, extra_body=body)  # type: ignore[arg-type]
         except APIStatusError as error:
@@ -61,7 +61,7 @@ class Endpoint:
 
 
 def read_completion(response: Any) -> Completion:
-    """The first choice of a chat completion; an empty text where the body is something else."""
+    """The first choice of a chat completion; an empty text for a malformed body."""
     try:
         body = response.json()
         choice = body["choices"][0]

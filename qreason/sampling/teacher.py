@@ -1,4 +1,4 @@
-"""Replies of a teacher behind an OpenAI-compatible server: many requests in flight, none lost when it goes away."""
+"""Replies of a teacher behind an OpenAI-compatible server: parallel requests, and no reply lost when it fails."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Wanted = tuple[Example, int]
 
 
 def request_body(draw: Draw) -> dict[str, Any]:
-    """How to draw, in the API's terms; top_k and min_p, which only some servers know, where they are set."""
+    """Sampling parameters for the API; those that only some servers know (top_k, min_p) are sent only if set."""
     body: dict[str, Any] = {"max_tokens": draw.max_completion_length, "temperature": draw.temperature}
     neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
     return body | {key: getattr(draw, key) for key, value in neutral.items() if getattr(draw, key) != value}
 
 
 def ask_teacher(settings: Teacher, wanted: Sequence[Wanted], system: str, draw: Draw) -> Iterator[list[Drawn]]:
-    """Replies as they arrive, `settings.concurrency` requests in flight.
+    """Replies as they arrive, with `settings.concurrency` parallel requests.
 
-    Raises TrainingError, after the last reply that came, when the server stays silent (as many requests in a row as
-    are in flight) or left some unanswered: asked again later, only those are missing.
+    Raises TrainingError, after the last reply, if the server stopped answering (`concurrency` failed requests in a
+    row) or left requests unanswered; a later call needs to ask only for those.
     """
     assert settings.endpoint
     server = Endpoint(
@@ -48,7 +48,7 @@ def ask_teacher(settings: Teacher, wanted: Sequence[Wanted], system: str, draw: 
                 gone = silent >= settings.concurrency or isinstance(problem, ModelError)
                 while not gone and len(flying) < 2 * settings.concurrency and (one := next(todo, None)):
                     flying[pool.submit(server.complete, render(one[0], system), **body)] = one
-                if gone:  # what is on its way may still be answered
+                if gone:  # running requests may still be answered
                     flying = {future: one for future, one in flying.items() if not future.cancel()}
                 if not flying:
                     break
@@ -75,8 +75,6 @@ def ask_teacher(settings: Teacher, wanted: Sequence[Wanted], system: str, draw: 
 
 
 def read_draw(one: Wanted, completion: Completion) -> Drawn:
-    """A completion as a draw; what a reasoning model thought before its reply is no part of it."""
-    text = THOUGHTS.sub("", completion.text)
-    return Drawn(
-        *one, Reply(text, finished=completion.finished), completion.prompt_tokens, completion.completion_tokens
-    )
+    """A completion as a draw, without the thoughts of a reasoning model."""
+    reply = Reply(THOUGHTS.sub("", completion.text), finished=completion.finished)
+    return Drawn(*one, reply, completion.prompt_tokens, completion.completion_tokens)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import InputError
-from qreason.inference.ranking import best, check_ranking, open_ranking
-from qreason.inference.voting import vote, votes_for
+from qreason.inference.selection import best, check_ranking, open_ranking, vote, votes_for
 from qreason.rewards.registry import REFERENCED
 from qreason.run.checkpoint import Checkpoint
 from qreason.types import Example, Reply

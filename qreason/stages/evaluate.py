@@ -11,8 +11,7 @@ from qreason.data.examples import read_examples
 from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
 from qreason.errors import DataError
 from qreason.inference.beam import beam_search
-from qreason.inference.ranking import check_ranking, open_ranking
-from qreason.inference.scaling import scale
+from qreason.inference.selection import check_ranking, open_ranking, scale
 from qreason.machine.files import write_json, write_jsonl
 from qreason.machine.progress import progress_bar
 from qreason.recipe.settings import Evaluate

@@ -16,7 +16,7 @@ from qreason.machine.rows import free_memory
 from qreason.recipe.settings import Sample
 from qreason.run.checkpoint import open_teacher
 from qreason.run.session import Artifact, Session
-from qreason.sampling.draws import SAMPLED, Drawn, Journal, Row, Sieve, lesson
+from qreason.sampling.draws import SAMPLED, Drawn, Journal, Row, Sieve, to_sft_row
 from qreason.sampling.teacher import ask_teacher
 from qreason.types import Example, Generator
 
@@ -34,7 +34,7 @@ def stage(settings: Sample, run: Session) -> Artifact:
     wanted = [(e, number) for e in examples for number in range(settings.n) if (e.id, number) not in done]
     if done and wanted:
         run.say(f"{folder.name}: {len(done)} draws are there, going on with {len(wanted)}")
-    write_jsonl(kept, [lesson(row) for row in journal.rows if sieve.reason(row) is None])
+    write_jsonl(kept, [to_sft_row(row) for row in journal.rows if sieve.reason(row) is None])
     if settings.teacher and not settings.teacher.endpoint and wanted:
         run.release()  # to make room for the teacher's weights
     scorer = run.rewards.scorer
@@ -43,7 +43,7 @@ def stage(settings: Sample, run: Session) -> Artifact:
         for draws in draw(settings, run, examples, wanted):
             scores = scorer([drawn.reply for drawn in draws], [drawn.example for drawn in draws], folder)
             rows = journal.add(draws, scores)
-            write_jsonl(kept, [lesson(row) for row in rows if sieve.reason(row) is None], append=True)
+            write_jsonl(kept, [to_sft_row(row) for row in rows if sieve.reason(row) is None], append=True)
             bar.advance(len(rows))
             bar.note(f"kept {sieve.kept.total()}")
     return finish(settings, run, examples, journal, folder)
@@ -109,7 +109,7 @@ def finish(settings: Sample, run: Session, examples: Sequence[Example], journal:
     rows.sort(key=lambda row: (places[row["id"]], row["number"]))
     sieve = Sieve(settings)
     rows = [row | {"rejected": sieve.reason(row)} for row in rows]
-    kept = [lesson(row) for row in rows if row["rejected"] is None]
+    kept = [to_sft_row(row) for row in rows if row["rejected"] is None]
     reasons = Counter(row["rejected"] for row in rows if row["rejected"])
     if not kept:
         reasons_text = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
