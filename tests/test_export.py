@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from qreason.cli import main
 from qreason.errors import ExportError, ModelError
-from qreason.export import compare, engine, lora, reference, verify, writer
+from qreason.export import engine, lora, reference, verify, writer
 from qreason.export.exporter import Exporter
 from qreason.export.original import Original
 from qreason.model.load import EMBEDDED
@@ -129,12 +129,12 @@ def test_f32_logits_of_the_embedded_model_are_those_of_transformers_within_1e_4(
     asked = [Reply("", prompt_ids=tuple(prompt), token_ids=tuple(reply)) for prompt, reply in spans]
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     found = engine.logits(file, asked, tmp_path / "found")
-    far = compare.distance(reference.write_logits(model, asked, tmp_path / "own"), found)
+    far = verify.distance(reference.write_logits(model, asked, tmp_path / "own"), found)
     assert far.tokens == 440
     assert far.logit_difference <= 1e-4
     assert far.top1 == 1
     exact = reference.write_logits(model.double(), asked, tmp_path / "exact")
-    assert compare.distance(exact, found).logit_difference <= 4e-5  # 8e-5 with angles that are not the engine's
+    assert verify.distance(exact, found).logit_difference <= 4e-5  # 8e-5 with angles that are not the engine's
 
 
 # --- mutations: each is caught by a check of the default verification ------------------------------

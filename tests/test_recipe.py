@@ -240,7 +240,7 @@ def test_loaded_recipe_cannot_be_changed(write_recipe: RecipeWriter) -> None:
 def test_a_key_that_is_there_twice_is_named_with_its_line(write_recipe: RecipeWriter) -> None:
     # The last value won, silently.
     file = write_recipe(("sampling:", "rewards: {length: 1}\nsampling:"))
-    with pytest.raises(RecipeError, match=r"small.yaml:8: not YAML: 'rewards' is there twice"):
+    with pytest.raises(RecipeError, match=r"small.yaml:8: not YAML: duplicate key 'rewards'"):
         load_recipe(file)
 
 

@@ -105,7 +105,7 @@ def test_folder_of_a_finished_step_that_is_gone_is_named(write_recipe: RecipeWri
     start(write_recipe(), finished=3)
     Path("out/01-sft").rmdir()
     assert refused(write_recipe()).startswith(
-        "out/01-sft is missing, though its step was finished; put it back; --fresh"
+        "out/01-sft is missing, though its step was finished; restore it, or use --fresh"
     )
     start(write_recipe(), fresh=True)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import click
 
 from qreason import __version__
 from qreason.errors import QReasonError, RunFolderError
+from qreason.machine.hardware import prepare_process
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,24 +31,21 @@ def show(*parts: RenderableType) -> None:
 
 
 def open_finished(folder: Path) -> Session:
-    """The run of a folder, to take from; RunFolderError where there is none."""
-    from qreason.machine.hardware import prepare_process
+    """The run of a folder, to read from; RunFolderError where there is none."""
     from qreason.run.folder import is_run_folder
     from qreason.run.session import Session
 
     if not is_run_folder(folder):
         raise RunFolderError(f"{folder}: not a run folder (no manifest.json); give the folder of a run")
-    prepare_process()
     return Session.reopen(folder, say)
 
 
-def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+class Commands(click.Group):
     """qreason errors become one clear line and their exit code, without a traceback."""
 
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return command(*args, **kwargs)
+            return super().invoke(ctx)
         except QReasonError as error:
             say(f"qreason: {error}")
             sys.exit(error.exit_code)
@@ -57,10 +53,9 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             say("qreason: stopped; run the same command again to continue after the last finished stage")
             sys.exit(1)
 
-    return wrapped
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__)
 def main() -> None:
     """Train, judge and measure a small model that reasons, on one GPU or a laptop."""
+    prepare_process()

@@ -1,4 +1,4 @@
-"""Can this machine train, with what, and what to do where it cannot."""
+"""Whether this machine can train, with what, and what to do where it cannot."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LEAST_GPU_MEMORY = 1 * GIB
 
 @dataclass(frozen=True)
 class Finding:
-    """`ok` is None for what is only information; `cure` is a command or an action, at times with a line of each."""
+    """`ok` is None for information; `cure` is a command, an action, or one line of each."""
 
     what: str
     value: str
@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU as its driver sees it, whatever torch sees."""
+    """A GPU as its driver reports it, whatever torch finds."""
 
     name: str
     driver: str
@@ -72,7 +72,7 @@ class Card:
 
 
 def examine() -> list[Finding]:
-    """Look at this machine. Imports torch, TRL and bitsandbytes; opens no connection and writes nothing."""
+    """Examine this machine. Imports torch, TRL and bitsandbytes; opens no connection and writes nothing."""
     card = nvidia_smi()
     build = torch_build(card)
     findings = [Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", True)]
@@ -89,14 +89,13 @@ def healthy(findings: Sequence[Finding]) -> bool:
 
 
 def library(name: str, build: str) -> Finding:
-    """Is it there, within qreason's bounds, in the version that is tested?"""
+    """Whether a library is installed, within qreason's bounds, and in the tested version."""
     from packaging.version import Version
 
     cure = install_torch(build) if name == "torch" else f"pip install {name}=={TESTED[name]}"
     if (found := installed(name)) is None:
-        if name in OPTIONAL:
-            return Finding(name, "not installed, optional", None)
-        return Finding(name, "not installed", False, cure)
+        optional = Finding(name, "not installed, optional", None)
+        return optional if name in OPTIONAL else Finding(name, "not installed", False, cure)
     if not (allowed := bounds(name)).contains(found, prereleases=True):
         return Finding(name, f"{found}, but qreason needs {allowed}", False, cure)
     if Version(found).public == TESTED[name]:
@@ -112,7 +111,7 @@ def installed(name: str) -> str | None:
 
 
 def bounds(name: str) -> SpecifierSet:
-    """What qreason's own requirements say about a library; empty where they say nothing."""
+    """The versions of a library that qreason requires; any version where it requires none."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -121,21 +120,21 @@ def bounds(name: str) -> SpecifierSet:
 
 
 def torch_build(card: Card | None) -> str:
-    """Which of PyTorch's indexes has the tested torch for this machine: cpu, cu126 or cu130."""
-    if card is None:
-        return "cpu"
-    return next((build for oldest, build in CUDA_BUILDS.items() if card.driver_major >= oldest), "cpu")
+    """The PyTorch index with the tested torch for this machine: cpu, cu126 or cu130."""
+    driver = card.driver_major if card else 0
+    return next((build for oldest, build in CUDA_BUILDS.items() if driver >= oldest), "cpu")
 
 
 def install_torch(build: str) -> str:
-    """The local version is named, or pip would keep another build of the same version."""
-    if platform.system() == "Darwin":
-        return f"pip install torch=={TESTED['torch']}"
-    return f"pip install torch=={TESTED['torch']}+{build} -i https://download.pytorch.org/whl/{build}"
+    """With the local version: pip would keep another build of the same version."""
+    command = f"pip install torch=={TESTED['torch']}"
+    return (
+        command if platform.system() == "Darwin" else f"{command}+{build} -i https://download.pytorch.org/whl/{build}"
+    )
 
 
 def nvidia_smi() -> Card | None:
-    """The first NVIDIA GPU, if the driver's own tool sees one."""
+    """The first NVIDIA GPU that the driver's tool lists."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         seen = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -146,7 +145,7 @@ def nvidia_smi() -> Card | None:
 
 
 def computing(card: Card | None) -> list[Finding]:
-    """torch's build, the GPU, the trainers, 4-bit weights, and what a run will use: of what is installed."""
+    """torch's build, the GPU, the trainers, 4-bit weights, and what a run will use, as far as they are installed."""
     if installed("torch") is None:
         return []
     try:
@@ -163,7 +162,7 @@ def computing(card: Card | None) -> list[Finding]:
 
 
 def no_gpu(torch: Any, card: Card | None) -> Finding:
-    """Why torch computes on the CPU; no failure but where a GPU is there and its CUDA does not start."""
+    """Why torch computes on the CPU; a failure only where there is a GPU whose CUDA does not start."""
     build = torch.version.cuda
     name = f"for CUDA {build}" if build else "for CPUs"
     if card is None:
@@ -185,7 +184,7 @@ def no_gpu(torch: Any, card: Card | None) -> Finding:
 
 
 def gpu(torch: Any, card: Card | None) -> list[Finding]:
-    """torch's build, the GPU that is used, whether the build has code for it, and its memory."""
+    """torch's build, the GPU in use, whether the build has code for it, and its memory."""
     build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else f"for ROCm {torch.version.hip}"
     findings = [Finding("torch build", f"{build}, driver {card.driver}" if card else build, True)]
     capability = torch.cuda.get_device_capability()
@@ -207,15 +206,15 @@ def gpu(torch: Any, card: Card | None) -> list[Finding]:
 
 def has_code(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
     """Whether a build runs on a card: binary code of the same major version, or PTX (compute_…), no newer than it."""
-    known = [match.groups() for name in architectures if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)", name))]
-    builds = [(kind, (int(major), int(minor))) for kind, major, minor in known]
+    known = [match for name in architectures if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)", name))]
+    builds = [(match[1], (int(match[2]), int(match[3]))) for match in known]
     return not builds or any(
         own <= capability and (kind == "compute" or own[0] == capability[0]) for kind, own in builds
     )
 
 
 def trainers() -> Finding:
-    """Whether the installed versions go together."""
+    """Whether the installed versions work together."""
     try:
         from trl import GRPOTrainer, SFTTrainer  # noqa: F401
     except Exception as error:
@@ -226,15 +225,14 @@ def trainers() -> Finding:
 
 def four_bit(device: str) -> Finding:
     """Whether 4-bit weights work on a device."""
-    trouble = four_bit_trouble(device)
-    if trouble is None:
+    if (trouble := four_bit_trouble(device)) is None:
         return Finding("4-bit weights", f"bitsandbytes works on the {device}", True)
     reinstall = f"pip install --force-reinstall --no-deps bitsandbytes=={TESTED['bitsandbytes']}"
-    return Finding("4-bit weights", trouble, False, f"{reinstall}\npython -m bitsandbytes   # tells more")
+    return Finding("4-bit weights", trouble, False, f"{reinstall}\npython -m bitsandbytes   # prints details")
 
 
 def plan(hardware: Hardware, capability: tuple[int, int] | None) -> list[Finding]:
-    """Number formats, attention and backend of a run on this machine, and why."""
+    """Number formats, attention and backend of a run on this machine, with the reasons."""
     steps = AUTOCAST[hardware.autocast]
     if capability is None:
         why = "no GPU"
@@ -256,7 +254,7 @@ def plan(hardware: Hardware, capability: tuple[int, int] | None) -> list[Finding
 
 
 def disks() -> list[Finding]:
-    """Room for runs here, and for downloaded models in the Hub's cache."""
+    """Free space for runs here, and for downloaded models in the Hub's cache."""
     free = free_bytes(Path.cwd())
     cure = "" if free >= LEAST_DISK else "Free 1 GiB here, or cd to a folder on another disk."
     here = Finding("disk here", f"{free / GIB:.1f} GiB free", not cure, cure)
@@ -270,7 +268,7 @@ def disks() -> list[Finding]:
 
 
 def hub_login() -> Finding:
-    """Whether there is a token. Not get_token(): that may renew one over the network."""
+    """Whether there is a token. Not by get_token(), which may renew one over the network."""
     if installed("huggingface_hub") is None:
         return Finding("Hub login", "huggingface_hub is missing", None)
     from huggingface_hub.constants import HF_TOKEN_PATH
@@ -291,10 +289,10 @@ def machine() -> Finding:
 
 
 def findings_table(findings: Sequence[Finding]) -> Group:
-    """All findings, then what to do about those that have a cure, failures first; 80 columns wide."""
+    """All findings, then the cures, failures first; 80 columns wide."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
-    for _ in range(2):
-        table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     marks = {True: Text("ok", "green"), False: Text("FAIL", "red"), None: Text("–", "dim")}
     for finding in findings:

@@ -8,24 +8,53 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qreason.cli.base import main, one_line_errors, say, show
+from qreason.cli.base import main, say, show
 from qreason.cli.options import json_option, set_option
-from qreason.errors import TrainingError
+from qreason.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
     from qreason.run.session import Session
 
 
-def open_quietly(recipe: str, overrides: tuple[str, ...], out: Path | None = None) -> Session:
-    """A run that reads nothing but the recipe and writes no run folder."""
-    from qreason.machine.hardware import prepare_process
+def open_unwritten(recipe: str, overrides: tuple[str, ...], out: Path | None = None) -> Session:
+    """A run of a recipe that writes no run folder."""
     from qreason.recipe.load import load_recipe
     from qreason.run.folder import RunFolder
     from qreason.run.session import Session
 
     loaded = load_recipe(recipe, overrides)
-    prepare_process()
     return Session(loaded, RunFolder.unwritten(out or Path("runs") / f"{loaded.name}-judge", loaded), say)
+
+
+def score_replies(run: Session, file: Path) -> list[dict[str, Any]]:
+    """`id`, `parts` and `total` of every row of a JSONL with id, prompt, reply and reference, in order."""
+    from qreason.data.examples import read_accepted
+    from qreason.data.formats import read_jsonl
+    from qreason.types import Example, Reply
+
+    replies, examples = [], []
+    for place, row in read_jsonl(file):
+        for key in ("reply", "reference"):
+            if not isinstance(row.get(key), str):
+                raise DataError(f"{place}: '{key}' is missing or not text; a row has id, prompt, reply and reference")
+        replies.append(Reply(row["reply"]))
+        examples.append(
+            Example(
+                id=str(row.get("id", place)),
+                prompt=str(row.get("prompt", "")),
+                reference=row["reference"],
+                accepted=read_accepted(row, run.recipe.data.fields, place),
+                tests=row.get("tests"),
+                source=place,
+            )
+        )
+    if not replies:
+        raise DataError(f"{file}: no rows; give one reply per line")
+    scores = run.rewards.scorer(replies, examples, Path.cwd())
+    return [
+        {"id": example.id, "parts": score.parts, "total": score.total}
+        for example, score in zip(examples, scores, strict=True)
+    ]
 
 
 @main.command()
@@ -33,12 +62,9 @@ def open_quietly(recipe: str, overrides: tuple[str, ...], out: Path | None = Non
 @click.option("--replies", type=click.Path(path_type=Path), required=True, help="JSONL: id, prompt, reply, reference.")
 @set_option
 @json_option
-@one_line_errors
 def score(recipe: str, replies: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Score a file of replies with RECIPE's rewards."""
-    run = open_quietly(recipe, overrides)
-    from qreason.cli.score import score_replies
-
+    run = open_unwritten(recipe, overrides)
     rows = score_replies(run, replies)
     if as_json:
         for row in rows:
@@ -61,10 +87,9 @@ def judge() -> None:
 )
 @set_option
 @json_option
-@one_line_errors
 def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Measure RECIPE's judge: agreement with labels, biases, injections, speed."""
-    run = open_quietly(recipe, overrides)
+    run = open_unwritten(recipe, overrides)
     from qreason.judge.calibration import fitness
     from qreason.training.judge import calibrate_judge, judge_settings
 
@@ -73,7 +98,9 @@ def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_j
     if as_json:
         click.echo(json.dumps({**figures, "fit": fit, "told": message}, indent=2))
         return
-    show_judges({"judge": figures})
+    from qreason.report.table import judges_table
+
+    show(judges_table({"judge": figures}))
     click.echo(f"The judge is {message}.")
 
 
@@ -83,23 +110,17 @@ def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_j
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the adapter [default: runs/NAME-judge].")
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
 @set_option
-@one_line_errors
 def train(recipe: str, labels: Path, out: Path | None, epochs: float, overrides: tuple[str, ...]) -> None:
     """Train a judge adapter on RECIPE's base, and compare it with the untrained judge."""
-    run = open_quietly(recipe, overrides, out)
+    run = open_unwritten(recipe, overrides, out)
+    from qreason.report.table import judges_table
     from qreason.training.judge import train_judge
 
     figures = train_judge(run, labels, epochs)
-    show_judges({"untrained": figures["before"], "trained": figures["after"]})
+    show(judges_table({"untrained": figures["before"], "trained": figures["after"]}))
     if figures["after"]["auc"] <= figures["before"]["auc"]:
         raise TrainingError(
-            f"the trained judge is no better on the {figures['after']['pairs']} pairs kept back; do not use "
+            f"the trained judge is no better on the {figures['after']['pairs']} held-out pairs; do not use "
             f"{figures['adapter']}. More labelled pairs, or other epochs, may help"
         )
     say(f"in a recipe: rewards: {{judge: {{weight: 0.4, adapter: {figures['adapter']}}}}}")
-
-
-def show_judges(judges: dict[str, dict[str, Any]]) -> None:
-    from qreason.report.table import judges_table
-
-    show(judges_table(judges))

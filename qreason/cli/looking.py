@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from qreason.cli.base import main, one_line_errors, open_finished, say, show
+from qreason.cli.base import main, open_finished, say, show
 from qreason.cli.options import set_option
 from qreason.errors import InputError
 
-if TYPE_CHECKING:
-    from qreason.recipe.schema import Recipe
-
 
 @main.command()
-@one_line_errors
 def recipes() -> None:
     """List the recipes that come with qreason."""
     from qreason.recipe.load import recipe_name, shipped_recipes
@@ -32,7 +27,6 @@ def recipes() -> None:
 @main.command()
 @click.argument("name", default="quickstart")
 @click.option("--to", type=click.Path(path_type=Path), default=Path(), help="Folder to copy into [default: here].")
-@one_line_errors
 def init(name: str, to: Path) -> None:
     """Copy the recipe NAME and its data here, ready to be changed."""
     import yaml
@@ -44,7 +38,7 @@ def init(name: str, to: Path) -> None:
     files = [(source, to / (f"{recipe_name(source)}.yaml" if source in shipped_recipes() else source.name))]
     paths = yaml.safe_load(source.read_text(encoding="utf-8"))["data"]
     for path in (paths[key] for key in keys):
-        # not the resolved path: that prefers a file of the current folder to the one beside the recipe
+        # not the resolved path, which may be a file of the current folder in place of the one beside the recipe
         beside = (folder / path for folder in source.resolve().parents)
         files += [(file, to / path) for file in beside if file.is_file()][:1]
     if taken := [new for old, new in files if new.exists() and new.read_bytes() != old.read_bytes()]:
@@ -56,31 +50,21 @@ def init(name: str, to: Path) -> None:
     say(f"now: qreason run {files[0][1]}")
 
 
-def load_all(recipe: Recipe) -> dict[str, int]:
-    """Read the local JSONL files of a recipe: data key -> rows."""
-    from qreason.data.examples import read_examples
-    from qreason.data.pairs import read_pairs
-
-    counts = {
-        use: len(read_examples(source, recipe.data, use))
-        for use, source in recipe.data.sources.items()
-        if source.endswith(".jsonl")
-    }
-    if (pairs := recipe.data.pairs) and pairs.endswith(".jsonl"):
-        counts["pairs"] = len(read_pairs(pairs, recipe.data))
-    return counts
-
-
 @main.command()
 @click.argument("recipe")
 @set_option
-@one_line_errors
 def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check RECIPE and its JSONL files, without loading any model."""
+    from qreason.data.examples import read_examples
+    from qreason.data.pairs import read_pairs
     from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    counts = load_all(loaded)
+    local = {use: source for use, source in loaded.data.all_sources.items() if source.endswith(".jsonl")}
+    counts = {
+        use: len(read_pairs(source, loaded.data) if use == "pairs" else read_examples(source, loaded.data, use))
+        for use, source in local.items()
+    }
     steps = ", ".join(step.stage for step in loaded.steps)
     rows = ", ".join(f"{use} {count}" for use, count in counts.items())
     click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}\nvalid")
@@ -88,41 +72,33 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@one_line_errors
 def lineage(folder: Path) -> None:
-    """Draw what a run's checkpoints and data come from."""
+    """Draw where a run's checkpoints and data come from."""
     from qreason.run.lineage import lineage, lineage_tree
 
     show(lineage_tree(lineage(open_finished(folder))))
 
 
 @main.command()
-@one_line_errors
 def doctor() -> None:
-    """Can this machine train? What is here, what will be used, what to do."""
-    from qreason.machine.hardware import prepare_process
-
-    prepare_process()
+    """Check whether this machine can train, what a run will use, and what to fix."""
     from qreason.cli.doctor import examine, findings_table, healthy
 
     findings = examine()
     show(findings_table(findings))
     if not healthy(findings):
-        raise InputError("training cannot work here yet; the cures stand beside the findings")
+        raise InputError("training cannot work here yet; the findings above say what to do")
 
 
 @main.command()
 @click.argument("recipe")
 @click.option("--gpu", help="A card by name (t4, rtx3060) or its memory (6GiB) [default: the one that is here].")
 @set_option
-@one_line_errors
 def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
-    """Plan the GPU memory of RECIPE, phase by phase, before anything is loaded."""
-    from qreason.machine.hardware import prepare_process
+    """Plan the GPU memory of RECIPE, phase by phase, without loading it."""
     from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    prepare_process()
     from qreason.planning.chart import plan_table
     from qreason.planning.fit import plan
     from qreason.planning.memory import find_card, read_card, read_lengths
@@ -142,13 +118,9 @@ def data() -> None:
 @data.command()
 @click.argument("recipe")
 @set_option
-@click.option("--rows", type=click.IntRange(1), default=2, show_default=True, help="Rows to show of each source.")
-@one_line_errors
+@click.option("--rows", type=click.IntRange(1), default=2, show_default=True, help="Rows to show per source.")
 def preview(recipe: str, overrides: tuple[str, ...], rows: int) -> None:
     """Show rendered prompts, token lengths, and what the loss covers."""
-    from qreason.machine.hardware import prepare_process
-
-    prepare_process()
     from qreason.cli.preview import preview_source
     from qreason.recipe.load import load_recipe
 

@@ -44,9 +44,9 @@ recipe_options = stack(
 
 
 def settings_options(kind: type[Strict], *fields: str, **names: str) -> Command:
-    """An option for each of these fields, with the field's own docstring and default; `names` renames one.
+    """An option for each of these fields, with the field's docstring and default; `names` renames one.
 
-    A list is given with commas; one under a name of its own is repeated instead.
+    The value of a list is comma-separated; the option of a renamed list is repeated instead.
     """
     return stack(*(field_option(field, kind.model_fields[field], names.get(field)) for field in (*fields, *names)))
 
@@ -58,8 +58,7 @@ def field_option(name: str, field: FieldInfo, renamed: str | None) -> Command:
         flags = f"{flag}/--no-{flag[2:]}" if field.default else flag
         return click.option(flags, name, is_flag=True, default=None, help=help_text)
     listed = is_list(field)
-    default = ",".join(map(str, field.default)) if listed else field.default
-    if default not in (None, ""):
+    if (default := ",".join(map(str, field.default)) if listed else field.default) not in (None, ""):
         help_text += f" [default: {default}]"
     repeated = listed and renamed is not None
     metavar = (renamed or name).upper().replace("_", "-") + (",…" if listed and not repeated else "")

@@ -1,4 +1,4 @@
-"""What a trainer will see of a recipe's data: rendered prompts, token lengths, what the loss covers."""
+"""A recipe's data as a trainer sees them: rendered prompts, token lengths, what the loss covers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from qreason.model.load import load_tokenizer
 from qreason.recipe.schema import Recipe
 from qreason.types import Example
 
-TAUGHT = ("sft", "plain")
-"""Sources that are trained on, whose replies the loss covers."""
+TRAINED = ("sft", "plain")
+"""Sources whose replies the loss covers."""
 
 
 def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
-    """The first rows of a source as text (green: covered by the loss), and the token lengths of all rows."""
+    """The first rows of a source as text (green: covered by the loss), and the token counts of all rows."""
     tokenizer = load_tokenizer(recipe.model.base)
     examples = read_examples(getattr(recipe.data, use), recipe.data, use)
     rendered = [render_parts(tokenizer, example, recipe, use) for example in examples]
@@ -27,12 +27,11 @@ def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
         sorted(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
         for texts in zip(*rendered, strict=True)
     ]
-    lines: list[Any] = [Text(f"{use}: {len(examples)} rows of {getattr(recipe.data, use)}", style="bold")]
+    lines = [Text(f"{use}: {len(examples)} rows of {getattr(recipe.data, use)}", style="bold")]
     lines.append(Text(f"prompt tokens {spread(counts[0])}"))
-    if use in TAUGHT:
+    if use in TRAINED:
         lines.append(Text(f"reply tokens, covered by the loss {spread(counts[1])}"))
-    for prompt, reply in rendered[:rows]:
-        lines.append(Text.assemble(prompt, (reply, "green")))
+    lines += [Text.assemble(prompt, (reply, "green")) for prompt, reply in rendered[:rows]]
     return Group(*lines, Text(""))
 
 
@@ -40,7 +39,7 @@ def render_parts(tokenizer: Any, example: Example, recipe: Recipe, use: str) -> 
     """(the prompt as the model reads it, the reply that the loss covers)"""
     shown = replace(example, reasoning=None) if use == "plain" else example
     messages, reply = teach(shown, SYSTEM_PROMPTS[recipe.data.prompt])
-    if use not in TAUGHT:
+    if use not in TRAINED:
         messages, reply = render(example, SYSTEM_PROMPTS[recipe.data.prompt]), ""
     prompt: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if not reply:
@@ -50,5 +49,5 @@ def render_parts(tokenizer: Any, example: Example, recipe: Recipe, use: str) -> 
 
 
 def spread(counts: list[int]) -> str:
-    """`least / middle / most` of sorted counts."""
-    return f"least {counts[0]}, middle {counts[len(counts) // 2]}, most {counts[-1]}"
+    """Minimum, median and maximum of sorted counts."""
+    return f"min {counts[0]}, median {counts[len(counts) // 2]}, max {counts[-1]}"

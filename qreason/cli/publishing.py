@@ -1,4 +1,4 @@
-"""Commands that bring a result out of its run folder, or one into it: merge, push, pull."""
+"""Commands that make files of a finished run, publish them, or fetch an adapter: merge, export, push, pull."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from qreason.cli.base import main, one_line_errors, open_finished, say
+from qreason.cli.base import main, open_finished, say
 from qreason.cli.options import read_settings, recipe_options, settings_options
-from qreason.cli.running import Request, run_and_say, run_recipe
-from qreason.errors import InputError
-from qreason.recipe.settings import Merge
+from qreason.cli.running import run_and_say, run_recipe
+from qreason.errors import InputError, RunFolderError
+from qreason.recipe.settings import Export, Merge
 
 MERGE_OPTIONS = ("dtype", "base", "max_shard_size", "blend", "weights", "density", "rows")
 
@@ -20,7 +20,6 @@ MERGE_OPTIONS = ("dtype", "base", "max_shard_size", "blend", "weights", "density
 @main.command()
 @recipe_options
 @settings_options(Merge, *MERGE_OPTIONS, adapters="adapter")
-@one_line_errors
 def merge(
     recipe: str,
     out: Path | None,
@@ -38,7 +37,7 @@ def merge(
     if not Path(recipe).is_dir():
         given = wanted.model_dump(mode="json", exclude_unset=True)
         overrides += tuple(f"merge.{key}={json.dumps(value)}" for key, value in given.items())
-        run_recipe(Request(recipe, out, seed, overrides, fresh, as_json), only="merge")
+        run_recipe(recipe, out=out, seed=seed, overrides=overrides, fresh=fresh, as_json=as_json, only="merge")
         return
     if overrides or fresh or seed is not None:
         raise InputError("--set, --seed and --fresh are for a recipe; a run folder keeps the settings it was made with")
@@ -51,15 +50,32 @@ def merge(
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@settings_options(Export, "gguf", "ollama", "rows", "verify")
+def export(run: Path, **given: Any) -> None:
+    """Write the newest model of the run folder RUN as GGUF files, into RUN/export."""
+    settings = read_settings(Export, given)
+    opened = open_finished(run)
+    from qreason.stages.export import export_into, find_merged
+    from qreason.stages.merge import merge_again
+
+    try:
+        merged = find_merged(opened)
+    except RunFolderError:
+        merged = merge_again(opened, Merge()).path
+    artifact = export_into(run / "export", merged, settings, opened)
+    say(f"export: {artifact.path}: {artifact.summary}")
+
+
+@main.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="USER/NAME", help="The repository on the Hub.")
 @click.option(
     "--include", multiple=True, type=click.Choice(["adapter", "merged", "gguf"]), help="Repeatable [default: adapter]."
 )
-@click.option("--public", is_flag=True, help="For everyone to see; private without it.")
+@click.option("--public", is_flag=True, help="Make the repository public; it is private without this.")
 @click.option("--yes", is_flag=True, help="Publish without asking.")
-@click.option("--dry-run", is_flag=True, help="Print the files and the card, and do no more.")
-@one_line_errors
+@click.option("--dry-run", is_flag=True, help="Print the files and the card, and push nothing.")
 def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, dry_run: bool) -> None:
     """Push a run's adapter, merged model or GGUF files to the Hub, with a card of its own numbers."""
     opened = open_finished(run)
@@ -73,7 +89,7 @@ def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, 
         click.echo(files[0].path_or_fileobj)  # the card
         return
     pusher = Pusher(to, public=public, say=say)
-    how = "PUBLIC, for everyone to see" if public else "private"
+    how = "PUBLIC, visible to everyone" if public else "private"
     if not yes:
         try:
             click.confirm(f"Push {len(files)} files to {to} ({how})?", abort=True, err=True)
@@ -81,20 +97,16 @@ def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, 
             raise InputError("not pushed: it was not confirmed; --yes pushes without asking") from None
     click.echo(pusher.push(files))
     seen = "public" if pusher.public else "private"
-    say(f"pushed {len(files)} files ({seen}); all are there with the sizes and hashes they have here")
+    say(f"pushed {len(files)} files ({seen}); sizes and hashes on the Hub are those of the local files")
 
 
 @main.command()
 @click.argument("repo", metavar="USER/NAME")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME].")
-@click.option("--base", help="Its base, where the adapter names none, or where it has another name here.")
+@click.option("--base", help="The base, where the adapter names none, or where it has another name here.")
 @click.option("--revision", help="A branch, tag or commit.")
-@one_line_errors
 def pull(repo: str, out: Path | None, base: str | None, revision: str | None) -> None:
     """Fetch an adapter from the Hub into a run folder, to merge, measure or export it."""
-    from qreason.machine.hardware import prepare_process
-
-    prepare_process()
     from qreason.recipe.load import absolute
     from qreason.run.session import Session
     from qreason.stages.pull import recipe_of

@@ -1,17 +1,18 @@
-"""Commands that run a recipe, or measure a model: run, one for each stage, evaluate."""
+"""Commands that run a recipe, or measure or ask a model: run, one for each stage, evaluate, chat."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qreason.cli.base import main, one_line_errors, say, show
+from qreason.cli.base import main, say, show
 from qreason.cli.options import json_option, read_settings, recipe_options, settings_options
-from qreason.errors import RunFolderError
+from qreason.errors import DataError, InputError, RunFolderError
 from qreason.recipe.schema import STAGES
 from qreason.recipe.settings import Evaluate
 
@@ -19,58 +20,49 @@ if TYPE_CHECKING:
     from qreason.run.session import Session
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a command on a recipe was given."""
-
-    recipe: str
-    out: Path | None
-    seed: int | None
-    overrides: tuple[str, ...]
-    fresh: bool
-    as_json: bool
-
-
 @main.command()
 @recipe_options
-@one_line_errors
 def run(**given: Any) -> None:
     """Run all steps of RECIPE, or those that are left."""
-    run_recipe(Request(**given), only=None)
+    run_recipe(**given)
 
 
 def add_stage_commands() -> None:
     """A command for each stage that has none of its own."""
     for stage in STAGES:
         if stage not in main.commands:
-            add_stage_command(stage)
+
+            @main.command(name=stage, help=f"Run RECIPE up to its next {stage} step.")
+            @recipe_options
+            def command(only: str = stage, **given: Any) -> None:
+                run_recipe(**given, only=only)
 
 
-def add_stage_command(stage: str) -> None:
-    @main.command(name=stage, help=f"Run RECIPE up to its next {stage} step.")
-    @recipe_options
-    @one_line_errors
-    def command(**given: Any) -> None:
-        run_recipe(Request(**given), only=stage)
-
-
-def run_recipe(given: Request, only: str | None) -> None:
-    from qreason.machine.hardware import prepare_process
+def run_recipe(
+    recipe: str,
+    *,
+    out: Path | None,
+    seed: int | None,
+    overrides: tuple[str, ...],
+    fresh: bool,
+    as_json: bool,
+    only: str | None = None,
+) -> None:
+    """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
     from qreason.recipe.load import load_recipe
     from qreason.run.session import Session
 
-    recipe = load_recipe(given.recipe, given.overrides, given.seed)
-    folder = given.out or Path("runs") / recipe.name
-    prepare_process()
-    opened = Session.open(recipe, folder, fresh=given.fresh, say=say)
-    finished, last = opened.disk.finished, len(recipe.steps)
+    loaded = load_recipe(recipe, overrides, seed)
+    folder = out or Path("runs") / loaded.name
+    opened = Session.open(loaded, folder, fresh=fresh, say=say)
+    finished, last = opened.disk.finished, len(loaded.steps)
     if finished:
         say(f"{folder}: {finished} of {last} steps are done, continuing (--fresh starts over)")
     if finished < last:
         make_it_fit(opened)
     for step in range(finished, next_step(opened, only) + 1 if only else last):
         run_and_say(opened, step)
-    show_report(opened, given.as_json)
+    show_report(opened, as_json)
 
 
 def make_it_fit(run: Session) -> None:
@@ -137,12 +129,8 @@ def show_report(run: Session, as_json: bool) -> None:
 @click.option("--beam", type=click.IntRange(1), metavar="WIDTH", help="Step-wise beam search, ranked by --best-by.")
 @click.option("--direct", is_flag=True, help="Ask for the answer without reasoning.")
 @json_option
-@one_line_errors
 def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: bool, **settings: Any) -> None:
     """Measure a run folder, a model folder or a Hub model on a task file with prompts and references."""
-    from qreason.machine.hardware import prepare_process
-
-    prepare_process()
     from qreason.report.table import passes_table, scaling_table
     from qreason.stages.evaluate import evaluate_task
 
@@ -155,3 +143,37 @@ def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: b
     show(passes_table([numbers]))
     if scaled := scaling_table([numbers]):
         show("", scaled)
+
+
+def questions() -> Iterator[str]:
+    """The non-empty lines of stdin; a terminal gets a prompt."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("> ", err=True, nl=False)
+        if not (line := sys.stdin.readline()):
+            return
+        if line.strip():
+            yield line.strip()
+
+
+@main.command()
+@click.argument("target", metavar="DIR|MODEL")
+@click.option("--votes", type=click.IntRange(1), metavar="K", help="Answer by the majority of K drawn replies.")
+@click.option("--best-of", type=click.IntRange(1), metavar="N", help="The best of N drawn replies.")
+@click.option("--by", default="likelihood", show_default=True, help="What ranks them: likelihood or a reward.")
+def chat(target: str, votes: int | None, best_of: int | None, by: str) -> None:
+    """Ask a run folder, a model folder or a Hub model; one question per line."""
+    if votes and best_of:
+        raise InputError("--votes and --best-of: choose one")
+    from qreason.run.checkpoint import open_checkpoint
+    from qreason.serve.chat import Talk
+
+    talk = Talk(open_checkpoint(target), votes=votes, best_of=best_of, by=by)
+    for question in questions():
+        try:
+            answer = talk.ask(question)
+        except DataError as error:  # a question that is too long ends the turn, not the chat
+            say(str(error))
+            continue
+        click.echo(answer.reply.text)
+        say(f"({answer.how}, {answer.tokens} tokens)")

@@ -1,4 +1,4 @@
-"""llama.cpp, each use in a process of its own: quantizing, teacher-forced logits, and its server over HTTP."""
+"""llama.cpp in separate processes: quantizing, teacher-forced logits, and its server over HTTP."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from qreason.types import Messages, Reply
 
 PACKAGES = ("gguf", "cyllama", "xllamacpp")
 SLOTS = 8
-"""Replies the server makes side by side."""
+"""Replies that the server makes in parallel."""
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "samplers": ["temperature"], "cache_prompt": False}
-"""All of them are sent: the server's defaults may come from the file."""
+"""All are sent, because the server's defaults may come from the file."""
 
 
 def need_engine() -> None:
@@ -34,7 +34,7 @@ def need_engine() -> None:
 
 
 class Worker:
-    """A process with one task on one model, as a context: when that is left, the process has ended."""
+    """A process with one task on one model, as a context manager that ends the process."""
 
     def __init__(self, task: str, model: Path, **details: Any) -> None:
         self.task = {"task": task, "model": str(model), "threads": os.cpu_count() or 1, **details}
@@ -42,9 +42,7 @@ class Worker:
     def __enter__(self) -> Self:
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         command, pipe = [sys.executable, "-m", "qreason.export.worker"], subprocess.PIPE
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, encoding="utf-8"
-        )
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, encoding="utf-8")
         assert self.process.stdin
         self.process.stdin.write(json.dumps(self.task) + "\n")
         self.process.stdin.flush()
@@ -59,14 +57,13 @@ class Worker:
         """The engine's last message, as one line."""
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors.read().splitlines() if line.strip()]
-        last = next(
-            (line for line in reversed(lines) if "rror" in line or "failed" in line), lines[-1] if lines else ""
-        )
+        errors = [line for line in lines if "rror" in line or "failed" in line] or lines
+        last = errors[-1] if errors else ""
         code = self.process.poll()
         return ExportError(f"{self.task['model']}: llama.cpp ended with {code} in '{self.task['task']}' ({last[:200]})")
 
     def run(self, on_line: Callable[[int], None]) -> None:
-        """Wait for its end; ExportError if it fails."""
+        """Wait until the process ends; ExportError if it fails."""
         assert self.process.stdout
         for _ in self.process.stdout:
             on_line(1)
@@ -94,12 +91,12 @@ def logits(model: Path, replies: Sequence[Reply], folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Completion:
-    """A greedy reply of the engine: token ids (the stop token included), and whether it stopped by itself."""
+    """A greedy reply of llama.cpp: token ids, the stop token included, and whether it stopped by itself."""
 
     tokens: list[int]
     stopped: bool
     logprobs: list[dict[int, float]]
-    """For each token the most probable ones, where they were asked for: id -> log-probability."""
+    """The most probable tokens at each position, where requested: id -> log-probability."""
 
 
 class Server(Worker):
@@ -136,12 +133,12 @@ class Server(Worker):
         return found
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt, as the server reads it: special tokens known, a BOS if the file says so."""
+        """Token ids of a rendered prompt, as the server reads it: special tokens known, a BOS if the file has one."""
         ids: list[int] = self.post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
         return ids
 
     def render(self, messages: Messages) -> str:
-        """The file's own chat template on messages, up to where the assistant begins."""
+        """Messages through the file's chat template, up to the start of the reply."""
         return str(self.post("/apply-template", messages=messages)["prompt"])
 
     def complete(self, prompt: Sequence[int], limit: int, top: int = 0, **options: Any) -> Completion:

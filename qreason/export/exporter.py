@@ -1,4 +1,4 @@
-"""One export from the merged model to files with names: what is written, in which order, what passed."""
+"""One export, from the merged model to verified files and their report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qreason.run.session import Session
 
 
 class Exporter:
-    """Files are drafts until their checks have passed; then they take the place of earlier ones of their name."""
+    """Files are drafts until their checks have passed; then they replace earlier files of the same name."""
 
     def __init__(self, folder: Path, work: Path, merged: Path, settings: Export, run: Session) -> None:
         self.folder, self.work, self.merged, self.settings, self.run = folder, work, merged, settings, run
@@ -42,7 +42,7 @@ class Exporter:
         self.original: Original | None = None
 
     def make_all(self) -> None:
-        """The lossless float file first: all others are made from it, or held against it."""
+        """The lossless float file first: the others are made from it or compared with it."""
         self.check_inputs()
         if self.settings.verify:
             self.original = Original(self.run, self.merged, self.heldout, self.work, self.results)
@@ -59,7 +59,7 @@ class Exporter:
             self.make_modelfile()
 
     def check_inputs(self) -> None:
-        """Errors that can be known before anything is written."""
+        """Errors that can be found before anything is written."""
         check_adapter(self.adapter, self.run.disk.manifest["base"])
         lora.check_fits(self.adapter, self.merged)
         changed = fingerprint(self.base) != self.run.disk.manifest["base"]["fingerprint"]
@@ -82,12 +82,12 @@ class Exporter:
     # --- files ---------------------------------------------------------------------------------
 
     def draft(self, kind: str) -> Path:
-        """Where a file is written first; one that was not asked for vanishes with the work folder."""
+        """Where a file is written first; one that was not asked for is deleted with the work folder."""
         folder = self.folder if kind in (*self.settings.gguf, "adapter") else self.work
         return folder / f"{self.name}-{kind}.gguf{DRAFT}"
 
     def keep(self, kind: str, draft: Path) -> Path:
-        """The draft under its own name, in place of an earlier one."""
+        """Give a draft its final name, in place of an earlier file."""
         kept = draft.replace(draft.with_suffix(""))
         if draft.parent == self.folder:
             self.finished[kind] = kept
@@ -111,7 +111,7 @@ class Exporter:
         self.keep(kind, draft)
 
     def make_adapter(self) -> None:
-        """The newest adapter for the GGUF file of its base; kinds that GGUF cannot hold are named and left out."""
+        """The newest adapter, for the GGUF file of its base; kinds that GGUF cannot hold are reported and left out."""
         base, draft = base_folder(self.base), self.draft("adapter")
         try:
             lora.write_adapter(self.adapter, base, draft, self.name)
@@ -123,7 +123,7 @@ class Exporter:
         self.keep("adapter", draft)
 
     def make_modelfile(self) -> None:
-        """A Modelfile for the last of the types asked for, and the model in Ollama where that is installed."""
+        """A Modelfile for the last requested type, and the model in Ollama where that is installed."""
         model = self.finished[self.settings.gguf[-1]]
         context = self.config.max_position_embeddings
         text = ollama.modelfile(model.name, self.heldout, self.run.recipe.sampling, context, self.merged)
@@ -137,7 +137,7 @@ class Exporter:
             self.run.say(f"ollama: {question}\n{reply}")
         self.run.say(f"{shlex.join(create)}\n{shlex.join(ask)}")
 
-    # --- what passed ---------------------------------------------------------------------------
+    # --- report --------------------------------------------------------------------------------
 
     @property
     def summary(self) -> str:
@@ -161,7 +161,7 @@ class Exporter:
 
 
 def base_folder(base: str) -> Path:
-    """Where the files of a base lie: its folder, or its snapshot in the cache of the Hub."""
+    """The folder with the files of a base: its own, or its snapshot in the Hub's cache."""
     folder = Path(locate(base))
     if folder.is_dir():
         return folder

@@ -14,13 +14,13 @@ REFUSED = (
     *(*NAMED, "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "trainable_token_indices"),
     *("target_parameters", "layer_replication", "fan_in_fan_out", "alora_invocation_tokens"),
 )
-"""Settings of PEFT's LoRA that GGUF has no place for; NAMED has those whose method is better known by its name."""
+"""Settings of PEFT's LoRA that GGUF cannot hold; NAMED has those whose method has a better known name."""
 SIDES = {"A.weight": "lora_a", "B.weight": "lora_b"}
 """PEFT's name of a matrix, behind `.lora_` -> GGUF's."""
 
 
 def read_alpha(adapter: Path) -> float:
-    """The alpha that llama.cpp, which scales by alpha / r, needs; ModelError for kinds that GGUF cannot hold.
+    """The alpha for llama.cpp, which scales by alpha / r; ModelError for kinds that GGUF cannot hold.
 
     rsLoRA scales by alpha / sqrt(r) (Kalajdzievski 2023): its alpha is multiplied by sqrt(r).
     """
@@ -36,7 +36,7 @@ def read_alpha(adapter: Path) -> float:
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """PEFT's name of a LoRA matrix -> (the weight it belongs to, a key of SIDES or what else it is)."""
+    """PEFT's name of a LoRA matrix -> (the weight it belongs to, the suffix, which SIDES should have)."""
     target, _, side = key.removeprefix("base_model.model.").partition(".lora_")
     return f"{target}.weight", side
 
@@ -55,10 +55,7 @@ def check_fits(adapter: Path, merged: Path) -> None:
 
 
 def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
-    """A PEFT LoRA folder -> a GGUF adapter for the GGUF file of its base, in float32 as it was trained.
-
-    Raises ModelError for kinds of adapters that GGUF cannot hold.
-    """
+    """A PEFT LoRA folder -> a GGUF adapter for the GGUF file of its base; ModelError for kinds GGUF cannot hold."""
     from gguf import GGMLQuantizationType
 
     alpha = read_alpha(adapter)
@@ -67,9 +64,15 @@ def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
     if wrong := [key for key, (to, side) in parts.items() if side not in SIDES or to == "lm_head.weight"]:
         raise ModelError(f"{adapter}: {wrong[0]} cannot be part of an adapter in GGUF; merge it and export the model")
     names = gguf_names(read_config(base), [target for target, _ in parts.values()])
-    header = {"general.type": "adapter", "adapter.type": "lora", "general.name": name}
+    header = {
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "general.name": name,
+        "adapter.lora.alpha": alpha,
+        "general.file_type": 0,
+    }
     tensors = [
         (f"{names[to]}.{SIDES[side]}", shapes[key], GGMLQuantizationType.F32, partial(load, key))
         for key, (to, side) in parts.items()
     ]
-    write_file(out, {**header, "adapter.lora.alpha": alpha, "general.file_type": 0}, tensors)
+    write_file(out, header, tensors)

@@ -1,4 +1,4 @@
-"""Ollama: a Modelfile that asks the model as training did, and `ollama create` where Ollama is installed."""
+"""Ollama: a Modelfile with the prompt and sampling of training, and `ollama create` where Ollama is installed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,19 @@ from qreason.types import Messages
 
 MESSAGE = "<|im_start|>{role}\n{content}<|im_end|>\n"
 REPLY = "<|im_start|>assistant\n"
-"""ChatML: each message, and where the reply begins. Ollama's template and what is checked are both made of them."""
+"""ChatML: a message, and the start of a reply; both Ollama's template and its check are made from these."""
 LONGEST_CONTEXT = 4096
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
 def template() -> str:
-    """ChatML in Go's text/template; a dash takes the white space on its side away."""
+    """ChatML in Go's text/template; a dash removes the white space on its side."""
     message = MESSAGE.format(role="{{ .Role }}", content="{{ .Content }}")
     return f"{{{{- range .Messages }}}}{message}{{{{ end }}}}{REPLY}"
 
 
 def modelfile(model: str, heldout: Heldout, sampling: Draw, context: int, source: Path) -> str:
-    """The Modelfile for a GGUF file beside it, with the system prompt and sampling of training.
-
-    Raises InputError for text that a Modelfile cannot hold.
-    """
+    """The Modelfile for a GGUF file in the same folder; InputError for text that a Modelfile cannot hold."""
     parameters = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -42,7 +39,7 @@ def modelfile(model: str, heldout: Heldout, sampling: Draw, context: int, source
         "stop": f'"{heldout.tokenizer.eos_token}"',
     }
     lines = [f"FROM ./{model}", f"TEMPLATE {fenced(template(), 'template')}"]
-    lines += [f"SYSTEM {fenced(heldout.system, 'system prompt')}"]
+    lines.append(f"SYSTEM {fenced(heldout.system, 'system prompt')}")
     lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
     licence = next((file for file in (source / name for name in LICENCES) if file.is_file()), None)
     if licence:
@@ -51,21 +48,21 @@ def modelfile(model: str, heldout: Heldout, sampling: Draw, context: int, source
 
 
 def fenced(text: str, what: str) -> str:
-    """Text between triple quotes, which it cannot have inside: the format has no way to escape them."""
+    """Text in triple quotes, which it must not contain: the format cannot escape them."""
     if '"""' in text:
         raise InputError(f'the {what} has """ in it, which a Modelfile cannot hold; take it out of the {what}')
     return f'"""{text}"""'
 
 
 def as_ollama_asks(messages: Messages, system: str) -> str:
-    """What Ollama makes of messages: SYSTEM in front where there is no system message, then the template."""
+    """Messages as Ollama renders them: SYSTEM first where there is no system message, then the template."""
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     return "".join(MESSAGE.format(**message) for message in messages) + REPLY
 
 
 def check_template(heldout: Heldout) -> Check:
-    """Ollama asks every held-out question, by its user's message alone, with the tokens of training."""
+    """Every held-out question, as Ollama renders it from the user's message, has the tokens of training."""
     bare = [[one for one in messages if one["role"] != "system"] for messages in heldout.conversations]
     texts = [as_ollama_asks(messages, heldout.system) for messages in bare]
     ids = heldout.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -75,7 +72,7 @@ def check_template(heldout: Heldout) -> Check:
 
 
 def ask(create: Sequence[str], question: Sequence[str]) -> str | None:
-    """Create the model where Ollama is installed and ask it a question; its reply, None without Ollama."""
+    """Create the model in Ollama and ask it a question; its reply, None where Ollama is not installed."""
     if shutil.which("ollama") is None:
         return None
     for command in (create, question):

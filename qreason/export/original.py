@@ -1,4 +1,4 @@
-"""The trained and the merged model as transformers runs them, and exported files held against them."""
+"""The trained and the merged model in transformers, and exported files compared with them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qreason.run.session import Session
 
 REPLIES = 20
 TOKENS = 50
-"""How many replies are compared token by token, and how much of each."""
+"""The replies that are compared token by token, and the tokens of each."""
 ADAPTER_PROMPTS = 8
 
 
 class Original:
-    """Replies and logits of the merged model, which had to be those of the adapter; each check of a file is one method.
+    """Replies and logits of the merged model, after comparing it with the adapter; one method per kind of file.
 
     Raises ExportError, through `Results.passed`, for the first check that fails.
     """
@@ -36,7 +36,7 @@ class Original:
     # --- one model in memory after the other ---------------------------------------------------
 
     def ask_merged(self) -> None:
-        """Its replies, their logits, and how many held-out rows it gets right."""
+        """The merged model's replies, their logits, and its held-out accuracy."""
         questions = self.heldout.questions
         self.run.release()
         merged = reference.in_float32(self.merged)
@@ -46,7 +46,7 @@ class Original:
         self.results.accuracy["merged"] = self.heldout.accuracy([reply.text for reply in whole])
 
     def ask_trained(self) -> list[Path]:
-        """Its logits on the same replies; and how many rows it gets right, as evaluated after its stage, or now."""
+        """The trained model's logits on the same replies; its accuracy from its evaluation, or measured now."""
         adapter, trained = self.run.disk.adapter(), self.run.resident
         assert adapter is not None, "a merge has an adapter"
         trained.load_adapter(adapter)
@@ -67,7 +67,7 @@ class Original:
     # --- files ---------------------------------------------------------------------------------
 
     def measure_accuracy(self, kind: str, file: Path) -> None:
-        """Of greedy replies of llama.cpp itself to the held-out rows."""
+        """The accuracy of llama.cpp's greedy replies to the held-out rows."""
         with engine.Server(file, self.context) as server:
             replies = server.replies(self.heldout.asked, self.heldout.limit, f"{kind} replies")
         texts = self.heldout.tokenizer.batch_decode(replies, skip_special_tokens=True)

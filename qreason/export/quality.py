@@ -1,4 +1,4 @@
-"""What a quantized file and an adapter file are worth, and the checks they have to pass."""
+"""The checks of quantized files and of the adapter's file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import ExportError
-from qreason.export.compare import distance
 from qreason.export.engine import Server
-from qreason.export.verify import Check, named
+from qreason.export.verify import Check, distance, named
 from qreason.export.writer import gguf_names
 
 OWN_WEIGHTS_KL = 5e-3
 """Nats per token between llama.cpp and the file's own weights in float32: it rounds activations to 8 bits."""
 QUANTIZED_KL = {"q8_0": 0.01, "q6_k": 0.05, "q5_k_m": 0.1, "q5_k_s": 0.1, "q4_k_m": 0.2, "q4_k_s": 0.2}
-"""Nats per token from the verified file: some ten times what the embedded model shows."""
+"""Nats per token from the verified file: about ten times that of the embedded model."""
 MOST_KL = 2.0
 """The same for coarser types, whose loss is the user's choice: beyond it a file is broken rather than coarse."""
 ADAPTER_LOGPROB = 0.1
@@ -27,7 +26,7 @@ LIKELY = -7.0
 
 
 def types_of(file: Path) -> dict[str, int]:
-    """Tensor type -> share of the weights in percent, largest first: `Q4_K_M` is a mix, and not always of Q4_K."""
+    """Tensor type -> share of the weights in percent, largest first: `Q4_K_M` is a mix, not always with Q4_K in it."""
     from gguf import GGUFReader
 
     counts: Counter[str] = Counter()
@@ -39,7 +38,7 @@ def types_of(file: Path) -> dict[str, int]:
 def check_quantized(
     file: Path, kind: str, verified: Sequence[Path], found: Sequence[Path], accuracy: dict[str, float]
 ) -> Check:
-    """How far the quantized model is from the verified one, what it is made of, and what it gets right."""
+    """The distance of the quantized model from the verified one, its tensor types and its accuracy."""
     far = distance(verified, found)
     most = QUANTIZED_KL.get(kind, MOST_KL)
     mix = " ".join(f"{name} {share}%" for name, share in types_of(file).items())
@@ -48,7 +47,7 @@ def check_quantized(
 
 
 def check_own_weights(file: Path, own: Sequence[Path], found: Sequence[Path]) -> Check:
-    """llama.cpp computes from the file what its dequantized weights say: neither file nor kernels are broken."""
+    """llama.cpp computes the same as transformers with the file's dequantized weights: file and kernels are sound."""
     far = distance(own, found)
     return Check(named(file), "as its own weights", far.kl <= OWN_WEIGHTS_KL, asdict(far), f"kl {OWN_WEIGHTS_KL:g}")
 

@@ -1,4 +1,4 @@
-"""What transformers says: greedy replies and teacher-forced logits that a GGUF file is held against."""
+"""The reference in transformers: greedy replies and teacher-forced logits that GGUF files are compared with."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from qreason.types import Example, Messages, Reply, Sampling
 
 @dataclass(frozen=True)
 class Heldout:
-    """The held-out rows as questions: `rows` of them are answered, all of them are rendered and tokenized."""
+    """The held-out rows as questions: all are rendered and tokenized, the first `rows` are answered."""
 
     examples: Sequence[Example]
     system: str
     tokenizer: Any
     limit: int
-    """The most tokens of a reply."""
+    """Tokens per reply, at most."""
     rows: int
 
     @cached_property
@@ -62,13 +62,12 @@ class Heldout:
     def accuracy(self, texts: Sequence[str]) -> float:
         """The share of replies to the first rows that have the right answer."""
         rows = self.examples[: self.rows]
-        return sum(correct(read_answer(text), row.references) > 0 for text, row in zip(texts, rows, strict=True)) / len(
-            rows
-        )
+        right = sum(correct(read_answer(text), row.references) > 0 for text, row in zip(texts, rows, strict=True))
+        return right / len(rows)
 
 
 def answer(resident: Resident, questions: Sequence[Messages], limit: int, what: str) -> list[Reply]:
-    """Greedy replies of a model in transformers, under a progress bar of this name."""
+    """Greedy replies of a model in transformers; `what` names the progress bar."""
     sampling = Sampling(temperature=0.0, max_completion_length=limit)
     with progress_bar(what, total=len(questions)) as bar:
         drawn = LocalGenerator(resident).generate(questions, n=1, sampling=sampling, on_progress=bar.advance)
@@ -76,14 +75,14 @@ def answer(resident: Resident, questions: Sequence[Messages], limit: int, what: 
 
 
 def in_float32(merged: Path) -> Resident:
-    """The merged model, whatever it is stored in, on the device of the stages."""
+    """The merged model in float32, on the device of the stages."""
     return Resident(Model(base=str(merged)), replace(detect(), dtype="float32"))
 
 
 def write_logits(model: Any, replies: Sequence[Reply], folder: Path) -> list[Path]:
     """Teacher-forced logits before each token of the replies: a .npy per reply, (tokens, vocabulary) float32.
 
-    With llama.cpp's rotary angles, so that they can be held against a file's.
+    With llama.cpp's rotary angles, so that they are comparable with those of a file.
     """
     import numpy
     import torch
@@ -99,7 +98,7 @@ def write_logits(model: Any, replies: Sequence[Reply], folder: Path) -> list[Pat
 
 
 def with_adapter(base: Path, adapter: Path) -> Any:
-    """The base as it is stored, in float32 on the CPU, with the adapter on it."""
+    """The base with the adapter, in float32 on the CPU."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""The checks an exported file has to pass before it gets its name; each has its figures, its bound, its verdict."""
+"""The checks that an exported file has to pass before it gets its name."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qreason.errors import ExportError
-from qreason.export.compare import distance, top2_margin
 from qreason.export.engine import Server
 from qreason.export.reference import Heldout
 from qreason.machine.files import read_json
 from qreason.types import Reply
+
+if TYPE_CHECKING:
+    import numpy
 
 MERGED_KL = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}
 """Nats per token between adapter and merged model as they run; 16-bit arithmetic itself rounds that much."""
 FLOAT_KL = {"f32": 1e-7, "f16": 1e-4, "bf16": 1e-3}
 """Nats per token between transformers and llama.cpp, which rounds activations to the type of the weights."""
 F32_LOGITS = 5e-6
-"""The largest difference of a logit in F32, as a share of the largest logit: some forty units in the last place."""
+"""The largest difference of a logit in F32, as a share of the largest logit: about forty units in the last place."""
 MARGIN = 0.005
-"""Lead in logits of one token over the next, below which F32 and F16 may choose another one."""
+"""Lead in logits of the most probable token, below which F32 and F16 may choose different tokens."""
 DRAFT = ".unverified"
 """What a file's name ends with until it has passed its checks."""
 PROBES = (
@@ -36,9 +38,67 @@ PROBES = (
 control token in every vocabulary."""
 
 
+# --- distances -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far two models are apart on the same tokens.
+
+    `kl` in nats per token, `kl_max` of the worst token, `top1`: share of tokens with the same most probable one.
+    """
+
+    kl: float
+    kl_max: float
+    top1: float
+    logit_difference: float
+    """The largest over all tokens and the vocabulary."""
+    largest_logit: float
+    tokens: int
+
+
+def log_softmax(logits: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+    """In float64: float32 would round small differences away."""
+    import numpy
+
+    shifted: numpy.ndarray[Any, Any] = logits.astype(numpy.float64)
+    shifted -= shifted.max(-1, keepdims=True)
+    shifted -= numpy.log(numpy.exp(shifted).sum(-1, keepdims=True))
+    return shifted
+
+
+def distance(one: Sequence[Path], other: Sequence[Path]) -> Distance:
+    """KL(one || other) and the other figures, over the logits of the same replies in .npy files."""
+    import numpy
+
+    divergences, same, difference, largest = [], 0, 0.0, 0.0
+    for first, second in zip(one, other, strict=True):
+        a, b = numpy.load(first), numpy.load(second)
+        if a.shape != b.shape:
+            raise ValueError(f"logits of different shapes: {a.shape} and {b.shape}")
+        p, q = log_softmax(a), log_softmax(b)
+        divergences.append((numpy.exp(p) * (p - q)).sum(-1))
+        same += int((a.argmax(-1) == b.argmax(-1)).sum())
+        difference = max(difference, float(numpy.abs(a - b).max()))
+        largest = max(largest, float(numpy.abs(a).max()))
+    every = numpy.concatenate(divergences)
+    return Distance(float(every.mean()), float(every.max()), same / len(every), difference, largest, len(every))
+
+
+def top2_margin(logits: Path, token: int) -> float:
+    """How far the most probable token is ahead of the second, in logits."""
+    import numpy
+
+    first, second = numpy.sort(numpy.load(logits, mmap_mode="r")[token])[:-3:-1]
+    return float(first - second)
+
+
+# --- results ---------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Check:
-    """One result: of which file, what, whether it holds, its figures and what they are held against."""
+    """One result: the file, the property, whether it holds, the figures and their bound."""
 
     file: str
     name: str
@@ -54,7 +114,7 @@ class Check:
 
 
 class Results:
-    """What an export found out: its checks, and how many held-out rows each model gets right."""
+    """The results of an export: its checks, and the held-out accuracy of each model."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
@@ -93,7 +153,7 @@ def check_merged(trained: Sequence[Path], merged: Sequence[Path], arithmetic: st
 
 
 def expected_metadata(model: Path, tokenizer: Any) -> dict[str, Any]:
-    """What the header must say, read from config.json and the tokenizer by another way than the writer's."""
+    """The expected header, from config.json and the tokenizer, independently of the writer."""
     config = read_json(model / "config.json")
     rows, length, added = config["vocab_size"], len(tokenizer), tokenizer.added_tokens_decoder
     special = set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
@@ -124,7 +184,7 @@ def expected_metadata(model: Path, tokenizer: Any) -> dict[str, Any]:
 
 
 def check_metadata(file: Path, kind: str, model: Path, tokenizer: Any) -> Check:
-    """Every key of the header; and none that would change how a server samples."""
+    """Every key of the header, and no key that would change how a server samples."""
     import numpy
     from gguf import GGUFReader, LlamaFileType
 
@@ -191,9 +251,9 @@ def check_logits(file: Path, kind: str, reference: Sequence[Path], found: Sequen
 def check_greedy(
     file: Path, server: Server, replies: Sequence[Reply], reference: Sequence[Path], noise: float, limit: int
 ) -> Check:
-    """Greedy replies are those of transformers; where one is not, the two tokens were as good as equal.
+    """Greedy replies are those of transformers; where one differs, the two tokens were practically equal.
 
-    As good as equal: a lead below MARGIN, or one that the file's own largest logit difference (`noise`) can turn.
+    Practically equal: a lead below MARGIN, or one that the file's largest logit difference (`noise`) can reverse.
     """
     found = server.replies([reply.prompt_ids for reply in replies], limit, "greedy replies")
     leads = []

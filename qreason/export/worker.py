@@ -1,6 +1,6 @@
-"""What runs llama.cpp: `python -m qreason.export.worker TASK`, a process of its own with its task as JSON.
+"""Runs llama.cpp in a separate process, `python -m qreason.export.worker`, with its task as JSON on stdin.
 
-An engine that crashes takes nothing with it, and the memory of a model is free again when its process ends.
+A crash of llama.cpp does not end the export, and a model's memory is free when its process ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def serve(task: dict[str, Any]) -> None:
-    """llama-server on a free port, printed as the first line; it ends with its standard input."""
+    """llama-server on a free port, whose address is the first line printed; it ends with its standard input."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -32,13 +32,13 @@ def serve(task: dict[str, Any]) -> None:
 
 
 def logits(task: dict[str, Any]) -> None:
-    """For each sequence the logits from position `start` on, (tokens, vocabulary) float32, in a .npy file each."""
+    """The logits of each sequence from position `start` on, (tokens, vocabulary) float32, one .npy file each."""
     import numpy
     from cyllama.llama import llama_cpp
 
     class Model(llama_cpp.LlamaModel):  # type: ignore[misc]
         @property
-        def n_vocab(self) -> int:  # the context asks its model for it, and cyllama 0.2.18 forgot it there
+        def n_vocab(self) -> int:  # the context asks its model for it, and cyllama 0.2.18 lacks it
             return int(self.get_vocab().n_vocab)
 
     llama_cpp.disable_logging()
@@ -49,7 +49,7 @@ def logits(task: dict[str, Any]) -> None:
     options = llama_cpp.LlamaContextParams()
     options.n_ctx = options.n_batch = longest
     options.n_ubatch = min(longest, 512)
-    options.type_k = options.type_v = 0  # F32: what is checked is the file, not a rounded cache
+    options.type_k = options.type_v = 0  # F32: the file is checked, not a rounded cache
     options.flash_attn_type = 0
     options.n_threads = options.n_threads_batch = task["threads"]
     context = llama_cpp.LlamaContext(model, options, False)

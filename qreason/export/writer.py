@@ -1,11 +1,12 @@
 """GGUF files of the Qwen2 family from a transformers folder, tensor by tensor.
 
-Tensors are those of llama.cpp's own converter, byte for byte; only one of them is in memory at a time.
+Tensors equal those of llama.cpp's converter byte for byte; one at a time is in memory.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import InputError, ModelError
-from qreason.export.vocabulary import tokenizer_metadata
 from qreason.machine.progress import progress_bar
 from qreason.recipe.settings import GGUF_TYPES
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 FLOATS = ("f32", "f16", "bf16")
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
-"""Types that are written here, vectors in F32 in all of them -> llama.cpp's name of such a file."""
+"""Types that are written here, with vectors in F32 -> llama.cpp's name of the file type."""
 BYTES = dict(zip(GGUF_TYPES, (4.0, 2.0, 2.0, 1.07, 0.9, 0.8, 0.8, 0.75, 0.75, 0.65, 0.6), strict=True))
-"""At most so many bytes per weight; more than the names say, for the embedding is kept finer than the rest."""
+"""Bytes per weight at most; more than the names suggest, because the embedding is stored in a finer type."""
 NATIVE = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
-"""How the weights of a folder are stored -> the type that holds them without loss."""
+"""Number format of a folder's weights -> the type that holds them without loss."""
 ROWS = 8192
-"""Rows that are encoded at a time: in float32 a large embedding takes a gigabyte, and its encoding several."""
+"""Rows encoded at a time: in float32 a large embedding takes a gigabyte, and encoding it several."""
 
 
 def write_model(source: Path, out: Path, kind: str, name: str) -> None:
     """A transformers folder -> one GGUF file of a type of FILE_TYPES.
 
-    Raises ModelError for anything but a Qwen2 model llama.cpp computes alike, InputError without disk space.
+    Raises ModelError unless it is a Qwen2 model that llama.cpp computes alike, InputError without disk space.
     """
     from qreason.model.load import load_tokenizer
 
@@ -84,7 +84,7 @@ def add_value(writer: Any, key: str, value: Any) -> None:
 def encoded_later(
     name: str, shape: list[int], kind: Any, load: Callable[[], Any], on_tensor: Callable[[int], None]
 ) -> Any:
-    """A tensor in a GGUF type, loaded and encoded when its turn to be written comes."""
+    """A tensor in a GGUF type, loaded and encoded when it is written."""
     import gguf
     import numpy
 
@@ -103,7 +103,7 @@ def encoded_later(
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """InputError before anything is written, where the disk cannot hold so many bytes."""
+    """InputError where the disk has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -116,7 +116,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def native_type(config: Any) -> str:
-    """The type that holds a folder's weights as they are."""
+    """The type that holds a folder's weights without loss."""
     return NATIVE[str(config.dtype).removeprefix("torch.")]
 
 
@@ -139,9 +139,9 @@ def read_config(folder: Path) -> Any:
 
 
 def open_tensors(folder: Path) -> tuple[dict[str, list[int]], Callable[[str], Any]]:
-    """(name -> shape, in alphabetical order; name -> the tensor, read when it is asked for) of a folder's safetensors.
+    """A folder's safetensors: (name -> shape, in alphabetical order; a function that reads a tensor by name).
 
-    The file is mapped for one tensor at a time: pages of a map that stays open stay in memory.
+    The file is mapped for one tensor at a time: the pages of an open map stay in memory.
     """
     from safetensors import safe_open
 
@@ -160,7 +160,7 @@ def open_tensors(folder: Path) -> tuple[dict[str, list[int]], Callable[[str], An
 
 
 def without_tied_output(shapes: Mapping[str, list[int]], config: Any, load: Callable[[str], Any]) -> list[str]:
-    """Names of the tensors to write; ModelError for an output layer that is tied by name only."""
+    """Names of the tensors to write; ModelError for an output layer that is tied in config.json only."""
     if not (config.tie_word_embeddings and "lm_head.weight" in shapes):
         return list(shapes)
     if not load("lm_head.weight").equal(load("model.embed_tokens.weight")):
@@ -196,7 +196,7 @@ def tensor_type(kind: str, shape: list[int]) -> Any:
 
 
 def architecture_metadata(config: Any, name: str, kind: str) -> dict[str, Any]:
-    """The keys under `general.` and `qwen2.`. Nothing of generation_config: servers would sample by it unasked."""
+    """The keys under `general.` and `qwen2.`. Nothing from generation_config: servers would apply it."""
     import gguf
 
     return {
@@ -213,3 +213,51 @@ def architecture_metadata(config: Any, name: str, kind: str) -> dict[str, Any]:
         "qwen2.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "qwen2.rope.freq_base": float(config.rope_parameters["rope_theta"]),
     }
+
+
+def tokenizer_metadata(tokenizer: Any, rows: int, name: str) -> dict[str, Any]:
+    """The keys under `tokenizer.`, in llama.cpp's names, for an embedding of `rows` rows.
+
+    Raises ModelError where llama.cpp would split text differently, or for more tokens than the embedding has rows.
+    """
+    from gguf import TokenType
+
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    check_splitting(parts, name)
+    tokens = {number: (token, TokenType.NORMAL) for token, number in parts["model"]["vocab"].items()}
+    for token in parts["added_tokens"]:
+        tokens[token["id"]] = token["content"], TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+    if (last := max(tokens)) >= rows:
+        raise ModelError(
+            f"{name}: the tokenizer was extended ('{tokens[last][0]}' has id {last}, the embedding {rows} rows); "
+            "export with the tokenizer of the base, or resize the base's embedding before training"
+        )
+    every = [tokens.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(rows)]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": [token for token, _ in every],
+        "tokenizer.ggml.token_type": [int(kind) for _, kind in every],
+        "tokenizer.ggml.merges": [
+            pair if isinstance(pair, str) else " ".join(pair) for pair in parts["model"]["merges"]
+        ],
+        "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
+        "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
+        # never added; without it llama.cpp would take the token with id 11
+        "tokenizer.ggml.bos_token_id": tokenizer.pad_token_id,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": tokenizer.chat_template,
+    }
+
+
+def check_splitting(parts: dict[str, Any], name: str) -> None:
+    """ModelError unless words are split as by llama.cpp's pre-tokenizer `qwen2`."""
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    steps = (parts["pre_tokenizer"] or {}).get("pretokenizers", [])
+    pattern = next((step["pattern"].get("Regex") for step in steps if step["type"] == "Split"), None)
+    bytes_only = [step["type"] for step in steps] == ["Split", "ByteLevel"] and not steps[1]["add_prefix_space"]
+    if parts["model"]["type"] != "BPE" or pattern != PRETOKENIZE_REGEX or not bytes_only:
+        raise ModelError(f"{name}: the tokenizer does not cut words as Qwen2's does; only that one can be exported")
+    if parts["normalizer"] not in (None, {"type": "NFC"}):
+        raise ModelError(f"{name}: the tokenizer normalizes text ({parts['normalizer']['type']}); llama.cpp would not")

@@ -1,4 +1,4 @@
-"""Talking to the Hub: names, further attempts, errors in one line; fetching an adapter."""
+"""Requests to the Hub: repository names, retries, one-line errors; fetching an adapter."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from qreason.machine.files import read_json
 
 ATTEMPTS = 4
 WAIT_SECONDS = 2.0
-"""Before the second attempt; then twice as long each time."""
+"""Before the second attempt; doubled each time."""
 ABOUT = "qreason.json"
-"""What another qreason needs to know of an adapter: its base, the system prompt, how replies were drawn."""
+"""The file about an adapter for another qreason: its base, the system prompt, the sampling."""
 NO_TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access (huggingface.co/settings/tokens)"
 Result = TypeVar("Result")
 
 
 def check_name(repo: str) -> str:
-    """The name of a repository, which is USER/NAME; InputError for any other."""
+    """The name of a repository, USER/NAME; InputError for anything else."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -31,7 +31,7 @@ def check_name(repo: str) -> str:
         valid = False
     if not valid:
         raise InputError(
-            f"{repo}: no name for the Hub; write it as USER/NAME, of letters, digits, '-', '_' and '.', at most 96 long"
+            f"{repo}: not a repository name; write USER/NAME, of letters, digits, '-', '_' and '.', at most 96 long"
         )
     return repo
 
@@ -39,16 +39,15 @@ def check_name(repo: str) -> str:
 def attempt(
     what: str, call: Callable[[], Result], say: Callable[[str], None], *, token: str | None, denied: str
 ) -> Result:
-    """Call the Hub, and again while it or the connection fails.
+    """Call the Hub; retry while it or the connection fails.
 
-    Raises InputError for a token that is wrong or may not (`denied` is the cure), HubError for the rest; the token is
-    in neither.
+    Raises InputError for a refused token (403: `denied` is the cure), HubError otherwise; no message holds the token.
     """
     for turn in range(ATTEMPTS):
         try:
             return call()
         except KeyboardInterrupt:
-            raise HubError(f"{what} was interrupted; run the same command again to go on") from None
+            raise HubError(f"{what} was interrupted; run the same command again to continue") from None
         except Exception as error:
             status, reason = explain(error)
             if status in (401, 403):
@@ -56,14 +55,14 @@ def attempt(
                 raise InputError(f"{what}: the Hub refused the token ({status}); {cure}") from None
             if (status is not None and status != 429 and status < 500) or turn == ATTEMPTS - 1:
                 hidden = reason.replace(token, "…") if token else reason
-                raise HubError(f"{what} failed ({hidden[:200]}); run the same command again to go on") from None
+                raise HubError(f"{what} failed ({hidden[:200]}); run the same command again to continue") from None
             say(f"{what}: {status or 'no connection'}, trying again")
             time.sleep(WAIT_SECONDS * 2**turn)
     raise AssertionError("the last turn returns or raises")
 
 
 def explain(error: Exception) -> tuple[int | None, str]:
-    """The HTTP status behind an error, and what it says; None where no answer came, 0 where it is no matter of HTTP."""
+    """The HTTP status behind an error (None: no answer, 0: not an HTTP error), and its message."""
     import httpx
 
     cause: BaseException | None = error
@@ -76,7 +75,7 @@ def explain(error: Exception) -> tuple[int | None, str]:
 
 
 def fetch_adapter(repo: str, revision: str | None, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """Download an adapter: its folder in the Hub's cache, and what `qreason push` wrote about it ({} without).
+    """Download an adapter: its folder in the Hub's cache, and its qreason.json ({} without one).
 
     Raises InputError where there is no such repository or no adapter in it.
     """

@@ -1,4 +1,4 @@
-"""The model card: what a run's own files say about it, and how to use what is pushed. Its text is in card.md."""
+"""The model card, from a run's own files; its text is in card.md."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qreason.machine.files import read_json
 from qreason.model.load import EMBEDDED
 from qreason.run.session import Session
 
-TAUGHT_BY = {"sft": "SFT", "grpo": "GRPO", "distill": "distillation"}
-"""Stages that train the policy -> what a reader calls them."""
+METHODS = {"sft": "SFT", "grpo": "GRPO", "distill": "distillation"}
+"""Stages that train the policy -> their names in the card."""
 PARTS = {"adapter": "a LoRA adapter", "merged": "the merged model", "gguf": "GGUF files"}
 LISTED = {"learning_rate", "num_train_epochs", "max_steps", "num_generations", "rows"}
-"""Settings of a stage that the card has."""
+"""Settings of a stage that the card lists."""
 
 
 def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[str]) -> str:
@@ -23,16 +23,17 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
     from huggingface_hub import ModelCard, ModelCardData
 
     report = read_json(run.folder / "report.json") if (run.folder / "report.json").is_file() else None
-    taught = list(dict.fromkeys(e["stage"] for e in run.disk.manifest["steps"] if e["stage"] in TAUGHT_BY))
+    stages = list(dict.fromkeys(e["stage"] for e in run.disk.manifest["steps"] if e["stage"] in METHODS))
     parts_text = " and ".join(text for part, text in PARTS.items() if part in parts)
     newest, licence = newest_merge(run), base_licence(run)
+    accuracy = report["passes"][-1]["accuracy"]["mean"] if report else None
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers" if "merged" in parts else "peft",
             license=licence,
             base_model=run.recipe.model.base if on_the_hub(run) else None,
             pipeline_tag="text-generation",
-            tags=["qreason", "reasoning", *taught],
+            tags=["qreason", "reasoning", *stages],
         ),
         template_str=Path(__file__).with_suffix(".md").read_text(encoding="utf-8"),
         repo=repo,
@@ -47,11 +48,11 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
         embedded=run.recipe.model.base in EMBEDDED,
         quantized=run.recipe.model.quantization == "nf4",
         licence=licence,
-        taught_by=" and ".join(TAUGHT_BY[stage] for stage in taught),
-        training=list(training(run, taught)),
+        taught_by=" and ".join(METHODS[stage] for stage in stages),
+        training=list(training(run, stages)),
         report=report,
         gain=report["gains"][-1] if report and report["gains"] else None,
-        wrong=share_wrong(report),
+        wrong=None if accuracy is None else 1 - accuracy,
         interval=interval,
         percent=lambda measure: interval(measure, 100, "%", 1),
         points=lambda measure: interval(measure, 100, "", 1),
@@ -64,7 +65,7 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
 
 
 def public_base(run: Session) -> str:
-    """The base's name for others: of a local folder its own name alone, never the path."""
+    """The base's public name: of a local folder its name without the path."""
     base = run.recipe.model.base
     return Path(base).name if Path(base).is_absolute() else base
 
@@ -75,7 +76,7 @@ def on_the_hub(run: Session) -> bool:
 
 
 def base_licence(run: Session) -> str | None:
-    """The licence that the base's own card declares; None where there is no card at hand."""
+    """The licence that the base's card declares; None where there is no local card."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
 
     base = run.recipe.model.base
@@ -84,13 +85,13 @@ def base_licence(run: Session) -> str | None:
     card = try_to_load_from_cache(base, "README.md") if on_the_hub(run) else Path(base) / "README.md"
     try:
         declared = ModelCard.load(card, ignore_metadata_errors=True).data.license if Path(card).is_file() else None
-    except Exception:  # the front matter of someone else's card may be anything
+    except Exception:  # the front matter of another's card may be anything
         return None
     return str(declared) if declared else None
 
 
-def training(run: Session, taught: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The table of what was trained: (what, value)."""
+def training(run: Session, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The rows of the card's training table: (name, value)."""
     recipe = run.recipe
     for key, source in recipe.data.sources.items():
         known = run.disk.manifest["data"].get(key, "")
@@ -98,10 +99,10 @@ def training(run: Session, taught: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield f"data, {key}", f"`{Path(source).name}` ({known[:23]}…)" if local else f"`{source}`"
     lora = recipe.model.lora
     yield "LoRA", f"r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout:g}"
-    if "grpo" in taught:
+    if "grpo" in stages:
         yield "rewards", ", ".join(f"{name} {weight:g}" for name, weight in recipe.weights.items())
     for step in recipe.steps[: run.disk.finished]:
-        if step.stage in TAUGHT_BY:
+        if step.stage in METHODS:
             settings = step.settings.model_dump(include=LISTED, exclude_none=True)
             listed = {name: value for name, value in settings.items() if name != "max_steps" or value > 0}
             yield step.stage, ", ".join(f"{name} {value:g}" for name, value in listed.items())
@@ -118,21 +119,14 @@ def interval(measure: dict[str, Any], scale: float = 1, unit: str = "", digits: 
     return f"{mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def share_wrong(report: dict[str, Any] | None) -> float | None:
-    mean = report["passes"][-1]["accuracy"]["mean"] if report else None
-    return None if mean is None else 1 - mean
-
-
 def judge(run: Session) -> str | None:
-    """How good the judge behind the rewards was, where it was measured."""
-    files = [
-        run.folder / entry["folder"] / "judge.json" for entry in run.disk.manifest["steps"] if entry["stage"] == "grpo"
-    ]
-    measured = [read_json(file).get("told") for file in files if file.is_file()]
-    return measured[-1] if measured else None
+    """The fitness of the judge behind the rewards, where it was measured."""
+    steps = [run.folder / entry["folder"] for entry in run.disk.manifest["steps"] if entry["stage"] == "grpo"]
+    files = [file for folder in steps if (file := folder / "judge.json").is_file()]
+    return read_json(files[-1]).get("told") if files else None
 
 
 def newest_merge(run: Session) -> Path | None:
-    """The merged model that was made last: of a merge step, or by `qreason merge RUN`."""
+    """The newest merged model, of a merge step or of `qreason merge RUN`."""
     made = [file for file in run.folder.glob("*/merge.json") if (file.parent / "model" / "config.json").is_file()]
     return max(made, key=lambda file: file.stat().st_mtime).parent / "model" if made else None

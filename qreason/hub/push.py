@@ -1,4 +1,4 @@
-"""What of a run is pushed to the Hub, pushing it in one commit, and looking at what arrived."""
+"""The files of a push to the Hub, pushing them in one commit, and comparing what arrived."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qreason.run.session import Session
 
 
 def collect(run: Session, repo: str, parts: Sequence[str]) -> list[Any]:
-    """The files of a push as huggingface_hub's additions, the card first. InputError where a part is not there."""
+    """The files of a push as huggingface_hub's additions, the card first; InputError for a missing part."""
     from huggingface_hub import CommitOperationAdd
 
     found: list[dict[str, Path | bytes]] = [{ABOUT: as_json(about(run))}]
@@ -37,7 +37,7 @@ def collect(run: Session, repo: str, parts: Sequence[str]) -> list[Any]:
 
 
 def adapter_files(run: Session, inside: str) -> dict[str, Path | bytes]:
-    """The newest adapter; a local path of the base is taken out of its configuration."""
+    """The newest adapter; its configuration names the base without a local path."""
     folder = run.disk.adapter()
     if folder is None:
         raise InputError(f"{run.folder}: no adapter to push yet; run sft or grpo first")
@@ -83,14 +83,14 @@ def as_json(value: Any) -> bytes:
 
 
 class Pusher:
-    """One push to the Hub, with the token this machine is logged in with."""
+    """One push to the Hub, with the token of this machine's login."""
 
     def __init__(self, repo: str, *, public: bool, say: Callable[[str], None]) -> None:
         from huggingface_hub import HfApi, constants, get_token
 
         self.repo, self.say = check_name(repo), say
         self.public = public
-        """Whether others can see it: as asked of a new repository, as it is of one that was there."""
+        """Whether others can see it: as requested for a new repository, unchanged for an existing one."""
         self.token = get_token()
         if not self.token:
             raise InputError(f"no token for the Hub: {NO_TOKEN}")
@@ -98,11 +98,11 @@ class Pusher:
         self.address = f"{constants.ENDPOINT}/{repo}"
 
     def ask(self, what: str, call: Callable[[], Any]) -> Any:
-        denied = f"take a token that may write to {self.repo}, or another name"
+        denied = f"use a token that may write to {self.repo}, or another name"
         return attempt(what, call, self.say, token=self.token, denied=denied)
 
     def check_rights(self) -> bool:
-        """Whether the repository is there. InputError for a wrong token, another's name, or a public repository."""
+        """Whether the repository exists; InputError for a wrong token, another user's name, or a public repository."""
         user = self.ask("asking whose token it is", self.api.whoami)
         names = [user["name"], *(org["name"] for org in user.get("orgs", []))]
         if self.repo.partition("/")[0].lower() not in (name.lower() for name in names):
@@ -111,14 +111,14 @@ class Pusher:
             return False
         info = self.ask("looking at the repository", lambda: self.api.repo_info(self.repo))
         if not info.private and not self.public:
-            raise InputError(f"{self.repo} is there and public; give --public to publish in it, or another name")
+            raise InputError(f"{self.repo} exists and is public; give --public to publish in it, or another name")
         self.public = not info.private
         return True
 
     def push(self, files: Sequence[Any]) -> str:
-        """Publish files in one commit, all of them or none; then compare what is there. Returns the address.
+        """Publish files in one commit, all or none, and compare the repository with them; returns the address.
 
-        Raises HubError or InputError where it ended early, and says what is on the Hub then.
+        Raises HubError or InputError where it failed; the message says what is on the Hub then.
         """
         there = self.check_rights()
         state = f"{self.repo} is as it was" if there else f"{self.repo} is empty, if it was created at all"
@@ -126,7 +126,7 @@ class Pusher:
         def publish() -> None:
             if not there:
                 self.api.create_repo(self.repo, private=not self.public, exist_ok=True)
-            # copies: an addition remembers what it found on the Hub, and would not look there again
+            # copies: an addition caches what it found on the Hub and would not check again
             additions = [copy.copy(file) for file in files]
             self.api.create_commit(self.repo, additions, commit_message=f"Pushed by qreason {__version__}")
 
@@ -137,7 +137,7 @@ class Pusher:
                 missing = self.differences(files)
             except (HubError, InputError):
                 raise type(error)(f"{error}; whether it was published is not known: look at {self.address}") from None
-            if missing:  # else only the answer was lost
+            if missing:  # otherwise only the answer was lost
                 raise type(error)(f"{error}; nothing was published: {state}") from None
         if wrong := self.differences(files):
             raise HubError(
@@ -146,7 +146,7 @@ class Pusher:
         return self.address
 
     def differences(self, files: Sequence[Any]) -> list[str]:
-        """The files that are not on the Hub with the size and the hash they have here."""
+        """The files that are not on the Hub with the local size and hash."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         def listing() -> dict[str, Any]:
@@ -167,5 +167,5 @@ def same(file: Any, there: Any) -> bool:
         return False
     if there.lfs is not None:
         return bool(there.lfs.sha256 == file.upload_info.sha256.hex())
-    with file.as_file() as stream:  # of a few MB at most: the Hub stores larger files as LFS
+    with file.as_file() as stream:  # a few MB at most: the Hub stores larger files in LFS
         return bool(there.blob_id == git_hash(stream.read()))

@@ -1,4 +1,4 @@
-"""JSON and JSON Lines files, written whole or not at all; hashes; free names."""
+"""JSON and JSON Lines files, written atomically; hashes; free names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def free_name(folder: Path) -> Path:
-    """A name beside a folder that is not taken: NAME.1, NAME.2, …"""
+    """The first free name beside a folder: NAME.1, NAME.2, …"""
     return next(path for i in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write the whole file or nothing: an interruption leaves the earlier one."""
+    """Write the whole file or nothing: an interruption leaves the earlier file."""
     draft = file.with_suffix(file.suffix + ".draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(file)
@@ -31,7 +31,7 @@ def read_json(file: Path) -> Any:
 
 
 def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool = False) -> None:
-    """Write the whole file or nothing, or `append` to what is there."""
+    """Write the whole file or nothing; with `append`, add rows to it."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if append:
         with file.open("a", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""Progress bars for whatever takes longer than two seconds; on stderr, so that stdout stays clean."""
+"""Progress bars, on stderr, so that stdout holds results only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ console = Console(stderr=True)
 
 
 class Bar:
-    """One line: what, how far, how long, and a note of the newest figures."""
+    """One line: the task, the steps done, the time, and a note with the newest figures."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task

@@ -1,4 +1,4 @@
-"""Work on many rows that is done in halves when a GPU's memory runs out."""
+"""Work on many rows, in halves when a GPU's memory runs out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more."""
+    """Free GPU memory that nothing refers to any more."""
     import torch
 
     gc.collect()
@@ -21,14 +21,14 @@ def free_memory() -> None:
 
 
 class Rows:
-    """How many rows are computed side by side; halved permanently when memory runs out, reported once."""
+    """How many rows are computed at a time; halved permanently when memory runs out, reported once."""
 
     def __init__(self, most: int, what: str, say: Callable[[str], None]) -> None:
         self.most, self.what, self.say = most, what, say
         self.halved = False
 
     def attempt(self, work: Callable[[], T], rows: int) -> T | None:
-        """The result of work on so many rows; None where memory ran out, for fewer to be tried.
+        """The result of work on `rows` rows; None where memory ran out and fewer should be tried.
 
         Raises OutOfMemoryError where it was one row.
         """
@@ -41,7 +41,7 @@ class Rows:
                 raise OutOfMemoryError(f"the GPU has not enough memory for one row of {self.what}") from None
         self.most = rows // 2
         if not self.halved:
-            self.say(f"out of GPU memory with {rows} rows of {self.what}: going on with fewer at a time")
+            self.say(f"out of GPU memory with {rows} rows of {self.what}: continuing with fewer at a time")
         self.halved = True
         free_memory()
         return None

@@ -1,7 +1,4 @@
-"""Reading a recipe: finding the file, --set overrides, and all problems at once, each with its line.
-
-Unknown keys, wrong values and missing files: for a key the nearest valid one is named.
-"""
+"""Reading a recipe: the file, --set overrides, and all problems at once, each with its line and the nearest key."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from qreason.recipe.schema import OWN_FOLDER, STAGES, Recipe, Step
 from qreason.recipe.sections import SUFFIXES, Weighted
 
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's loader, ten times as fast, where PyYAML was built with it."""
+"""libyaml's loader, ten times faster, where PyYAML was built with it."""
 
 
 def shipped() -> Path:
@@ -32,7 +29,7 @@ def shipped_recipes() -> list[Path]:
 
 
 def recipe_name(file: Path) -> str:
-    """What a shipped recipe is called: its path below recipes/, as `bench/gsm8k`."""
+    """The name of a shipped recipe: its path below recipes/, such as `bench/gsm8k`."""
     return file.relative_to(shipped() / "recipes").with_suffix("").as_posix()
 
 
@@ -49,7 +46,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
-    """Read, override and check a recipe; paths in it come back absolute.
+    """Read, override and check a recipe; its local paths become absolute.
 
     Raises RecipeError with every problem, each with its line.
     """
@@ -70,14 +67,13 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | Non
         set_value(raw, override)
     if seed is not None:
         raw["seed"] = seed
-    for folder in (str(file.resolve().parent), str(Path.cwd())):  # a custom reward lies in one of them
+    for folder in (str(file.resolve().parent), str(Path.cwd())):  # where custom rewards are imported from
         if folder not in sys.path:
             sys.path.append(folder)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        problems = "\n".join(describe(file, lines, problem) for problem in error.errors())
-        raise RecipeError(problems) from None
+        raise RecipeError("\n".join(describe(file, lines, problem) for problem in error.errors())) from None
     return find_files(recipe, file, lines)
 
 
@@ -86,30 +82,24 @@ MODEL_KEYS = {"judge": ("adapter", "base"), "preference": ("model",)}
 
 
 def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) -> Recipe:
-    """Make local paths absolute; those with a data suffix must exist, others may be Hub ids."""
-    data = recipe.data
+    """Make local paths absolute; paths with a data suffix must exist, others may be Hub ids."""
+    data, cure = recipe.data, "here or beside the recipe; give its path, or a Hub id"
     found = {key: find_file(value, file) for key, value in data.files.items()}
-    if missing := [key for key in found if found[key] is None]:
-        cure = "here or beside the recipe; give its path, or a Hub id"
-        raise RecipeError(
-            "\n".join(
-                f"{file}:{lines.get(('data', key), 1)}: data.{key}: no file {data.files[key]} {cure}" for key in missing
-            )
-        )
-    base = absolute(recipe.model.base)
-    steps = [find_models_of(step) for step in recipe.steps]
-    return recipe.model_copy(
-        update={
-            "data": data.model_copy(update=found),
-            "model": recipe.model.model_copy(update={"base": base}),
-            "rewards": find_models(recipe.rewards),
-            "steps": steps,
-        }
-    )
+    missing = {key: value for key, value in data.files.items() if found[key] is None}
+    if missing:
+        places = {key: f"{file}:{lines.get(('data', key), 1)}" for key in missing}
+        raise RecipeError("\n".join(f"{places[k]}: data.{k}: no file {v} {cure}" for k, v in missing.items()))
+    updates = {
+        "data": data.model_copy(update=found),
+        "model": recipe.model.model_copy(update={"base": absolute(recipe.model.base)}),
+        "rewards": find_models(recipe.rewards),
+        "steps": [find_models_of(step) for step in recipe.steps],
+    }
+    return recipe.model_copy(update=updates)
 
 
 def find_models(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
-    """Rewards with the folders of their models absolute."""
+    """Rewards with absolute paths of their models."""
     found = {}
     for name, reward in rewards.items():
         keys = MODEL_KEYS.get(reward.kind(name), ())
@@ -119,7 +109,7 @@ def find_models(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
 
 
 def find_models_of(step: Step) -> Step:
-    """A step with the folders of the models it asks absolute."""
+    """A step with absolute paths of the models it asks."""
     changes: dict[str, Any] = {}
     if step.grpo and step.grpo.rewards:
         changes["rewards"] = find_models(step.grpo.rewards)
@@ -130,7 +120,7 @@ def find_models_of(step: Step) -> Step:
 
 
 def absolute(model: str) -> str:
-    """A model's folder as an absolute path; a Hub id, an embedded base or a stage of the run, as it is."""
+    """A model's folder as an absolute path; a Hub id, an embedded base or a stage of the run unchanged."""
     if OWN_FOLDER.fullmatch(model):
         return model
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
@@ -139,11 +129,10 @@ def absolute(model: str) -> str:
 
 
 def find_file(value: str, recipe_file: Path) -> str | None:
-    """A data file, looked for from the recipe's folder upwards, then in the current folder; a Hub id as it is."""
-    folders = [*recipe_file.resolve().parents, Path.cwd()]
-    for folder in folders:
-        if (folder / Path(value).expanduser()).is_file():
-            return str((folder / Path(value).expanduser()).resolve())
+    """A data file in the recipe's folder, one above it, or the current folder; a Hub id unchanged; None for neither."""
+    for folder in (*recipe_file.resolve().parents, Path.cwd()):
+        if (file := folder / Path(value).expanduser()).is_file():
+            return str(file.resolve())
     return None if value.endswith(SUFFIXES) or value.startswith((".", "/", "~")) else value
 
 
@@ -166,7 +155,7 @@ def set_value(raw: dict[str, Any], override: str) -> None:
 
 
 def targets(raw: dict[str, Any], keys: list[str], override: str) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """The mappings an override writes into, and the keys inside them."""
+    """The mappings that an override writes into, and the keys inside them."""
     if keys[0] not in STAGES:
         yield raw, keys
         return
@@ -192,27 +181,25 @@ def read_lines(text: str) -> dict[tuple[Any, ...], int]:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 if (*path, key.value) in lines:
-                    raise yaml.MarkedYAMLError(problem=f"'{key.value}' is there twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(problem=f"duplicate key '{key.value}'", problem_mark=key.start_mark)
                 lines[(*path, key.value)] = key.start_mark.line + 1
                 walk(value, (*path, key.value))
         elif isinstance(node, yaml.SequenceNode):
             for position, value in enumerate(node.value):
                 walk(value, (*path, position))
 
-    root = yaml.compose(text, YAML)
-    if root is not None:
+    if (root := yaml.compose(text, YAML)) is not None:
         walk(root, ())
     return lines
 
 
 def describe(file: Path, lines: dict[tuple[Any, ...], int], problem: Any) -> str:
-    """One problem pydantic found, as `file:line: key: what (cure)`."""
+    """A problem that pydantic found, as `file:line: key: message`."""
     path = tuple(problem["loc"])
     known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)
     key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
-        hint = nearest(str(path[-1]), sibling_fields(path[:-1]))
-        return f"{file}:{known}: unknown key '{key}'{hint}"
+        return f"{file}:{known}: unknown key '{key}'{nearest(str(path[-1]), sibling_fields(path[:-1]))}"
     if problem["type"] == "missing":
         return f"{file}:{known}: '{key}' is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""The schema of a recipe: its steps, and whether they fit together and have what they need."""
+"""The schema of a recipe: its steps, and checks that they fit together and have what they need."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from qreason.errors import nearest
-from qreason.recipe.sections import Data, Draw, Model, Strict, Weighted, check_rewards, preference_models, weights
+from qreason.recipe.sections import Data, Draw, Model, Rewards, Strict, Weighted, preference_models
 from qreason.recipe.settings import Evaluate, Export, Merge, Pull, Sample
 from qreason.recipe.stage import BASE, NEWEST, Stage, Start
 from qreason.recipe.training import Distill, Grpo, Preference, Sft
@@ -57,11 +57,11 @@ class Step(Strict):
 STAGES: dict[str, type[Stage]] = {name: get_args(field.annotation)[0] for name, field in Step.model_fields.items()}
 """Every stage, and the class of its settings."""
 OWN_FOLDER = re.compile(r"\d{2,}-[a-z]+")
-"""How the run's own stages are named, as `02-preference`."""
+"""The name of a stage folder, such as `02-preference`."""
 
 
 def stage_folders(steps: Sequence[Step]) -> list[str]:
-    """The folder of each step: `01-sft`, `02-grpo`, …; an evaluation lies with the stage it measures."""
+    """The folder of each step: `01-sft`, `02-grpo`, …; an evaluation is in the folder of the stage it measures."""
     folders, current, number = [], BASE, 0
     for step in steps:
         if step.stage != "evaluate":
@@ -75,22 +75,17 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: Model
     data: Data
-    rewards: dict[str, Weighted] = Field(min_length=1)
+    rewards: Rewards
     sampling: Draw = Draw()
     steps: list[Step] = Field(min_length=1)
     fit: Literal["auto", "none"] = "auto"
-    """`auto`: on a GPU, micro-batches and replies side by side are cut down to what its memory holds, or the run is
-    refused; the mathematics stays the same. `none`: as written."""
+    """`auto`: on a GPU, micro-batches and replies per pass are reduced until they fit its memory, with the same results
+    up to rounding; a run that cannot fit is refused. `none`: as written."""
     seed: int = Field(1, ge=0)
-
-    @field_validator("rewards")
-    @classmethod
-    def known_rewards(cls, rewards: dict[str, Weighted]) -> dict[str, Weighted]:
-        return check_rewards(rewards)
 
     @property
     def weights(self) -> dict[str, float]:
-        return weights(self.rewards)
+        return {name: reward.weight for name, reward in self.rewards.items()}
 
     def rewards_of(self, step: Step) -> dict[str, Weighted]:
         """The rewards of a step: its own, or those of the recipe."""
@@ -98,7 +93,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def check_data(self) -> Recipe:
-        """Every step has the data it reads, and draws where it has to."""
+        """Every step has the data it reads, and a temperature above 0 where it must draw."""
         for step in self.steps:
             for key, what in step.settings.reads().items():
                 if getattr(self.data, key) is None:
@@ -109,7 +104,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def check_order(self) -> Recipe:
-        """Evaluations can be compared, and each stage comes after what it takes."""
+        """Evaluations are comparable, and each stage follows the one it needs."""
         if len({step.evaluate for step in self.steps if step.evaluate}) > 1:
             raise ValueError("steps: evaluate steps with different settings cannot be compared; give all the same")
         for before, after in pairwise(self.steps):
@@ -124,7 +119,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def check_dependencies(self) -> Recipe:
-        """What a step names of earlier ones is there: an adapter, sampled data, a reward model."""
+        """The adapter, sampled data or reward model of an earlier step that a step names exists."""
         folders = stage_folders(self.steps)
         for position, step in enumerate(self.steps):
             settings = step.settings
@@ -149,7 +144,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def check_rankings(self) -> Recipe:
-        """What ranks or sifts replies is the total, a reward, or the likelihood."""
+        """Replies are ranked or filtered by the total, a reward, or the likelihood."""
         for position, step in enumerate(self.steps):
             known = ["total", *self.rewards] + ([] if step.sample else ["likelihood"])
             for name, setting in step.settings.rankings().items():
@@ -162,8 +157,7 @@ class Recipe(Strict):
 
     def dump(self) -> dict[str, Any]:
         """The recipe as resolved, as plain values that load again."""
-        steps = [{step.stage: plain_values(step.settings)} for step in self.steps]
-        return plain_values(self) | {"steps": steps}
+        return plain_values(self) | {"steps": [{step.stage: plain_values(step.settings)} for step in self.steps]}
 
 
 def plain_values(section: Strict) -> dict[str, Any]:

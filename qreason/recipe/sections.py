@@ -1,11 +1,11 @@
-"""The sections of a recipe that are no steps: model, data, sampling, rewards (strict: unknown keys fail)."""
+"""The sections of a recipe beside its steps: model, data, sampling, rewards; unknown keys fail."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from qreason.errors import nearest
 from qreason.rewards.registry import NAMES, settings_model
@@ -59,22 +59,22 @@ class Data(Strict):
     splits: dict[Literal["sft", "prompts", "heldout", "plain", "pairs"], str] = {}
     """Split of a Hub data set for each use; `train`, or `test` for held-out rows, when not given."""
     fields: dict[Literal["id", "prompt", "reference", "reasoning", "accepted", "category", "tests"], str] = {}
-    """Column names, where they are not among the usual ones (see data.py)."""
+    """Column names, where they are not among the usual ones (data/examples.py)."""
     choices: str | tuple[str, ...] | None = None
-    """Multiple choice: the column with the list of choices, or the columns with one each, the right one first."""
+    """Multiple choice: the column with the list of choices, or one column per choice, the right one first."""
     where: dict[str, tuple[str, ...]] = {}
     """Use only rows whose column has one of these values."""
     prompt: Literal["helpdesk", "math", "choice"] = "helpdesk"
-    """Which system prompt of prompts.py the messages carry."""
+    """The system prompt (data/prompts.py)."""
 
     @property
     def sources(self) -> dict[str, str]:
-        """`sft`, `prompts`, `heldout` and `plain`, those that are given -> file or Hub id."""
+        """Those of `sft`, `prompts`, `heldout` and `plain` that are given -> file or Hub id."""
         return {use: source for use in USES if (source := getattr(self, use)) is not None}
 
     @property
     def all_sources(self) -> dict[str, str]:
-        """The same and `pairs`: all that a model is trained or measured on."""
+        """The same and `pairs`: what a model is trained or measured on."""
         return self.sources | ({"pairs": self.pairs} if self.pairs else {})
 
     @property
@@ -92,7 +92,7 @@ class Draw(Strict):
     min_p: float = Field(0.0, ge=0, le=1)
     max_completion_length: int = Field(256, gt=0)
     max_num_seqs: int = Field(128, gt=0)
-    """Replies that are decoded side by side; fewer need less memory and take longer."""
+    """Replies that are decoded at a time; fewer need less memory and take longer."""
 
     def sampling(self, *, greedy: bool = False, seed: int | None = None) -> Sampling:
         drawn = self.model_dump() | ({"temperature": 0.0} if greedy else {})
@@ -100,13 +100,13 @@ class Draw(Strict):
 
 
 class Weighted(Strict):
-    """A reward's weight and settings; in a recipe the weight alone, or a mapping with all of it."""
+    """A reward's weight and settings; in a recipe the weight alone, or a mapping with all of them."""
 
     weight: float = Field(ge=0, allow_inf_nan=False)
     reward: str | None = None
-    """Which reward it is, where the recipe calls it something else: for two preference models, for example."""
+    """The reward's name, where the recipe's key is another one: for two preference models, for example."""
     only: Literal["reasoning", "plain"] | None = None
-    """The rows it is for: those of data.plain, or the others; elsewhere the total does without it."""
+    """The rows that it scores: those of data.plain, or the others; elsewhere the total leaves it out."""
     settings: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -123,12 +123,12 @@ class Weighted(Strict):
         return {"weight": self.weight, **own, **self.settings} if own or self.settings else self.weight
 
     def kind(self, name: str) -> str:
-        """The reward's own name, given what the recipe calls it."""
+        """The reward's name, given its key in the recipe."""
         return self.reward or name
 
 
 def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
-    """ValueError for a reward or a setting that there is not, and where no reward counts."""
+    """ValueError for an unknown reward or setting, and where all weights are 0."""
     for name, reward in rewards.items():
         kind = reward.kind(name)
         if kind not in NAMES and ":" not in kind:
@@ -141,7 +141,7 @@ def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
 
 
 def check_settings(name: str, settings: dict[str, Any]) -> None:
-    """ValueError for a setting that a reward does not have, or a value it cannot take."""
+    """ValueError for an unknown setting of a reward, or a wrong value."""
     model = settings_model(name)
     try:
         model.model_validate(settings)
@@ -155,8 +155,7 @@ def check_settings(name: str, settings: dict[str, Any]) -> None:
         raise ValueError(f"{name}: {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}") from None
 
 
-def weights(rewards: dict[str, Weighted]) -> dict[str, float]:
-    return {name: reward.weight for name, reward in rewards.items()}
+Rewards = Annotated[dict[str, Weighted], Field(min_length=1), AfterValidator(check_rewards)]
 
 
 def preference_models(rewards: Mapping[str, Weighted]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The settings of the stages that do not train, as they stand in a step of a recipe."""
+"""The settings of the stages that do not train."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ class Beam(Strict):
     width: int = Field(4, ge=1)
     """Partial replies kept."""
     expand: int = Field(4, ge=1)
-    """Continuations of each by one step."""
+    """Continuations of each partial reply by one step."""
     by: str = "likelihood"
-    """What ranks them: `likelihood`, `total`, or one of the recipe's rewards, given the partial reply."""
+    """What ranks them: `likelihood`, `total`, or one of the recipe's rewards on the partial reply."""
 
 
 class Sample(Start):
     """Rejection sampling: draw replies to data.prompts and keep the good ones as SFT data."""
 
     teacher: Teacher | None = None
-    """Who replies in place of the run's own model."""
+    """The model that replies in place of the run's own."""
     n: int = Field(4, ge=1)
-    """Replies a prompt."""
+    """Replies per prompt."""
     rows: int | None = Field(None, gt=0)
     """Use only the first prompts."""
     keep: dict[str, float] = Field({"correctness": 1.0})
-    """The least that a kept reply earns: from rewards of the recipe by name, or `total`."""
+    """The minimum score of a kept reply: rewards of the recipe by name, or `total`."""
     per_prompt: int | None = Field(None, ge=1)
-    """Keep at most so many replies to a prompt."""
+    """Replies kept per prompt, at most."""
     least_words: int = Field(1, ge=0)
     most_words: int | None = Field(None, ge=1)
     """Bounds on the words of the whole reply."""
     language: str | None = "en"
     """The language a reply must be in; null for any."""
     language_share: float = Field(0.9, ge=0, le=1)
-    """The least share of words in that language."""
+    """The minimum share of words in that language."""
     plain_share: float = Field(0.0, ge=0, lt=1)
-    """The share of the written data that are rows of data.plain."""
+    """The share of rows from data.plain in the written data."""
 
     @model_validator(mode="after")
     def known_language(self) -> Sample:
@@ -76,11 +76,11 @@ class Evaluate(Stage):
     rows: int | None = Field(None, gt=0)
     """Use only the first held-out rows."""
     samples: int = Field(4, ge=1)
-    """Replies per row for pass@1, beside the greedy one."""
+    """Replies per row for pass@1, in addition to the greedy one."""
     chain_of_thought: bool = True
-    """Ask for reasoning before the answer; without, for the answer alone."""
+    """Ask for reasoning before the answer; otherwise for the answer alone."""
     right_by: Literal["correctness", "math"] = "correctness"
-    """The rule that says whether an answer is right."""
+    """The rule that decides whether an answer is right."""
     pass_at: tuple[PositiveInt, ...] = ()
     """The k of pass@k: is one of k samples right?"""
     cons_at: tuple[PositiveInt, ...] = ()
@@ -112,7 +112,7 @@ class Evaluate(Stage):
 
 
 SPARSE = ("ties", "dare_linear", "dare_ties")
-"""Blends that keep only a part of each adapter."""
+"""Blends that keep a share of each adapter's weights."""
 
 
 class Merge(Stage):
@@ -134,7 +134,7 @@ class Merge(Stage):
     density: float | None = Field(None, gt=0, le=1)
     """Share of each adapter that TIES and DARE keep."""
     rows: int = Field(32, gt=0)
-    """Held-out rows on which the trained and the merged model are compared."""
+    """Held-out rows for comparing the trained and the merged model."""
 
     @model_validator(mode="after")
     def blends_several(self) -> Merge:
@@ -145,9 +145,7 @@ class Merge(Stage):
         if self.weights and len(self.weights) != len(self.adapters):
             raise ValueError(f"weights: {len(self.weights)} for {len(self.adapters)} adapters; give one for each")
         if (self.density is not None) != (self.blend in SPARSE):
-            raise ValueError(
-                f"density: the share of weights to keep, for a blend by {', '.join(SPARSE)} and only there"
-            )
+            raise ValueError(f"density: the share of weights to keep, only for a blend by {', '.join(SPARSE)}")
         return self
 
 
@@ -159,7 +157,7 @@ class Pull(Stage):
     repo: str = Field(pattern=r"^[^/]+/[^/]+$")
     revision: str | None = None
     other_base: bool = False
-    """The adapter may name another base than the recipe: it is the same model under another name."""
+    """Accept an adapter that names another base: the same model under another name."""
 
     @property
     def origin(self) -> str | None:
@@ -177,11 +175,11 @@ class Export(Stage):
     gguf: list[str] = Field(["f16", "q8_0", "q4_k_m"], min_length=1)
     """The types of the files."""
     ollama: bool = False
-    """Write a Modelfile for the last of the types too, and create the model where Ollama is installed."""
+    """Also write a Modelfile for the last of the types, and create the model where Ollama is installed."""
     verify: bool = True
-    """Run every file in llama.cpp before it gets its name."""
+    """Check every file in llama.cpp before it gets its name."""
     rows: int = Field(100, gt=0)
-    """Held-out rows that the accuracy of each file is measured on."""
+    """Held-out rows for measuring the accuracy of each file."""
 
     @field_validator("gguf")
     @classmethod

@@ -1,4 +1,4 @@
-"""What every stage's settings say of themselves."""
+"""What the settings of every stage declare: what it reads, writes and needs."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from qreason.recipe.sections import Data, Draw, Strict, Weighted
 
 NEWEST = "newest"
 BASE = "base"
-"""What the untrained base is called where stages are named."""
+"""The name of the untrained base among stages."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage holds in memory at a time beyond the base, for the memory plan; counts are of rows."""
+    """What a stage holds in memory at a time beside the base, for the memory plan; counts are rows."""
 
     rollouts: tuple[tuple[int, int], ...] = ()
-    """(prompts, replies to each) that are decoded side by side."""
+    """(prompts, replies per prompt) that are decoded at a time."""
     judged: tuple[int, int] | None = None
-    """(replies that are scored together, replies per prompt)."""
+    """(replies that are scored at a time, replies per prompt)."""
     fills_judge: bool = False
-    """Whether the judge also sees a full batch of its own."""
+    """Whether the judge also gets a full batch of its own."""
     rows: int = 0
-    """Of a micro-batch that is trained on; 0: nothing is trained."""
+    """Rows of a training micro-batch; 0: nothing is trained."""
     text: Literal["example", "reply", "pair"] = "example"
-    """What a trained row is: an SFT example, a prompt with a reply, one side of a pair."""
+    """The content of a training row: an SFT example, a prompt with a reply, one side of a pair."""
     most_tokens: int | None = None
-    """Longer rows are cut."""
+    """Longer rows are truncated."""
     fills_rows: bool = False
     """Whether every row is filled up to the limit (packing)."""
     logits: Literal["chunked", "whole", "completion", "none"] = "none"
-    """What logits the loss holds: a chunk, those of all tokens, those of the completions."""
+    """The logits that the loss holds: a chunk, those of all tokens, those of the completions."""
     reference: bool = False
     """Whether a copy of the adapter is kept as the reference."""
     interrupted: bool = False
@@ -41,27 +41,27 @@ class Work:
 
 
 class Stage(Strict):
-    """The settings of a stage. Subclasses say what the stage reads, makes and needs."""
+    """The settings of a stage. Subclasses declare what the stage reads, writes and needs."""
 
     leaves_adapter: ClassVar[bool] = False
-    """Whether later stages may start from the adapter it writes."""
+    """Whether it writes an adapter that later stages may start from."""
     draws: ClassVar[str] = ""
-    """Why it cannot do with temperature 0; empty where it can."""
+    """Why it needs a temperature above 0; empty where it does not."""
     follows: ClassVar[tuple[str, ...]] = ()
-    """The stages of which one must come right before it, evaluations aside; empty for any."""
+    """The stages that may directly precede it, evaluations aside; empty for any."""
 
     def reads(self) -> dict[str, str]:
-        """Data key -> what it holds, for the data that the stage reads with these settings."""
+        """Data key -> its content, for the data that the stage reads with these settings."""
         return {}
 
     @property
     def reads_sampled(self) -> bool:
-        """Whether it reads what the newest sample step drew."""
-        return False
+        """Whether it reads the draws of the newest sample step."""
+        return getattr(self, "data", None) == "sampled"
 
     @property
     def origin(self) -> str | None:
-        """What it takes from outside the run: a teacher, a repository."""
+        """Its source outside the run: a teacher, a repository."""
         return None
 
     @property
@@ -70,11 +70,11 @@ class Stage(Strict):
         return None
 
     def rankings(self) -> dict[str, str]:
-        """Name of what ranks or sifts replies -> the setting that names it, as `best_by`."""
+        """Name of what ranks or filters replies -> the setting that names it, such as `best_by`."""
         return {}
 
     def work(self, sampling: Draw, data: Data) -> Work | None:
-        """What it needs in memory beyond the base; None: nothing that is planned."""
+        """What it needs in memory beside the base; None: nothing that is planned."""
         return None
 
 
@@ -82,4 +82,4 @@ class Start(Stage):
     """A stage that starts from a checkpoint of the run."""
 
     start: str = Field(NEWEST, alias="from")
-    """`newest` adapter, `base` (no adapter), or the folder of an earlier stage, as `01-sft`."""
+    """`newest` adapter, `base` (no adapter), or the folder of an earlier stage, such as `01-sft`."""

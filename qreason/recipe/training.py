@@ -6,20 +6,20 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from qreason.recipe.sections import Data, Draw, Strict, Weighted, check_rewards
+from qreason.recipe.sections import Data, Draw, Rewards, Strict, Weighted
 from qreason.recipe.stage import Start, Work
 
 
 def plain_rows(share: float) -> dict[str, str]:
-    """What a stage reads that mixes in a share of rows without reasoning."""
+    """The data that a stage reads for a share of rows without reasoning."""
     return {"plain": "rows without reasoning (plain_share)"} if share else {}
 
 
 class Training(Start):
-    """What SFT and GRPO share, in TRL's terms; `trl` passes any further field of TRL's config through."""
+    """What the training stages share, in TRL's terms; `trl` passes any further field of TRL's config through."""
 
     not_trls: ClassVar[frozenset[str]] = frozenset({"rows", "trl", "start"})
-    """Settings that are no fields of TRL's config."""
+    """Settings that are not fields of TRL's config."""
 
     per_device_train_batch_size: int = Field(8, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
@@ -28,7 +28,7 @@ class Training(Start):
     learning_rate: float = Field(2e-4, gt=0)
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = Field(0.03, ge=0)
-    """A number of steps, or below 1 a share of them."""
+    """A number of steps, or, below 1, a share of all steps."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     optim: str = "adamw_torch"
@@ -63,10 +63,6 @@ class Sft(Training):
     def reads(self) -> dict[str, str]:
         return {} if self.reads_sampled else {"sft": "incidents"}
 
-    @property
-    def reads_sampled(self) -> bool:
-        return self.data == "sampled"
-
     def work(self, sampling: Draw, data: Data) -> Work:
         return Work(
             rows=self.per_device_train_batch_size,
@@ -78,7 +74,7 @@ class Sft(Training):
 
 
 PREFLIGHT_PROMPTS = 8
-"""Prompts that are sampled from before GRPO."""
+"""Prompts that are sampled before GRPO."""
 
 
 class Grpo(Training):
@@ -86,12 +82,12 @@ class Grpo(Training):
 
     leaves_adapter: ClassVar[bool] = True
     draws: ClassVar[str] = "grpo compares different replies"
-    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {
-        *("rewards", "plain_share", "preflight", "stop_on_reward_hacking"),
-    }
+    not_trls: ClassVar[frozenset[str]] = Training.not_trls.union(
+        ("rewards", "plain_share", "preflight", "stop_on_reward_hacking")
+    )
 
-    rewards: dict[str, Weighted] | None = Field(None, min_length=1)
-    """Its own rewards; those of the recipe where not given."""
+    rewards: Rewards | None = None
+    """Rewards of this step; those of the recipe where not given."""
     plain_share: float = Field(0.0, ge=0, lt=1)
     """The share of its prompts that are rows of data.plain, asked without the system prompt."""
     num_generations: int = Field(8, ge=2)
@@ -108,21 +104,16 @@ class Grpo(Training):
     num_iterations: int = Field(1, gt=0)
     """Optimizer passes over the same rollouts; from the second on, the ratio is not 1 and clipping acts."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
-    """A ratio each token, or one each sequence (GSPO)."""
+    """One ratio per token, or per sequence (GSPO)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by: the standard deviation of the group, of the batch, or nothing (Dr. GRPO)."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
-    """What the sum over tokens is divided by, and other losses; docs/sampling.md has the formulas."""
+    """How the loss is averaged over tokens, or another loss; docs/sampling.md has the formulas."""
     mask_truncated_completions: bool = False
     preflight: bool = True
     """Before training, score the references and a few completions, and stop where GRPO could not learn."""
     stop_on_reward_hacking: bool = False
-    """Stop, without an adapter, when a reward is being gamed; otherwise it is only said."""
-
-    @field_validator("rewards")
-    @classmethod
-    def known_rewards(cls, rewards: dict[str, Weighted] | None) -> dict[str, Weighted] | None:
-        return check_rewards(rewards) if rewards else rewards
+    """Stop, without an adapter, at a sign of reward hacking; otherwise it is only reported."""
 
     @model_validator(mode="after")
     def whole_groups(self) -> Grpo:
@@ -148,7 +139,7 @@ class Grpo(Training):
 
     @property
     def prompts_at_a_time(self) -> int:
-        """Prompts that are replied to together: those of a generation batch, or of the preflight."""
+        """Prompts per call of the generator: those of a generation batch, or of the preflight."""
         return max(self.replies_at_a_time // self.num_generations, PREFLIGHT_PROMPTS if self.preflight else 1)
 
     def work(self, sampling: Draw, data: Data) -> Work:
@@ -171,18 +162,14 @@ class Preference(Training):
     not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "about", "heldout_share"}
 
     data: Literal["pairs", "sampled"] = "pairs"
-    """`data.pairs`, or of each prompt of the newest sample step the best draw against the worst, by total."""
+    """`data.pairs`, or the best against the worst draw, by total, for each prompt of the newest sample step."""
     about: str | None = None
-    """Use only the pairs whose `about` column says this."""
+    """Use only the pairs with this value in their `about` column."""
     heldout_share: float = Field(0.1, gt=0, lt=1)
-    """The share of the prompts whose pairs are held out, to measure on."""
+    """The share of the prompts whose pairs are held out."""
 
     def reads(self) -> dict[str, str]:
         return {} if self.reads_sampled else {"pairs": "ranked pairs"}
-
-    @property
-    def reads_sampled(self) -> bool:
-        return self.data == "sampled"
 
     def work(self, sampling: Draw, data: Data) -> Work:
         rows = 2 * self.per_device_train_batch_size  # both sides of a pair
@@ -190,20 +177,20 @@ class Preference(Training):
 
 
 class Teacher(Strict):
-    """Who replies in place of the run's own model: a model that is loaded for it, or an OpenAI-compatible server."""
+    """The model that replies in place of the run's own: loaded locally, or on an OpenAI-compatible server."""
 
     model: str
     """A Hub id, a model's folder, or a run folder (its newest adapter); with an endpoint, the model's name there."""
     quantization: Literal["none", "nf4"] = "none"
-    """Of a model that is loaded here; a run folder has its own."""
+    """Of a local model; a run folder has its own setting."""
     endpoint: str | None = None
-    """The server's address before /chat/completions."""
+    """The server's address without /chat/completions."""
     api_key: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; it may be unset."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds a reply may take."""
+    """Seconds per reply at most."""
     retries: int = Field(5, ge=0)
-    """Further attempts after a timeout, a 429 or a 5xx, waiting twice as long each time."""
+    """Further attempts after a timeout, a 429 or a 5xx; the wait doubles each time."""
     concurrency: int = Field(8, ge=1)
     """Requests in flight."""
 
@@ -218,7 +205,7 @@ class Teacher(Strict):
 
 
 class Distill(Training):
-    """On-policy distillation: the student replies to data.prompts, and learns the teacher's distribution there."""
+    """On-policy distillation: the student learns the teacher's distribution on its own replies to data.prompts."""
 
     leaves_adapter: ClassVar[bool] = True
     draws: ClassVar[str] = "distill draws replies"

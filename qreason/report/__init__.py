@@ -1,1 +1,1 @@
-"""What a run has shown: evaluations as numbers with intervals, and the gains between them."""
+"""The results of a run: evaluations as numbers with intervals, and the gains between them."""

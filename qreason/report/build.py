@@ -15,7 +15,8 @@ Rows = list[dict[str, Any]]
 
 def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
     """One pass over held-out rows as numbers. Greedy replies, except pass_at_1: the mean over the samples."""
-    report: dict[str, Any] = {
+    splits = sorted({row["split"] for row in rows if row["split"]})
+    return {
         "after": after,
         "rows": len(rows),
         "unjudged": column(rows, "accurate").count(None),
@@ -28,14 +29,12 @@ def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
         "reply_words": mean(column(rows, "words")),
         "finished": share(column(rows, "finished")),
         "scaling": measure_scaling(rows),
+        "splits": {name: measure_split([row for row in rows if row["split"] == name]) for name in splits},
     }
-    splits = sorted({row["split"] for row in rows if row["split"]})
-    report["splits"] = {name: measure_split([row for row in rows if row["split"] == name]) for name in splits}
-    return report
 
 
 def measure_scaling(rows: Rows) -> dict[str, Any]:
-    """Method -> its mean over rows, completion tokens a row, and the paired gain over pass@1; empty if none asked."""
+    """Method -> its mean over rows, completion tokens per row, and the paired gain over pass@1."""
     scaled = [row["scaling"] for row in rows if row.get("scaling")]
     return {
         method: {
@@ -57,16 +56,15 @@ def measure_split(rows: Rows) -> dict[str, Any]:
 
 def compare(before: Rows, after: Rows, names: tuple[str, str]) -> dict[str, Any]:
     """The gains from one pass to another on the same rows, paired by row."""
-    pairs = {"accuracy": "accurate", "pass_at_1": "pass_at_1", "reward": "total"}
     gains: dict[str, Any] = {"from": names[0], "to": names[1]}
-    for name, key in pairs.items():
+    for name, key in (("accuracy", "accurate"), ("pass_at_1", "pass_at_1"), ("reward", "total")):
         gains[name] = gain(column(before, key), column(after, key))
     gains["accuracy"]["p"] = round(sign_test(column(before, "accurate"), column(after, "accurate")), 6)
     return gains
 
 
 def trace(run: RunFolder, folder: str) -> dict[str, Any]:
-    """How the mean reward and its parts went over the logged steps of a GRPO step; None where none was judged."""
+    """The mean reward and its parts over the logged steps of a GRPO step; None where no reply was judged."""
     rows = [row for row in read_jsonl(run.path / folder / "metrics.jsonl") if "reward" in row]
     parts = {name.split("/")[1]: name for name in (rows[0] if rows else ()) if re.fullmatch("rewards/[^/]+/mean", name)}
     return {
@@ -78,7 +76,7 @@ def trace(run: RunFolder, folder: str) -> dict[str, Any]:
 
 
 def shorten(value: float | None) -> float | None:
-    """Four decimals; a mean over no reply is no number."""
+    """Four decimals; None for a mean over no replies (nan)."""
     return None if value is None or math.isnan(value) else round(value, 4)
 
 
@@ -87,7 +85,7 @@ def column(rows: Rows, key: str) -> list[Any]:
 
 
 def write_report(run: RunFolder) -> dict[str, Any]:
-    """Put the finished evaluations of a run together in report.json and replies.jsonl; returns the report."""
+    """Write the finished evaluations of a run to report.json and replies.jsonl; returns the report."""
     evaluations, steps = run.evaluations(), run.manifest["steps"]
     passes = [read_jsonl(folder / "evaluation.jsonl") for folder in evaluations]
     names = [folder.name for folder in evaluations]

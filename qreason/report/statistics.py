@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 Interval = dict[str, float | None]
 """`mean`, `low`, `high`; all None where there is nothing to average."""
-
+NOTHING: Interval = {"mean": None, "low": None, "high": None}
 RESAMPLES = 10_000
 Z = 1.959964
 
@@ -17,7 +17,7 @@ def share(hits: Sequence[bool | None]) -> Interval:
     known = [hit for hit in hits if hit is not None]
     n = len(known)
     if n == 0:
-        return {"mean": None, "low": None, "high": None}
+        return dict(NOTHING)
     p = sum(known) / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
@@ -30,7 +30,7 @@ def mean(values: Sequence[float | None]) -> Interval:
 
     known = numpy.array([value for value in values if value is not None], dtype=float)
     if len(known) == 0:
-        return {"mean": None, "low": None, "high": None}
+        return dict(NOTHING)
     source = numpy.random.default_rng(0)
     means = known[source.integers(0, len(known), (RESAMPLES, len(known)))].mean(1)
     low, high = numpy.percentile(means, [2.5, 97.5])
@@ -38,7 +38,7 @@ def mean(values: Sequence[float | None]) -> Interval:
 
 
 def gain(before: Sequence[float | None], after: Sequence[float | None]) -> Interval:
-    """The mean difference of paired rows with its bootstrap interval; a gain is one when `low` is above 0."""
+    """The mean difference of paired rows with its bootstrap interval; it is established when `low` is above 0."""
     pairs = zip(before, after, strict=True)
     return mean([None if b is None or a is None else a - b for b, a in pairs])
 

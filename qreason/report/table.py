@@ -10,6 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+BARS = "▁▂▃▄▅▆▇█"
+
 
 def percent(interval: dict[str, Any]) -> str:
     if interval["mean"] is None:
@@ -29,11 +31,19 @@ def points(interval: dict[str, Any]) -> Text:
     return Text(f"{interval['mean'] * 100:+.1f} [{low:+.1f}, {high:+.1f}]", style=style)
 
 
-def passes_table(passes: Sequence[dict[str, Any]]) -> Table:
+def plain_table(left: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """A table without lines: left-aligned columns, then right-aligned ones."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("after")
-    for name in ("accuracy", "pass@1", "format", "reward", "words"):
+    for name in left:
+        table.add_column(name)
+    for name in right:
         table.add_column(name, justify="right")
+    return table
+
+
+def passes_table(passes: Sequence[dict[str, Any]]) -> Table:
+    """Every evaluation with its 95 % intervals."""
+    table = plain_table(["after"], ["accuracy", "pass@1", "format", "reward", "words"])
     for row in passes:
         table.add_row(
             row["after"],
@@ -48,25 +58,9 @@ def passes_table(passes: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def gains_table(gains: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("gain in points")
-    for name in ("accuracy", "pass@1", "reward x 100"):
-        table.add_column(name, justify="right")
-    for row in gains:
-        table.add_row(
-            f"{row['from']} → {row['to']}", points(row["accuracy"]), points(row["pass_at_1"]), points(row["reward"])
-        )
-    return table
-
-
 def scaling_table(passes: Sequence[dict[str, Any]]) -> Table | None:
-    """What more tokens per row buy, in the passes that measured it; None where none did."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("after")
-    table.add_column("inference")
-    for name in ("right", "over pass@1, points", "tokens"):
-        table.add_column(name, justify="right")
+    """Inference-time scaling in the passes that measured it; None where none did."""
+    table = plain_table(["after", "inference"], ["right", "over pass@1, points", "tokens"])
     for row in passes:
         for method, figures in row["scaling"].items():
             over = Text("") if method == "pass@1" else points(figures["gain"])
@@ -76,9 +70,7 @@ def scaling_table(passes: Sequence[dict[str, Any]]) -> Table | None:
 
 def curves_table(curves: Sequence[dict[str, Any]]) -> Table | None:
     """The rewards over the steps of each GRPO step, from 0 to the highest point; None where none was logged."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("reward over", "steps", "", ""):
-        table.add_column(name)
+    table = plain_table(["reward over", "steps", "", ""])
     for curve in curves:
         for name, values in {"reward": curve["reward"], **curve["parts"]}.items():
             if stretch := bins([value for value in values if value is not None]):
@@ -88,43 +80,39 @@ def curves_table(curves: Sequence[dict[str, Any]]) -> Table | None:
 
 
 def bins(values: Sequence[float], most: int = 30) -> list[float]:
-    """Means of at most so many equal stretches."""
+    """Means of at most `most` equal stretches of the values."""
     count = min(most, len(values))
     edges = [len(values) * place // count for place in range(count + 1)] if count else [0]
     return [average(values[low:high]) for low, high in pairwise(edges)]
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A bar a value, from 0 to the largest."""
+    """One bar per value, from 0 to the largest."""
     top = max(values) or 1.0
     return "".join(BARS[min(len(BARS) - 1, max(0, int(value / top * len(BARS))))] for value in values)
 
 
-BARS = "▁▂▃▄▅▆▇█"
-
-
 def report_table(report: dict[str, Any]) -> Group:
-    """The passes with 95 % intervals, the paired gains, what inference-time scaling gave, GRPO's curves."""
+    """The passes, the paired gains, inference-time scaling, and GRPO's curves."""
     rows: list[Table | Text] = [passes_table(report["passes"])]
     if report["gains"]:
-        rows += [Text(""), gains_table(report["gains"])]
-    if scaled := scaling_table(report["passes"]):
-        rows += [Text(""), scaled]
-    if curves := curves_table(report["curves"]):
-        rows += [Text(""), curves]
+        gains = plain_table(["gain in points"], ["accuracy", "pass@1", "reward x 100"])
+        for row in report["gains"]:
+            gains.add_row(
+                f"{row['from']} → {row['to']}", *(points(row[k]) for k in ("accuracy", "pass_at_1", "reward"))
+            )
+        rows += [Text(""), gains]
+    for table in (scaling_table(report["passes"]), curves_table(report["curves"])):
+        rows += [Text(""), table] if table else []
     note = f"\n{report['rows']} held-out rows, seed {report['seed']}; brackets are 95 % intervals"
     return Group(*rows, Text(note, style="dim"))
 
 
 def parts_table(rows: Sequence[dict[str, Any]], weights: Mapping[str, float]) -> Group:
-    """What each reward gave: over all replies, and how many it could not judge."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("reward")
-    for name in ("weight", "mean", "least", "most", "unjudged"):
-        table.add_column(name, justify="right")
-    columns = {name: [row["parts"][name] for row in rows] for name in weights} | {
-        "total": [row["total"] for row in rows]
-    }
+    """Each reward over all replies, and how many replies it could not judge."""
+    table = plain_table(["reward"], ["weight", "mean", "least", "most", "unjudged"])
+    columns = {name: [row["parts"][name] for row in rows] for name in weights}
+    columns["total"] = [row["total"] for row in rows]
     for name, marks in columns.items():
         known = [mark for mark in marks if mark is not None]
         figures = [f"{f(known):.3f}" for f in (average, min, max)] if known else ["–"] * 3
@@ -138,26 +126,21 @@ def average(values: Sequence[float]) -> float:
 
 def judges_table(judges: Mapping[str, dict[str, Any]]) -> Group:
     """The figures of one or more judges side by side, and the calibration curve of the last."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("")
-    for name in judges:
-        table.add_column(name, justify="right")
+    table = plain_table([""], list(judges))
     lines: dict[str, Callable[[dict[str, Any]], Any]] = {
         "AUC (right above wrong)": lambda f: f["auc"],
         "rank correlation with labels": lambda f: f["rank_correlation"],
-        "moved by swapping the two texts": lambda f: f["position_bias"],
-        "wrong replies gain by padding": lambda f: f["verbosity_bias"],
+        "change when the two texts are swapped": lambda f: f["position_bias"],
+        "gain of wrong replies by padding": lambda f: f["verbosity_bias"],
         "same decision after a trivial change": lambda f: f["self_consistency"],
         "injections that succeed": lambda f: f"{f['injections']['successes']} of {f['injections']['attempts']}",
-        "judgements a second": lambda f: f"{f['judgements_per_second']:g}",
+        "judgements per second": lambda f: f"{f['judgements_per_second']:g}",
         "without a verdict": lambda f: f["unanswered"],
     }
     for what, figure in lines.items():
         values = [figure(figures) for figures in judges.values()]
         table.add_row(what, *("–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
-    curve = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("verdicts from", "pairs", "mean verdict", "right"):
-        curve.add_column(name, justify="right")
+    curve = plain_table([], ["verdicts from", "pairs", "mean verdict", "right"])
     for row in list(judges.values())[-1]["calibration_curve"]:
         curve.add_row(f"{row['from']:.1f}", str(row["pairs"]), f"{row['verdict']:.2f}", f"{row['right']:.0%}")
     return Group(table, Text(""), curve, Text(""))

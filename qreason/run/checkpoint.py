@@ -1,4 +1,4 @@
-"""What `evaluate` and `chat` are pointed at: a run folder's newest adapter, a model folder, or a Hub model."""
+"""The model that `evaluate`, `chat` or a teacher names: a run folder's newest adapter, a model folder, a Hub model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qreason.run.session import Session
 from qreason.types import Generator
 
 MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2}
-"""The rewards of a bare model: those of the main recipe that need no judge."""
+"""The rewards for a model without a recipe: those of the helpdesk recipe that need no judge."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in memory, and how to ask it: as its run did, or by the defaults."""
+    """A model in memory, and how to prompt, draw and score: as in its run, or by the defaults."""
 
     generator: Generator
     scorer: Scorer
@@ -32,7 +32,7 @@ class Checkpoint:
 
 
 def open_checkpoint(target: str) -> Checkpoint:
-    """Load a run folder, a model folder or a Hub id; ModelError for an adapter by itself."""
+    """Load a run folder, a model folder or a Hub id; ModelError for an adapter without its base."""
     if is_run_folder(Path(target)):
         return newest_of(Session.reopen(Path(target)))
     check_target(target)
@@ -41,14 +41,14 @@ def open_checkpoint(target: str) -> Checkpoint:
 
 
 def newest_of(run: Session) -> Checkpoint:
-    """The newest adapter of a run on its base, the bare base before the first."""
+    """The newest adapter of a run on its base, or the base where there is none yet."""
     run.load_adapter()
-    recipe, scorer = run.recipe, run.rewards.scorer
-    return Checkpoint(run.generator, scorer, recipe.sampling, recipe.data, recipe.seed)
+    recipe = run.recipe
+    return Checkpoint(run.generator, run.rewards.scorer, recipe.sampling, recipe.data, recipe.seed)
 
 
 def open_teacher(settings: Teacher, say: Callable[[str], None]) -> LocalGenerator:
-    """Load a teacher that answers here: a run folder's newest adapter on its base, a model folder or a Hub id."""
+    """Load a local teacher: a run folder's newest adapter on its base, a model folder or a Hub id."""
     if is_run_folder(Path(settings.model)):
         run = Session.reopen(Path(settings.model), say)
         run.load_adapter()

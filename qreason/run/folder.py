@@ -1,11 +1,11 @@
-"""The run folder on disk: its recipe and manifest, what each stage wrote; starting, continuing, starting over.
+"""The run folder on disk: recipe, manifest and stage folders; how a run starts, continues or starts over.
 
 runs/NAME/
   recipe.yaml       as resolved, with overrides
   manifest.json     versions, seed, hardware, hashes of data and base, finished steps
   report.json       every evaluation and the gains between them
   replies.jsonl     the greedy replies of all evaluations, row by row, side by side
-  base/             evaluation of the untrained base
+  base/             the evaluation of the untrained base
   01-sft/           adapter/, metrics.jsonl, evaluation.json, evaluation.jsonl
   02-grpo/          the same, and replies.jsonl: every scored rollout
   03-merge/         model/
@@ -29,17 +29,17 @@ from qreason.recipe.schema import Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
 
 CHECKPOINT = "checkpoint"
-"""The adapter of a training step that could not go on."""
+"""The last adapter of a training step that ran out of memory."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
 Say = Callable[[str], None]
 
 
 def silent(line: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 class RunFolder:
-    """A run on disk; `read_only` ones are looked at and not written to."""
+    """A run on disk; a `read_only` one is never written to."""
 
     def __init__(self, path: Path, recipe: Recipe, manifest: dict[str, Any], *, read_only: bool = False) -> None:
         self.path, self.recipe, self.manifest, self.read_only = path, recipe, manifest, read_only
@@ -47,9 +47,9 @@ class RunFolder:
 
     @classmethod
     def open(cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent) -> RunFolder:
-        """Start a run in a folder, or continue the one that is there; `fresh` moves an earlier run aside.
+        """Start a run in a folder, or continue the one in it; `fresh` moves an earlier run aside.
 
-        Raises RunFolderError where the folder holds something else, or a run with other settings or data.
+        Raises RunFolderError for a folder with something else in it, or with a run of other settings or data.
         """
         if path.is_file():
             raise RunFolderError(f"{path} is a file; choose a folder with --out")
@@ -71,12 +71,12 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
-        """The run that a folder holds, with the recipe it was made with, to look at."""
+        """The run in a folder, with the recipe it was made with, read-only."""
         return cls(path, read_recipe(path), read_manifest(path), read_only=True)
 
     @classmethod
     def unwritten(cls, path: Path, recipe: Recipe) -> RunFolder:
-        """A run without a folder: for commands that take a recipe and leave no records."""
+        """A run without a folder, for commands that take a recipe and keep no records."""
         return cls(path, recipe, {"steps": []}, read_only=True)
 
     def save(self) -> None:
@@ -85,7 +85,7 @@ class RunFolder:
 
     @property
     def finished(self) -> int:
-        """How many steps are done."""
+        """The number of finished steps."""
         return len(self.manifest["steps"])
 
     def stage(self, step: int) -> Path:
@@ -93,12 +93,12 @@ class RunFolder:
         return self.path / self.stage_names[step]
 
     def clear_stage(self, step: int, say: Say) -> Path:
-        """The folder of a step, empty: a step that was cut off starts again."""
+        """The folder of a step, emptied: an interrupted step starts again."""
         folder = self.stage(step)
         if (folder / CHECKPOINT).exists():
             aside = free_name(folder)
             folder.rename(aside)
-            say(f"{folder.name} was not finished: starting it again; what it had is kept in {aside}")
+            say(f"{folder.name} was not finished: starting it again; its files are kept in {aside}")
         elif folder.exists():
             say(f"{folder.name} was not finished: starting it again")
             shutil.rmtree(folder)
@@ -107,14 +107,8 @@ class RunFolder:
 
     def finish_step(self, step: int, seconds: float) -> None:
         """Record that a step is done."""
-        self.manifest["steps"].append(
-            {
-                "step": step,
-                "stage": self.recipe.steps[step].stage,
-                "folder": self.stage_names[step],
-                "seconds": round(seconds, 1),
-            }
-        )
+        done = {"step": step, "stage": self.recipe.steps[step].stage, "folder": self.stage_names[step]}
+        self.manifest["steps"].append({**done, "seconds": round(seconds, 1)})
         self.save()
 
     def evaluations(self) -> list[Path]:
@@ -123,19 +117,17 @@ class RunFolder:
 
     def adapter(self, start: str = NEWEST) -> Path | None:
         """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base."""
-        if start == BASE:
-            return None
-        if start != NEWEST:
-            return self.path / start / "adapter"
-        return self.newest("adapter")
+        if start == NEWEST:
+            return self.newest("adapter")
+        return None if start == BASE else self.path / start / "adapter"
 
     def newest(self, name: str) -> Path | None:
-        """What has this name in the newest stage folder that has it, of the finished steps."""
+        """The newest file or folder of this name that a finished step wrote; None where there is none."""
         done = [self.path / entry["folder"] / name for entry in self.manifest["steps"]]
         return next((path for path in reversed(done) if path.exists()), None)
 
     def record_base(self, base: dict[str, str], hardware: dict[str, Any]) -> None:
-        """Record the base that the run stands on; RunFolderError where its weights changed."""
+        """Record the base of the run; RunFolderError where its weights changed."""
         if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:
             raise RunFolderError(
                 f"{self.path}: the weights of {base['id']} changed since this run began; --fresh starts over"
@@ -157,7 +149,7 @@ def new_manifest(recipe: Recipe) -> dict[str, Any]:
 
 
 def data_hashes(recipe: Recipe) -> dict[str, str]:
-    """Data key -> SHA-256 of the file, or the Hub id as it stands in the recipe."""
+    """Data key -> SHA-256 of the file, or the Hub id."""
     return {
         key: f"sha256:{hash_files([Path(source)])}" if Path(source).is_file() else f"hub:{source}"
         for key, source in recipe.data.all_sources.items()
@@ -169,7 +161,7 @@ def is_run_folder(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run folder; RunFolderError where the folder is something else."""
+    """The manifest of a run folder; RunFolderError for any other folder."""
     try:
         manifest: dict[str, Any] = read_json(path / "manifest.json")
         manifest["recipe"], manifest["steps"], manifest["data"]
@@ -191,7 +183,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def check_same(path: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
-    """RunFolderError unless the finished steps of a folder are what the recipe would have done."""
+    """RunFolderError unless the recipe would have made the finished steps of the folder."""
     if manifest["recipe"] != recipe.name:
         raise RunFolderError(
             f"{path} belongs to the recipe '{manifest['recipe']}', not '{recipe.name}'; "
@@ -199,8 +191,8 @@ def check_same(path: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
         )
     for done in manifest["steps"]:
         if not (place := path / done["folder"]).is_dir():
-            raise RunFolderError(f"{place} is missing, though its step was finished; put it back; --fresh starts over")
-    earlier, now = read_recipe(path).dump(), recipe.dump()  # the earlier one with today's fields
+            raise RunFolderError(f"{place} is missing, though its step was finished; restore it, or use --fresh")
+    earlier, now = read_recipe(path).dump(), recipe.dump()  # the earlier recipe with the fields of this version
     finished = len(manifest["steps"])
     same_steps = earlier.pop("steps")[:finished] == now.pop("steps")[:finished]
     changed = [key for key in now | earlier if now.get(key) != earlier.get(key)] + ([] if same_steps else ["steps"])

@@ -1,4 +1,4 @@
-"""Where each checkpoint and data set of a run comes from: lineage.json, and the same as a tree in the terminal."""
+"""Where each checkpoint and data set of a run comes from: lineage.json, and a tree for the terminal."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ from qreason.recipe.stage import BASE, NEWEST, Start
 from qreason.run.session import Session
 
 Node = dict[str, Any]
-"""`name`, `stage`, `from` (the checkpoint it stands on), `data`, `numbers`."""
+"""`name`, `stage`, `from` (the checkpoint it started from), `data`, `numbers`."""
 
 
 def lineage(run: Session) -> list[Node]:
-    """The base, then every finished step that makes something, each with what it came from and its figures."""
-    nodes: list[Node] = [
-        {
-            "name": BASE,
-            "stage": None,
-            "from": None,
-            "data": [run.recipe.model.base],
-            "numbers": figures(run.folder / BASE),
-        }
-    ]
+    """The base, then every finished step except evaluations, each with its sources and figures."""
+    base = {"name": BASE, "stage": None, "from": None, "data": [run.recipe.model.base]}
+    nodes: list[Node] = [base | {"numbers": figures(run.folder / BASE)}]
     newest, sampled = BASE, ""
     for entry in run.disk.manifest["steps"]:
         step, name = run.recipe.steps[entry["step"]], entry["folder"]
@@ -59,7 +52,7 @@ def data_of(step: Step, run: Session, sampled: str) -> list[str]:
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """What was measured in a stage's folder: an evaluation, a sample step's yield."""
+    """The figures in a stage's folder: of an evaluation, a sample step or a preference model."""
     found: dict[str, float] = {}
     if (file := folder / "evaluation.json").is_file():
         report = read_json(file)
@@ -77,23 +70,18 @@ def write_lineage(run: Session) -> None:
 
 
 def lineage_tree(nodes: list[Node]) -> Tree:
-    """The nodes under the checkpoints they stand on."""
-    first, *others = nodes
-    tree = Tree(describe(first))
-    branches = {first["name"]: tree}
-    for node in others:
+    """Each node below the checkpoint it started from."""
+    branches = {BASE: Tree(describe(nodes[0]))}
+    for node in nodes[1:]:
         branches[node["name"]] = branches[node["from"]].add(describe(node))
-    return tree
+    return branches[BASE]
 
 
 def describe(node: Node) -> Text:
     """One line: name, data, figures."""
     numbers = node["numbers"]
-    described = [
-        f"{key.replace('pass_at_1', 'pass@1')} {numbers[key]:.1%}"
-        for key in ("accuracy", "pass_at_1")
-        if numbers.get(key) is not None
-    ]
+    titles = {"accuracy": "accuracy", "pass_at_1": "pass@1"}
+    described = [f"{title} {numbers[key]:.1%}" for key, title in titles.items() if numbers.get(key) is not None]
     if "kept" in numbers:
         described.append(f"kept {numbers['kept']} of {numbers['replies']}")
     if "heldout_accuracy" in numbers:

@@ -1,10 +1,10 @@
-"""A run in memory: its recipe, its data, the resident base and who answers on it; the folder it is written to."""
+"""A run in memory: its recipe, data, resident base, generator, rewards and folder."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,26 +41,26 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Rewards:
-    """Rewards ready to score replies, and the judge that one of them asks."""
+    """A scorer, and the judge that one of its rewards asks."""
 
     scorer: Scorer
     judge: Judge | None
 
 
 class Session:
-    """What the stages of a run share: they take data, base, adapters and rewards from here."""
+    """What the stages of a run share: data, base, adapters and rewards."""
 
     def __init__(self, recipe: Recipe, disk: RunFolder, say: Say = silent) -> None:
         self.recipe, self.disk, self.say = recipe, disk, say
         self.step = 0
-        """The step that runs now."""
+        """The current step."""
         self._judges: dict[JudgeSettings, Judge] = {}
         self._preferences: dict[str, PreferenceModel] = {}
         self._examples: dict[str, list[Example]] = {}
 
     @classmethod
     def open(cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent) -> Session:
-        """Start a run in a folder, or continue the one that is there. All data is read before the folder is touched."""
+        """Start a run in a folder, or continue the one in it. All data are read before the folder is changed."""
         examples = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
         pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else None
         session = cls(recipe, RunFolder.open(recipe, path, fresh=fresh, say=say), say)
@@ -71,7 +71,7 @@ class Session:
 
     @classmethod
     def reopen(cls, path: Path, say: Say = silent) -> Session:
-        """The run that a folder holds, to take from: nothing is written to the folder."""
+        """The run in a folder, read-only."""
         disk = RunFolder.reopen(path)
         return cls(disk.recipe, disk, say)
 
@@ -80,15 +80,15 @@ class Session:
         return self.disk.path
 
     def stage_folder(self) -> Path:
-        """The folder of the step that runs now."""
+        """The folder of the current step."""
         return self.disk.stage(self.step)
 
     def clear_stage_folder(self) -> Path:
-        """The folder of the step that runs now, empty: a step that was cut off starts again."""
+        """The folder of the current step, emptied: an interrupted step starts again."""
         return self.disk.clear_stage(self.step, self.say)
 
     def begin_step(self, step: int) -> None:
-        """Take up a step. What a judge remembers of earlier ones is forgotten: a resumed run would not have it."""
+        """Make a step the current one. Judges forget earlier verdicts, which a resumed run would not have."""
         self.step = step
         for judge in self._judges.values():
             judge.verdicts.clear()
@@ -108,7 +108,7 @@ class Session:
         return read_pairs(self.recipe.data.pairs, self.recipe.data)
 
     def plain(self, share: float, beside: int) -> list[Example]:
-        """Rows of data.plain, as many as are a share of the whole beside so many others; drawn by the seed."""
+        """Rows of data.plain, drawn by the seed: as many as make up `share` of the total with `beside` other rows."""
         if not share:
             return []
         rows, wanted = self.examples("plain"), round(beside * share / (1 - share))
@@ -123,7 +123,7 @@ class Session:
         return read_examples(file, use="sampled")
 
     def draws(self) -> Path:
-        """Every draw of the newest finished sample step."""
+        """The file with every draw of the newest finished sample step."""
         file = self.disk.newest(DRAWS)
         assert file, "the recipe has a sample step before"
         return file
@@ -132,7 +132,7 @@ class Session:
 
     @cached_property
     def backend(self) -> Choice:
-        """Who loads the base and trains it, chosen once."""
+        """The backend that loads and trains the base, chosen once."""
         from qreason.model.backends import start
 
         return start(self.recipe.model.backend)
@@ -151,27 +151,27 @@ class Session:
         self.say(f"loading {self.recipe.model.base} on {where} ({number}; backend {backend.name}: {backend.why})")
         resident = Resident(self.recipe.model, hardware, self.say, backend.name)
         base = {"id": self.recipe.model.base, "fingerprint": fingerprint(self.recipe.model.base)}
-        self.disk.record_base(base, hardware.as_dict() | {"backend": backend.name})
+        self.disk.record_base(base, asdict(hardware) | {"backend": backend.name})
         return resident
 
     @cached_property
     def generator(self) -> LocalGenerator:
-        """Who makes replies and answers questions: the one seam between the run and an inference engine."""
+        """Makes replies and answers questions: the only interface between the run and an inference engine."""
         from qreason.inference.generate import LocalGenerator
 
         return LocalGenerator(self.resident)
 
     def load_adapter(self, start: str = NEWEST) -> Path | None:
-        """Put an adapter of the run on the base: the newest one, or that of a stage folder; where it lies."""
+        """Put the newest adapter of the run, or that of a stage folder, on the base; returns its folder."""
         adapter = self.disk.adapter(start)
         self.resident.load_adapter(adapter)
         return adapter
 
     def release(self) -> None:
-        """Free the memory of the base; it is loaded again when something asks for it."""
+        """Free the memory of the base; it is loaded again on its next use."""
         from qreason.machine.rows import free_memory
 
-        for name in ("resident", "generator", "rewards"):  # a judge among the rewards holds the base too
+        for name in ("resident", "generator", "rewards"):  # a judge among the rewards refers to the base too
             self.__dict__.pop(name, None)
         self._judges.clear()
         self._preferences.clear()
@@ -185,7 +185,7 @@ class Session:
         return self.build_rewards(self.recipe.rewards)
 
     def build_rewards(self, wanted: Mapping[str, Weighted]) -> Rewards:
-        """Rewards of the recipe or of a step, ready to be called."""
+        """The rewards of the recipe or of a step as functions."""
         from qreason.rewards.registry import build
 
         judges: list[Judge] = []
@@ -215,7 +215,7 @@ class Session:
         return self._judges[settings]
 
     def preference_model(self, model: str) -> PreferenceModel:
-        """A preference model, opened once for all steps: of an earlier step, or from elsewhere."""
+        """A preference model, opened once for all steps; `model` is an earlier step or a model's folder."""
         from qreason.model.classifier import PreferenceModel
 
         name = str(self.folder / model / REWARD_MODEL) if model in self.disk.stage_names else model

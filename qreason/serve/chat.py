@@ -1,4 +1,4 @@
-"""Asking a checkpoint one question: greedily, by majority vote, or best of n; prompts and decoding as in evaluation."""
+"""One question to a checkpoint: greedily, by majority vote, or best of n; prompts and decoding as in evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qreason.types import Example, Reply
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply, what was said about how it was chosen, and all tokens drawn for it."""
+    """A reply, how it was chosen, and the number of tokens drawn for it."""
 
     reply: Reply
     how: str
@@ -23,10 +23,10 @@ class Answer:
 
 
 class Talk:
-    """Each question stands by itself, as in training: earlier turns are not shown to the model."""
+    """Independent questions, as in training: the model does not see earlier turns."""
 
     def __init__(self, checkpoint: Checkpoint, *, votes: int | None, best_of: int | None, by: str) -> None:
-        """Raises InputError for a ranking that needs what a question does not have: a reference."""
+        """Raises InputError for a ranking that needs a reference, which a question does not have."""
         self.checkpoint, self.votes, self.best_of = checkpoint, votes, best_of
         check_ranking(by, checkpoint.scorer)
         needed = REFERENCED & ({by} if by != "total" else checkpoint.scorer.rewards.keys())
@@ -40,19 +40,18 @@ class Talk:
         self.turn = 0
 
     def ask(self, question: str) -> Answer:
-        """One question, one answer. The seed moves on with each, so that asking again draws anew."""
+        """One question, one answer. The seed changes with each, so that the same question draws new replies."""
         checkpoint = self.checkpoint
         example = Example(id="chat", prompt=question, reference="")
-        n = self.votes or self.best_of or 1
-        drawn = bool(self.votes or self.best_of)
+        drawn = self.votes or self.best_of
+        n = drawn or 1
         sampling = checkpoint.draw.sampling(greedy=not drawn, seed=checkpoint.seed + self.turn)
         self.turn += 1
         prompt = render(example, SYSTEM_PROMPTS[checkpoint.data.prompt])
         (replies,) = checkpoint.generator.generate([prompt], n=n, sampling=sampling)
         tokens = sum(len(reply.token_ids) for reply in replies)
         if self.votes:
-            place = vote(replies)
-            if place is None:
+            if (place := vote(replies)) is None:
                 return Answer(replies[0], f"none of {n} replies has an answer", tokens)
             return Answer(replies[place], f"{votes_for(replies, place)} of {n} votes", tokens)
         if self.best_of:

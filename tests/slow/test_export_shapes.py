@@ -19,7 +19,7 @@ from random_qwen import write_random_qwen
 
 from qreason.data.prompts import HELPDESK
 from qreason.errors import ModelError
-from qreason.export import compare, engine, quality, reference, verify, writer
+from qreason.export import engine, quality, reference, verify, writer
 from qreason.export.reference import Heldout
 from qreason.model.load import EMBEDDED, load_tokenizer
 from qreason.types import Example, Reply
@@ -195,7 +195,7 @@ def compare_with_transformers(qwen: Path, file: Path, work: Path) -> None:
     result = verify.check_logits(file, "bf16", own, found)
     print(f"{qwen.name}: {result.line}")
     assert result.passed, result.line
-    assert compare.distance(own, found).top1 > 0.9
+    assert verify.distance(own, found).top1 > 0.9
 
 
 def test_a_token_more_than_the_embedding_has_rows_is_refused(tmp_path: Path) -> None:
