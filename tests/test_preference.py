@@ -193,7 +193,7 @@ def test_all_pairs_to_a_prompt_are_on_one_side() -> None:
     learnt, kept_out = hold_out(several, 0.2, seed=1)
     assert len(kept_out) == 8
     assert not {pair.prompt for pair in learnt} & {pair.prompt for pair in kept_out}
-    with pytest.raises(DataError, match="1 prompts, and a part of them is held out"):
+    with pytest.raises(DataError, match="1 prompts, a part of them held out"):
         hold_out([Pair("p", "a", "b", source="pairs.jsonl:1")] * 3, 0.1, seed=1)
 
 

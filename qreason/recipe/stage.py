@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from qreason.recipe.sections import Data, Draw, Strict, Weighted
 
@@ -42,6 +42,8 @@ class Work:
 
 class Stage(Strict):
     """The settings of a stage. Subclasses declare what the stage reads, writes and needs."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)  # the help of its options
 
     leaves_adapter: ClassVar[bool] = False
     """Whether it writes an adapter that later stages may start from."""
