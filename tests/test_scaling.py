@@ -211,19 +211,20 @@ def test_evaluate_prints_every_method_with_its_interval_gain_and_tokens(workplac
     assert "over pass@1" in shown.stdout
 
 
-def test_evaluate_draws_the_same_replies_again(workplace: Path) -> None:
-    asked = ("evaluate", "qreason/tiny", "--task", "heldout.jsonl", "--samples=8", "--pass-at=2", "--json")
-    first, again = (json.loads(call(*asked).stdout)["scaling"]["pass@1"]["tokens"] for _ in range(2))
-    assert first == again
+def test_right_replies_are_counted_row_by_row_and_drawn_from_the_seed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sampling] = []
 
-
-def test_right_replies_are_counted_row_by_row(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(self: LocalGenerator, prompts: object, *, n: int, sampling: Sampling, **_: object) -> list[list[Reply]]:
+        asked.append(sampling)
         right, wrong = replies("Restart the spooler.", "Buy another one.")
         return [[wrong] * n, [right, *[wrong] * (n - 1)]]
 
     monkeypatch.setattr(LocalGenerator, "generate", made)
     numbers = json.loads(call("evaluate", "qreason/tiny", "--task", "heldout.jsonl", "--samples", "4", "--json").stdout)
+    assert [sampling.temperature for sampling in asked] == [0.0, 1.0]
+    assert asked[1].seed == 1
     assert numbers["accuracy"]["mean"] == 0.5
     assert numbers["pass_at_1"]["mean"] == 0.125
     assert numbers["format"]["mean"] == 1.0
