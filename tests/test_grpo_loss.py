@@ -125,9 +125,7 @@ def trainable(model: Any) -> dict[str, torch.Tensor]:
 
 def in_float64(model: Any) -> Any:
     copied = copy.deepcopy(model)
-    for (
-        module
-    ) in copied.modules():  # one that a trainer put on leads back to the original
+    for module in copied.modules():  # one that a trainer put on leads back to the original
         module.__dict__.pop("forward", None)
     return copied.double().eval()
 
