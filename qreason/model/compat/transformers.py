@@ -51,6 +51,7 @@ def grouped_queries(model: Any) -> Iterator[None]:
 
     Read in transformers 5.10.0 and 5.24.0: each attention layer takes its function from the interface by
     config._attn_implementation, and the mask's by the same name; the public setter checks and walks the whole model.
+    5.24.0 does the same by itself.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
