@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from pydantic import ValidationError
@@ -61,7 +61,10 @@ def field_option(name: str, field: FieldInfo, renamed: str | None) -> Command:
     if (default := ",".join(map(str, field.default)) if listed else field.default) not in (None, ""):
         help_text += f" [default: {default}]"
     repeated = listed and renamed is not None
-    metavar = (renamed or name).upper().replace("_", "-") + (",…" if listed and not repeated else "")
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    metavar = "|".join(choices) or (renamed or name).upper().replace("_", "-") + (
+        ",…" if listed and not repeated else ""
+    )
     return click.option(flag, name, multiple=repeated, metavar=metavar, help=help_text)
 
 

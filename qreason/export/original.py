@@ -53,7 +53,8 @@ class Original:
         with trained.inference() as model:
             logits = reference.write_logits(model, self.replies, self.work / "trained")
         file = adapter.parent / "evaluation.jsonl"
-        known = {row["id"]: bool(row["accurate"]) for row in read_jsonl(file)} if file.is_file() else {}
+        rows = read_jsonl(file) if file.is_file() else []
+        known = {row["id"]: row["accurate"] for row in rows if row["accurate"] is not None}
         ids = [row.id for row in self.heldout.examples[: self.heldout.rows]]
         if all(name in known for name in ids):
             share = sum(known[name] for name in ids) / len(ids)
