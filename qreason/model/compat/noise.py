@@ -49,5 +49,5 @@ def without(*messages: str) -> Iterator[None]:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Not that bitsandbytes 0.48.0 and 0.50.2 could not load its library: `qreason doctor` says it, with the cure."""
+    """Not that bitsandbytes 0.49.0 and 0.50.2 could not load its library: `qreason doctor` says it, with the cure."""
     return not record.getMessage().startswith("bitsandbytes library load error")
