@@ -331,8 +331,6 @@ def test_bitsandbytes_asks_for_avx512_and_no_longer_repacks(monkeypatch: pytest.
     import bitsandbytes
 
     modules = bitsandbytes.nn.modules
-    if not hasattr(modules, "_convert_weight_packed_for_cpu"):
-        pytest.skip(f"bitsandbytes {bitsandbytes.__version__} has one layout of 4-bit weights")
     asked = []
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: asked.append(True))
     modules.Linear4bit(64, 64)

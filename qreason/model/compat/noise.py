@@ -49,5 +49,5 @@ def without(*messages: str) -> Iterator[None]:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """False where bitsandbytes 0.48.0 or 0.50.2 cannot load its library: `qreason doctor` reports that and the cure."""
+    """False where bitsandbytes 0.49.0 or 0.50.2 cannot load its library: `qreason doctor` reports that and the cure."""
     return not record.getMessage().startswith("bitsandbytes library load error")
