@@ -69,6 +69,17 @@ def test_a_warning_is_known_by_name(message: str, known: bool) -> None:
     assert (not caught) == known
 
 
+def test_a_logged_message_is_known_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    noise.quiet()
+    logger = logging.getLogger("transformers.utils.generic")
+    with caplog.at_level(logging.WARNING, logger.name):
+        logger.addHandler(caplog.handler)  # transformers' loggers do not propagate
+        logger.warning("`past_key_values`/`cache_params` are deprecated. Use `cache` instead.")
+        logger.warning(UNKNOWN)
+        logger.removeHandler(caplog.handler)
+    assert set(caplog.messages) == {UNKNOWN}
+
+
 def test_what_is_checked_elsewhere_is_known_only_there() -> None:
     missing, tied = (
         "Found missing adapter keys while loading the checkpoint: []",

@@ -27,6 +27,14 @@ CUDA = (
 )
 """torch 2.13, about a GPU that it cannot use: `qreason doctor` reports it with the cure."""
 
+LOGGED = (
+    # bitsandbytes 0.49.0 and 0.50.2, where its library does not load: `qreason doctor` reports it with the cure.
+    "bitsandbytes library load error",
+    # transformers 5.24.0: the old name, which TRL and 5.10.0 to 5.17.0 have alone.
+    "`past_key_values`/`cache_params` are deprecated",
+)
+"""What is logged (beginnings of messages)."""
+
 
 def quiet() -> None:
     """Hide the libraries' progress bars and known warnings; call it before models are loaded."""
@@ -35,6 +43,7 @@ def quiet() -> None:
 
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    logging.getLogger("transformers.utils.generic").addFilter(is_news)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)
 
@@ -49,5 +58,5 @@ def without(*messages: str) -> Iterator[None]:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """False where bitsandbytes 0.49.0 or 0.50.2 cannot load its library: `qreason doctor` reports that and the cure."""
-    return not record.getMessage().startswith("bitsandbytes library load error")
+    """Whether a logged message is none of LOGGED."""
+    return not record.getMessage().startswith(LOGGED)
