@@ -31,14 +31,8 @@ def four_bit_trouble(device: str) -> str | None:
 def keep_layout() -> None:
     """Layers created from now on keep the layout of their 4-bit weights.
 
-    <<<<<<< HEAD
-        Read in bitsandbytes 0.50.2 (0.48.0 has one layout only): a Linear4bit made where `has_avx512bf16` is true repacks
-        its weights in place in its first pass without gradients. Training after that fails, and merging is wrong.
-    =======
-        Read in bitsandbytes 0.49.0 and 0.50.2: on CPUs with AVX512-BF16, Linear4bit asks `has_avx512bf16`
-        when it is made, and then its first pass without gradients repacks the weights in place. Training after that fails,
-        merging is wrong.
-    >>>>>>> compat
+    Read in bitsandbytes 0.49.0 and 0.50.2: on CPUs with AVX512-BF16, Linear4bit asks `has_avx512bf16` when it is made, and
+    then its first pass without gradients repacks the weights in place. Training after that fails, and merging is wrong.
     """
     import bitsandbytes
 
