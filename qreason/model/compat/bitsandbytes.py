@@ -31,8 +31,9 @@ def four_bit_trouble(device: str) -> str | None:
 def keep_layout() -> None:
     """Layers created from now on keep the layout of their 4-bit weights.
 
-    Read in bitsandbytes 0.49.0 and 0.50.2: on CPUs with AVX512-BF16, Linear4bit asks `has_avx512bf16` when it is made, and
-    then its first pass without gradients repacks the weights in place. Training after that fails, and merging is wrong.
+    Read in bitsandbytes 0.49.0 and 0.50.2: on CPUs with AVX512-BF16, Linear4bit asks `has_avx512bf16` when it is
+    made, and then its first pass without gradients repacks the weights in place. Training after that fails, merging
+    is wrong.
     """
     import bitsandbytes
 
