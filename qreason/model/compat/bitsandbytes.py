@@ -31,7 +31,7 @@ def four_bit_trouble(device: str) -> str | None:
 def keep_layout() -> None:
     """Layers created from now on keep the layout of their 4-bit weights.
 
-    Read in bitsandbytes 0.49.0 and 0.50.2: on CPUs with AVX512-BF16, Linear4bit asks `has_avx512bf16` when it is
+    Read in bitsandbytes 0.50.0 and 0.50.2: on CPUs with AVX512-BF16, Linear4bit asks `has_avx512bf16` when it is
     made, and then its first pass without gradients repacks the weights in place. Training after that fails, merging
     is wrong.
     """
@@ -41,7 +41,7 @@ def keep_layout() -> None:
 
 
 def is_four_bit(weight: Any) -> bool:
-    """Read in bitsandbytes 0.49.0 and 0.50.2: a packed weight carries its scales as `quant_state`."""
+    """Read in bitsandbytes 0.50.0 and 0.50.2: a packed weight carries its scales as `quant_state`."""
     return getattr(weight, "quant_state", None) is not None
 
 

@@ -28,7 +28,7 @@ CUDA = (
 """torch 2.13, about a GPU that it cannot use: `qreason doctor` reports it with the cure."""
 
 LOGGED = (
-    # bitsandbytes 0.49.0 and 0.50.2, where its library does not load: `qreason doctor` reports it with the cure.
+    # bitsandbytes 0.50.0 and 0.50.2, where its library does not load: `qreason doctor` reports it with the cure.
     "bitsandbytes library load error",
     # transformers 5.24.0: the old name, which TRL and 5.10.0 to 5.17.0 have alone.
     "`past_key_values`/`cache_params` are deprecated",
