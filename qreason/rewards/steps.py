@@ -1,0 +1,71 @@
+"""The steps of a reasoning: its sentences, and whether they fit what it concludes.
+
+The last sentence of a reasoning is its conclusion, the ones before it are steps. A step is a clue and a finding, joined
+by ", so " (`the test page prints, so the driver is fine`), or a finding alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from qreason.types import Example
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+JOIN = ", so "
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences and lines of a text; a point within a number or a name ends none."""
+    return [part.strip() for part in SENTENCE.split(text) if part.strip()]
+
+
+def plain(text: str) -> str:
+    """A text as its lower-case words, one space apart: what two wordings must share to count as the same."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def split_step(sentence: str) -> tuple[str, str]:
+    """(clue, finding) of a step, both plain; the clue is empty where the step is a finding alone."""
+    clue, joined, finding = sentence.rpartition(JOIN)
+    return (plain(clue), plain(finding)) if joined else ("", plain(sentence))
+
+
+class ReferenceSteps:
+    """What the reference reasonings of the data say belongs together: conclusion -> findings."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        self.findings: dict[str, set[str]] = {}
+        for example in examples:
+            *steps, conclusion = sentences(example.reasoning or "") or [""]
+            if steps:
+                self.findings.setdefault(plain(conclusion), set()).update(split_step(step)[1] for step in steps)
+
+    def fit(self, reasoning: str, prompt: str) -> list[bool] | None:
+        """Whether each step belongs to the conclusion, and its clue stands in the prompt.
+
+        None where there is no step, or where no reference has this conclusion.
+        """
+        *steps, conclusion = sentences(reasoning) or [""]
+        findings = self.findings.get(plain(conclusion))
+        if not steps or findings is None:
+            return None
+        asked = f" {plain(prompt)} "
+        return [finding in findings and (not clue or f" {clue} " in asked) for clue, finding in map(split_step, steps)]
+
+
+EQUATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/x])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
+
+
+def equations_fit(reasoning: str, answer: str) -> list[bool] | None:
+    """Whether each equation of two numbers is right, and the last result is the answer; None without an equation."""
+    found = EQUATION.findall(reasoning.replace(",", ""))
+    if not found:
+        return None
+    marks = [abs(compute(float(a), sign, float(b)) - float(c)) < 1e-6 for a, sign, b, c in found]
+    last = re.findall(r"-?\d+(?:\.\d+)?", answer.replace(",", ""))
+    return [*marks, bool(last) and float(last[-1]) == float(found[-1][3])]
+
+
+def compute(a: float, sign: str, b: float) -> float:
+    return {"+": a + b, "-": a - b, "*": a * b, "x": a * b, "/": a / b if b else float("inf")}[sign]
