@@ -355,6 +355,7 @@ def test_same_question_is_judged_once(fresh: pytest.MonkeyPatch) -> None:
 
 def test_interrupted_question_does_not_answer_the_next_one(fresh: pytest.MonkeyPatch) -> None:
     mathematics.PROCESSES.ask("1/2", ["0.5"], 30.0)  # the workers run: the signal meets a waiting question
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs this in the background ignores it
     Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         mathematics.PROCESSES.ask(HANGS, ["5"], 60.0)
