@@ -1,7 +1,7 @@
 """The steps of a reasoning: its sentences, and whether they fit what it concludes.
 
-The last sentence of a reasoning is its conclusion, the ones before it are steps. A step is a clue and a finding, joined
-by ", so " (`the test page prints, so the driver is fine`), or a finding alone.
+The last sentence of a reasoning is its conclusion, the ones before it are steps. A step is one or more clues and a
+finding (`it was updated last week, but the test page prints, so it is not the driver`), or a finding alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from qreason.types import Example
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
-JOIN = ", so "
+SO, BUT = ", so ", ", but "
 
 
 def sentences(text: str) -> list[str]:
@@ -25,10 +25,10 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def split_step(sentence: str) -> tuple[str, str]:
-    """(clue, finding) of a step, both plain; the clue is empty where the step is a finding alone."""
-    clue, joined, finding = sentence.rpartition(JOIN)
-    return (plain(clue), plain(finding)) if joined else ("", plain(sentence))
+def split_step(sentence: str) -> tuple[list[str], str]:
+    """(clues, finding) of a step, all plain; no clue where the step is a finding alone."""
+    told, joined, finding = sentence.rpartition(SO)
+    return ([plain(clue) for clue in told.split(BUT)] if joined else []), plain(finding)
 
 
 class ReferenceSteps:
@@ -50,8 +50,8 @@ class ReferenceSteps:
         findings = self.findings.get(plain(conclusion))
         if not steps or findings is None:
             return None
-        asked = f" {plain(prompt)} "
-        return [finding in findings and (not clue or f" {clue} " in asked) for clue, finding in map(split_step, steps)]
+        asked, found = f" {plain(prompt)} ", map(split_step, steps)
+        return [finding in findings and all(f" {clue} " in asked for clue in clues) for clues, finding in found]
 
 
 EQUATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/x])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
