@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import torch
 from make_helpdesk import HELPDESK, read_knowledge
@@ -31,6 +32,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qw
 
 from qreason.data.prompts import render_judge
 from qreason.judge.calibration import auc
+from qreason.machine.hardware import fast_bfloat16
 
 TINY = Path(__file__).parent.parent / "qreason" / "assets" / "tiny"
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -152,7 +154,7 @@ def lessons(tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> Iterator[torc
 
 def language_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Mean loss a token of ids (BATCH, LENGTH), each token weighed by its scale."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16()):
         logits = model(input_ids=ids).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return (losses * scales[:, 1:].flatten()).mean()
@@ -256,7 +258,8 @@ def train(
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     weigh = Weights(tokenizer)
     start, history = time.perf_counter(), []
-    done = int(args.resume.name.rpartition("-")[2]) if args.resume else 0
+    last = args.resume.name.rpartition("-")[2] if args.resume else "0"
+    done = int(last) if last.isdigit() else 0
     for step, ids in enumerate(islice(stream, args.steps), 1):
         if step <= done:
             continue
