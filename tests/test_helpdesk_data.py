@@ -318,7 +318,7 @@ def test_pretraining_text_compares_no_kept_out_pair() -> None:
 
 def test_no_comparison_in_the_pretraining_text_has_a_kept_out_fix() -> None:
     kept_out = set(helpdesk.judged_causes(causes()))
-    fixes = [re.compile(p.pattern + r"(?![\w,])", re.IGNORECASE) for p, cause in patterns() if cause in kept_out]
+    fixes = [re.compile(p.pattern + r"(?![\w,-])", re.IGNORECASE) for p, cause in patterns() if cause in kept_out]
     corpus = tiny_corpus.Corpus(causes(), 1)
     for _ in range(500):
         text = tiny_corpus.judgement(corpus) + tiny_corpus.judgements(corpus)
