@@ -1,9 +1,10 @@
 """Is a reward being gamed? What rollouts of the first and of the last steps show.
 
 The policy is trained on the reward, so the reward rises in any case; it is gamed when what we want does not rise with
-it. Four signs, each from equally many early and late rollouts: a part of the reward rises while correctness falls; a
-part is given up while the others do not fall; replies grow while correctness does not; a phrase that the references
-do not have spreads over the replies while correctness does not rise.
+it. Signs, each from equally many early and late rollouts: a part of the reward rises while correctness falls; a part
+is given up while the others do not fall; replies grow while correctness does not; a phrase that the references do not
+have spreads over the replies while correctness does not rise; reasoning decays while the reward rises: its steps no
+longer fit what it concludes, or it helps less to predict the reference.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from qreason.rewards.tags import TAG
+from qreason.training.reasoning import Reasoned
 from qreason.types import Example, Reply, Score
 
 WINDOW = 6
@@ -31,6 +34,10 @@ SPREAD = 0.4
 """Rise in the share of replies that have a phrase."""
 PAYS = 0.3
 """Standard deviations of the reward that one of a phrase must be worth, to count as rewarded."""
+DECAYED = 0.1
+"""Fall in the share of consistent reasonings."""
+HELPS = 0.5
+"""Share of the early gain in nats that is at most left when reasoning counts as no longer needed."""
 TRIED, SHOWN = 20, 3
 
 
@@ -55,6 +62,9 @@ class Rollout:
     parts: dict[str, float]
     text: str
     group: str
+    consistent: float | None = None
+    """Whether all steps of the reasoning fit, as 1 or 0."""
+    gain_nats: float | None = None
 
 
 Trait = Callable[[Rollout], float]
@@ -69,16 +79,25 @@ class Watchdog:
         self.raised: set[str] = set()
 
     def look(
-        self, step: int, replies: Sequence[Reply], examples: Sequence[Example], scores: Sequence[Score]
+        self,
+        step: int,
+        replies: Sequence[Reply],
+        examples: Sequence[Example],
+        scores: Sequence[Score],
+        reasoned: Sequence[Reasoned] | None = None,
     ) -> list[Alarm]:
-        """The alarms that this step's rollouts raise."""
+        """The alarms that this step's rollouts raise; `reasoned` is what their reasoning is worth, where known."""
+        known = [Reasoned()] * len(replies) if reasoned is None else reasoned
         if len(self.steps) >= 2 * WINDOW:
             del self.steps[WINDOW]  # the early window stays, the late one moves on
-        self.steps.append([read_rollout(*row) for row in zip(replies, examples, scores, strict=True)])
+        self.steps.append([read_rollout(*row) for row in zip(replies, examples, scores, known, strict=True)])
         if len(self.steps) < 2 * WINDOW:
             return []
         windows = Windows(step, self.weights, self.steps)
-        found = (windows.rising_part(), windows.lost_part(), windows.growing_length(), windows.spreading_phrase())
+        found = (
+            *(windows.rising_part(), windows.lost_part(), windows.growing_length(), windows.spreading_phrase()),
+            *(windows.steps_that_do_not_fit(), windows.reasoning_that_does_not_help()),
+        )
         new = [alarm for alarm in found if alarm is not None and alarm.sign not in self.raised]
         self.raised |= {alarm.sign for alarm in new}
         return new
@@ -168,6 +187,46 @@ class Windows:
                 return Alarm(self.step, "spreading phrase", name, text, tuple(shown))
         return None
 
+    def steps_that_do_not_fit(self) -> Alarm | None:
+        early, late = (rollouts_with("consistent", rollouts) for rollouts in (self.early, self.late))
+        before, after = (mean([consistency(r) for r in rollouts]) for rollouts in (early, late))
+        fall = change(group_means(early, consistency), group_means(late, consistency))
+        if fall > -SURE or before - after < DECAYED or (rise := self.rising_total()) is None:
+            return None
+        text = (
+            f"the steps of the reasoning fit what it concludes less often ({before:.0%} of the replies at first, "
+            f"{after:.0%} now) while {rise}: the policy learns the answers, and its steps become decoration. Give "
+            "'consistent_steps' or 'reasoning_gain' a weight"
+        )
+        shown = [r.text for r in late if not r.consistent][:SHOWN]
+        return Alarm(self.step, "steps that do not fit", self.best_paid(), text, tuple(shown))
+
+    def reasoning_that_does_not_help(self) -> Alarm | None:
+        early, late = (rollouts_with("gain_nats", rollouts) for rollouts in (self.early, self.late))
+        before, after = (mean([gain(r) for r in rollouts]) for rollouts in (early, late))
+        fall = change(group_means(early, gain), group_means(late, gain))
+        if fall > -SURE or after > HELPS * before or (rise := self.rising_total()) is None:
+            return None
+        text = (
+            f"the reasoning helps less to predict the reference (by {before:.1f} nats at first, {after:.1f} now) while "
+            f"{rise}: the policy learns to answer without it. Give 'reasoning_gain' a weight"
+        )
+        shown = sorted(late, key=gain)[:SHOWN]
+        return Alarm(self.step, "reasoning that does not help", self.best_paid(), text, tuple(r.text for r in shown))
+
+    def rising_total(self) -> str | None:
+        """How the total reward rises, in words; None where it does not."""
+        early, late = (group_means(rollouts, partial(total, self.weights)) for rollouts in (self.early, self.late))
+        if change(early, late) < SURE / 2:
+            return None
+        return f"the reward rises ({mean(early):.2f} to {mean(late):.2f}), most of it from '{self.best_paid()}'"
+
+    def best_paid(self) -> str:
+        """The part of the reward whose weighted mean rises most."""
+        return max(
+            self.weights, key=lambda name: self.weights[name] * (average(self.late, name) - average(self.early, name))
+        )
+
     def top_correlated_reward(self, trait: Trait) -> tuple[str, float]:
         """The part of the reward that pays most for a trait, among the replies to the same prompt, and how much.
 
@@ -182,7 +241,7 @@ class Windows:
         return name, slopes[name] / (math.sqrt(mean([mark * mark for mark in totals])) or 1.0)
 
 
-def read_rollout(reply: Reply, example: Example, score: Score) -> Rollout:
+def read_rollout(reply: Reply, example: Example, score: Score, reasoned: Reasoned) -> Rollout:
     return Rollout(
         words=len(reply.text.split()),
         finished=reply.finished,
@@ -191,7 +250,22 @@ def read_rollout(reply: Reply, example: Example, score: Score) -> Rollout:
         parts={name: part for name, part in score.parts.items() if part is not None},
         text=reply.text,
         group=example.id,
+        consistent=None if reasoned.consistent is None else float(reasoned.consistent),
+        gain_nats=reasoned.gain_nats,
     )
+
+
+def rollouts_with(name: Literal["consistent", "gain_nats"], rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts for which a measure of the reasoning is known."""
+    return [rollout for rollout in rollouts if getattr(rollout, name) is not None]
+
+
+def consistency(rollout: Rollout) -> float:
+    return rollout.consistent or 0.0
+
+
+def gain(rollout: Rollout) -> float:
+    return rollout.gain_nats or 0.0
 
 
 def phrases(text: str) -> frozenset[str]:
