@@ -18,8 +18,9 @@ class ReasoningGain:
     prompt, says what the reasoning adds. The end tag of the answer counts as part of the reference.
     """
 
-    def __init__(self, open_generator: Callable[[], Generator], system: str) -> None:
-        self.open_generator, self.system = open_generator, system
+    def __init__(self, open_generator: Callable[[], Generator], system: str, rows: int) -> None:
+        """`rows` are read at a time; with those of a training micro-batch it needs no more memory than that."""
+        self.open_generator, self.system, self.rows = open_generator, system, rows
         self.measured: dict[tuple[Example, str], float] = {}
         """(example, reasoning) -> the gain, of the last call."""
 
@@ -30,7 +31,9 @@ class ReasoningGain:
             for reply, example in zip(replies, examples, strict=True)
             if example.reference and (reasoning := read_reasoning(reply.text)).strip()
         ]
-        wanted = list(dict.fromkeys([*((example, EMPTY) for example, _ in rows), *rows]))
+        wanted = list(
+            dict.fromkeys(one for example, reasoning in rows for one in ((example, EMPTY), (example, reasoning)))
+        )
         nats = dict(zip(wanted, self.log_probabilities(wanted), strict=True)) if wanted else {}
         self.measured = {row: nats[row] - nats[row[0], EMPTY] for row in rows}
         return [self.of(*row) for row in zip(replies, examples, strict=True)]
@@ -54,5 +57,8 @@ class ReasoningGain:
             same = next((at for at, (a, b) in enumerate(zip(tokens, before, strict=False)) if a != b), len(before))
             given.append(Reply("", tuple(tokens), prompts[example]))
             counts.append(len(tokens) - same)
-        means = generator.likelihoods(given, last=counts, fast=True)
+        means: list[float] = []
+        for start in range(0, len(given), self.rows):
+            here = slice(start, start + self.rows)
+            means += generator.likelihoods(given[here], last=counts[here], fast=True)
         return [mean * count for mean, count in zip(means, counts, strict=True)]

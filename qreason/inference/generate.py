@@ -34,8 +34,6 @@ RANKED = 64
 """Replies whose likelihood is computed in parallel."""
 LOGITS = 2**25
 """Logits held at a time while likelihoods are computed: 128 MiB in float32."""
-READ = 4096
-"""Tokens read at a time for that."""
 
 
 class LocalGenerator:
@@ -175,9 +173,8 @@ class LocalGenerator:
         vocabulary = self.resident.model.config.get_text_config().vocab_size
         with self.awake(fast=fast) as model:
             while left:
-                widest = max(len(replies[index].prompt_ids) + len(replies[index].token_ids) for index in left)
                 logits = longest[replies[left[-1]].prompt_ids] * vocabulary
-                batch = left[-max(1, min(self.ranked.most, LOGITS // logits, READ // widest)) :]
+                batch = left[-max(1, min(self.ranked.most, LOGITS // logits)) :]
                 rows = [(replies[index], counted[index]) for index in batch]
                 found = self.ranked.attempt(partial(mean_log_probabilities, self.resident, model, rows), len(batch))
                 if found is not None:

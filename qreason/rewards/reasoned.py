@@ -38,8 +38,8 @@ def check_references(references: ReferenceSteps, examples: Sequence[Example]) ->
     if not any(can_fit(references, example) for example in examples):
         raise DataError(
             "rewards.consistent_steps: no row of data.sft or data.prompts has reasoning with steps and a conclusion, "
-            "and no reference is a number, so there is nothing that steps could fit; give data.sft rows with reasoning of "
-            "two sentences or more (data.fields.reasoning names their column), or leave the reward out"
+            "and no reference is a number, so there is nothing that steps could fit; give data.sft rows with reasoning "
+            "of two sentences or more (data.fields.reasoning names their column), or leave the reward out"
         )
 
 

@@ -35,6 +35,8 @@ REWARD_MODEL = "reward_model"
 """What a preference step writes: a PEFT folder with a scalar head."""
 
 
+MEASURED = 8
+"""Replies whose reasoning is measured at a time in a run without GRPO."""
 STEPS = ("sft", "prompts")
 """Data whose rows may have reference steps."""
 
@@ -240,7 +242,9 @@ class Session:
         """Measures what the reasoning of a reply adds, with the adapter that is on the base then."""
         from qreason.inference.gain import ReasoningGain
 
-        return ReasoningGain(lambda: self.generator, SYSTEM_PROMPTS[self.recipe.data.prompt])
+        rows = [step.grpo.per_device_train_batch_size for step in self.recipe.steps if step.grpo]
+        system = SYSTEM_PROMPTS[self.recipe.data.prompt]
+        return ReasoningGain(lambda: self.generator, system, rows=min(rows, default=MEASURED))
 
     def judge(self, settings: JudgeSettings) -> Judge:
         """A judge, opened once for all steps."""
