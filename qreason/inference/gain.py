@@ -58,7 +58,7 @@ class ReasoningGain:
             given.append(Reply("", tuple(tokens), prompts[example]))
             counts.append(len(tokens) - same)
         means: list[float] = []
-        for start in range(0, len(given), self.rows):
-            here = slice(start, start + self.rows)
+        for first in range(0, len(given), self.rows):
+            here = slice(first, first + self.rows)
             means += generator.likelihoods(given[here], last=counts[here], fast=True)
         return [mean * count for mean, count in zip(means, counts, strict=True)]
