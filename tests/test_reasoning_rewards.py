@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
+from qreason.cli import main
 from qreason.errors import DataError
 from qreason.inference.gain import ReasoningGain
 from qreason.inference.generate import LocalGenerator
@@ -22,6 +24,7 @@ from qreason.rewards.steps import ReferenceSteps
 from qreason.run.session import Session
 from qreason.training.alarms import WINDOW, Alarm, Watchdog
 from qreason.training.reasoning import EVERY, SAMPLE, Reasoned, ReasoningWatch, reasoning_metrics
+from qreason.training.rollouts import Rollouts
 from qreason.types import Example, Reply, Sampling, Score
 
 if TYPE_CHECKING:
@@ -120,6 +123,9 @@ def test_a_recipe_without_anything_to_fit_is_refused_with_the_key_and_the_cure(w
     with pytest.raises(DataError, match=cure):
         Session.open(load_recipe(file), file.parent / "run")
     assert not (file.parent / "run").exists()
+    result = CliRunner().invoke(main, ["validate", str(file)])
+    assert result.exit_code == 2
+    assert "rewards.consistent_steps: no row of data.sft" in result.output
 
 
 def test_steps_of_the_data_are_the_references(write_recipe: RecipeWriter, workplace: Path) -> None:
@@ -262,6 +268,29 @@ def test_metrics_leave_out_what_was_not_measured() -> None:
     rollouts = [Reasoned(True, 2.0), Reasoned(False, None), Reasoned(None, -1.0), Reasoned()]
     assert dict(reasoning_metrics(rollouts)) == {"reasoning/consistent": 0.5, "reasoning/gain_nats": 0.5}
     assert dict(reasoning_metrics([Reasoned()])) == {}
+
+
+def test_a_step_logs_the_gain_that_its_reward_measured_and_how_many_replies_are_consistent(
+    write_recipe: RecipeWriter, workplace: Path
+) -> None:
+    row = {"id": "s0", "issue": TICKET, "resolution": FIX, "steps": TAUGHT.reasoning}
+    (workplace / "sft.jsonl").write_text(json.dumps(row) + "\n")
+    run = Session.open(load_recipe(write_recipe(("format: 0.1", "reasoning_gain: 0.1"))), workplace / "run")
+    words = run.__dict__["generator"] = Words()
+    rollouts = Rollouts(run, run.rewards, [ROW], workplace, stop=False)
+    rollouts.replies = [
+        reply("Jobs wait, so nothing reaches the port. Cause: spooler hangs."),
+        reply("Restart the port. Cause: spooler hangs."),
+        reply("Restart the"),
+        Reply("No tags."),
+    ]
+    logged: dict[str, float] = {}
+    rollouts.score([ROW] * 4, 3, logged.__setitem__)
+    assert logged["reasoning/consistent"] == 0.5
+    assert logged["reasoning/gain_nats"] == pytest.approx((2.0 + 4.0 + 4.0) / 3)
+    assert len(words.calls) == 1  # what the reward measured is not measured again
+    assert run.rewards.gain is not None
+    assert run.rewards.gain.rows == 8  # a micro-batch
 
 
 # --- the alarm -------------------------------------------------------------------------------------
