@@ -122,8 +122,13 @@ class Generator(Protocol):
         Words of several tokens are left out; raises ModelError if fewer than two different values are left.
         """
 
-    def likelihoods(self, replies: Sequence[Reply]) -> list[float]:
-        """The mean log-probability of each reply's tokens, in nats per token; minus infinity for an empty reply."""
+    def likelihoods(
+        self, replies: Sequence[Reply], *, last: Sequence[int] | None = None, fast: bool = False
+    ) -> list[float]:
+        """The mean log-probability of each reply's tokens, in nats per token; minus infinity for an empty reply.
+
+        With `last`, of so many tokens at the end of each reply. `fast` computes as in `generate`.
+        """
 
     def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
         """The token ids of prompts. Raises DataError for one that leaves no room for a reply of full length."""
@@ -133,3 +138,6 @@ class Generator(Protocol):
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
+
+    def tokens(self, text: str) -> list[int]:
+        """Text as token ids, without special tokens around it."""

@@ -77,7 +77,7 @@ def first_half(replies: Sequence[Reply], examples: Sequence[Example]) -> list[fl
 def test_replies_that_come_back_in_another_order_stop_the_run(run: Session, workplace: Path) -> None:
     run.__dict__["rewards"] = Rewards(Scorer({"format": first_half}, {"format": 1.0}), None)
     examples = run.examples("prompts")[:2]
-    rollouts = Rollouts(run, run.rewards.scorer, examples, workplace, stop=False)
+    rollouts = Rollouts(run, run.rewards, examples, workplace, stop=False)
     prompts = [render(example) for example in examples for _ in range(2)]
     made = rollouts.make(prompts, Trainer())["completion_ids"]
     (score,) = rollouts.reward_functions()

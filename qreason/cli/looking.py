@@ -58,13 +58,16 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     from qreason.data.examples import read_examples
     from qreason.data.pairs import read_pairs
     from qreason.recipe.load import load_recipe
+    from qreason.run.session import check_steps
 
     loaded = load_recipe(recipe, overrides)
     local = {use: source for use, source in loaded.data.all_sources.items() if source.endswith(".jsonl")}
-    counts = {
-        use: len(read_pairs(source, loaded.data) if use == "pairs" else read_examples(source, loaded.data, use))
-        for use, source in local.items()
-    }
+    examples = {use: read_examples(source, loaded.data, use) for use, source in local.items() if use != "pairs"}
+    counts = {use: len(rows) for use, rows in examples.items()}
+    if "pairs" in local:
+        counts["pairs"] = len(read_pairs(local["pairs"], loaded.data))
+    if loaded.asks_for("consistent_steps") and examples.keys() == loaded.data.sources.keys():
+        check_steps(examples)
     steps = ", ".join(step.stage for step in loaded.steps)
     rows = ", ".join(f"{use} {count}" for use, count in counts.items())
     click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}\nvalid")

@@ -160,17 +160,23 @@ class LocalGenerator:
             return logits_by_generate(self.resident, model, [row for group in groups for row in group])
         return last_logits(self.resident, model, groups)
 
-    def likelihoods(self, replies: Sequence[Reply]) -> list[float]:
+    def likelihoods(
+        self, replies: Sequence[Reply], *, last: Sequence[int] | None = None, fast: bool = False
+    ) -> list[float]:
+        counted = [len(reply.token_ids) for reply in replies] if last is None else last
+        longest = dict.fromkeys((reply.prompt_ids for reply in replies), 0)
+        for reply, count in zip(replies, counted, strict=True):
+            longest[reply.prompt_ids] = max(longest[reply.prompt_ids], count)
         scores = [float("-inf")] * len(replies)
-        left = [index for index in range(len(replies)) if replies[index].token_ids]
-        left.sort(key=lambda index: len(replies[index].token_ids))
+        left = [index for index in range(len(replies)) if counted[index]]
+        left.sort(key=lambda index: (longest[replies[index].prompt_ids], replies[index].prompt_ids))
         vocabulary = self.resident.model.config.get_text_config().vocab_size
-        with self.awake() as model:
+        with self.awake(fast=fast) as model:
             while left:
-                longest = len(replies[left[-1]].token_ids)
-                batch = left[-max(1, min(self.ranked.most, LOGITS // (longest * vocabulary))) :]
-                work = partial(mean_log_probabilities, self.resident, model, [replies[index] for index in batch])
-                found = self.ranked.attempt(work, len(batch))
+                logits = longest[replies[left[-1]].prompt_ids] * vocabulary
+                batch = left[-max(1, min(self.ranked.most, LOGITS // logits)) :]
+                rows = [(replies[index], counted[index]) for index in batch]
+                found = self.ranked.attempt(partial(mean_log_probabilities, self.resident, model, rows), len(batch))
                 if found is not None:
                     left = left[: -len(batch)]
                     for index, score in zip(batch, found, strict=True):
@@ -185,6 +191,10 @@ class LocalGenerator:
     def text(self, tokens: Sequence[int]) -> str:
         text: str = self.resident.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
+
+    def tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.resident.tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def drawing(self, sampling: Sampling, stop_at: Set[int] = frozenset()) -> Drawing:
         """Sampling parameters with a seeded random source; rows also end after the tokens of `stop_at`."""

@@ -53,7 +53,7 @@ def last_logits(resident: Resident, model: Any, groups: Sequence[Sequence[Ids]])
     else:
         own = [shared] * len(groups)
     reading.repeat([index for index, group in enumerate(groups) for _ in group])
-    return reading.read([row[end:] for group, end in zip(groups, own, strict=True) for row in group])
+    return reading.read([row[end:] for group, end in zip(groups, own, strict=True) for row in group])[:, -1]
 
 
 def logits_by_generate(resident: Resident, model: Any, rows: Sequence[Ids]) -> torch.Tensor:
@@ -79,8 +79,8 @@ class Reading:
         self.model, self.cache, self.resident = model, cache, resident
         self.mask: torch.Tensor | None = None
 
-    def read(self, rows: list[Ids]) -> torch.Tensor:
-        """Read the next piece of each row; returns the logits after it, (rows, vocabulary)."""
+    def read(self, rows: list[Ids], keep: int = 1) -> torch.Tensor:
+        """Read the next piece of each row; returns its last `keep` logits, (rows, keep, vocabulary)."""
         import torch
 
         if not any(rows):
@@ -97,8 +97,8 @@ class Reading:
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+            logits_to_keep=keep,
+        ).logits
         return logits
 
     def repeat(self, chosen: list[int]) -> None:
@@ -133,14 +133,35 @@ def batches(groups: Sequence[Sequence[Ids]], most: int) -> list[list[int]]:
     return result
 
 
-def mean_log_probabilities(resident: Resident, model: Any, replies: Sequence[Reply]) -> list[float]:
-    """The mean log-probability of each reply's tokens, in nats per token; no reply may be empty."""
+def mean_log_probabilities(resident: Resident, model: Any, rows: Sequence[tuple[Reply, int]]) -> list[float]:
+    """For (reply, count): the mean log-probability of the reply's last `count` tokens, in nats per token.
+
+    Replies to a prompt stand together; the prompt is read once for all of them.
+    """
     import torch
 
-    ids = [[*reply.prompt_ids, *reply.token_ids] for reply in replies]
-    lengths = [len(reply.token_ids) for reply in replies]
-    inputs = pad_left(resident.tokenizer, ids, resident.device)
-    logits = model(**inputs, logits_to_keep=max(lengths) + 1).logits[:, :-1].float()
-    tokens = inputs["input_ids"][:, -max(lengths) :].unsqueeze(-1)
-    chosen = torch.log_softmax(logits, -1).gather(-1, tokens).squeeze(-1)
-    return [float(row[-length:].mean()) for row, length in zip(chosen, lengths, strict=True)]
+    counts = [count for _, count in rows]
+    ids = [[*reply.prompt_ids, *reply.token_ids] for reply, _ in rows]
+    keep = max(counts) + 1
+    places = {reply.prompt_ids: place for place, (reply, _) in enumerate(rows)}
+    if len(places) < len(rows) and resident.backend == "plain":
+        logits = logits_after_prompts(resident, model, rows, keep)
+    else:
+        logits = model(**pad_left(resident.tokenizer, ids, resident.device), logits_to_keep=keep).logits
+    logits = logits[:, :-1].float()
+    tokens = torch.tensor(
+        [[0] * (keep - 1 - count) + row[len(row) - count :] for row, count in zip(ids, counts, strict=True)]
+    )
+    chosen = torch.log_softmax(logits, -1).gather(-1, tokens.to(logits.device).unsqueeze(-1)).squeeze(-1)
+    return [float(row[-count:].mean()) for row, count in zip(chosen, counts, strict=True)]
+
+
+def logits_after_prompts(resident: Resident, model: Any, rows: Sequence[tuple[Reply, int]], keep: int) -> torch.Tensor:
+    """(rows, keep, vocabulary): the last logits of each row; every prompt but its last token is read once."""
+    from transformers import DynamicCache
+
+    prompts = list(dict.fromkeys(reply.prompt_ids for reply, _ in rows))
+    reading = Reading(model, DynamicCache(config=model.config), resident)
+    reading.read([list(prompt[:-1]) for prompt in prompts])
+    reading.repeat([prompts.index(reply.prompt_ids) for reply, _ in rows])
+    return reading.read([[*reply.prompt_ids[-1:], *reply.token_ids] for reply, _ in rows], keep)

@@ -91,6 +91,10 @@ class Recipe(Strict):
         """The rewards of a step: its own, or those of the recipe."""
         return step.settings.own_rewards or self.rewards
 
+    def asks_for(self, reward: str) -> bool:
+        """Whether a reward is among those of the recipe or of one of its steps."""
+        return any(one.kind(name) == reward for step in self.steps for name, one in self.rewards_of(step).items())
+
     @model_validator(mode="after")
     def check_data(self) -> Recipe:
         """Every step has the data it reads, and a temperature above 0 where it must draw."""

@@ -19,6 +19,7 @@ from qreason.rewards.judged import JudgeSettings, PreferenceSettings, judge_rewa
 from qreason.rewards.language import language_consistency
 from qreason.rewards.mathematics import math
 from qreason.rewards.programs import code
+from qreason.rewards.reasoned import GainSettings, StepsSettings, gain_reward, steps_reward
 from qreason.rewards.scoring import Restricted
 from qreason.rewards.shape import cosine_length, repetition, soft_overlong, step_count
 from qreason.rewards.tags import format_strict, format_tags, tag_count
@@ -43,12 +44,16 @@ REWARDS: dict[str, Callable[..., list[float | None]]] = {
 """Rewards that need nothing but the reply and its example."""
 
 
-MODEL_REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any, Any], Reward]]] = {
+OPENED_REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any, Any], Reward]]] = {
     "judge": (JudgeSettings, lambda settings, judge: judge_reward(judge)),
     "preference": (PreferenceSettings, preference_reward),
+    "consistent_steps": (StepsSettings, lambda settings, references: steps_reward(references)),
+    "reasoning_gain": (GainSettings, gain_reward),
 }
-"""Rewards that ask a model: their settings, and (settings, the model opened for them) -> the reward."""
-NAMES = (*REWARDS, *MODEL_REWARDS)
+"""Rewards that need a model or the data: their settings, and (settings, what was opened for them) -> the reward."""
+NAMES = (*REWARDS, *OPENED_REWARDS)
+ABOUT_REASONING = {"consistent_steps", "reasoning_gain"}
+"""Rewards that leave out the rows of data.plain by themselves, which are not asked for reasoning."""
 FULL_MARKS: dict[str, float] = {
     "correctness": 2.0,
     "format": 0.8,
@@ -59,7 +64,7 @@ FULL_MARKS: dict[str, float] = {
     "math": 1.0,
 }
 """What a gold reply earns, for the rewards where that is known."""
-REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length"}
+REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length", "reasoning_gain"}
 """Rewards that compare with the reference: without one they cannot tell replies apart."""
 LIMIT = "max_completion_length"
 """A setting that defaults to the recipe's sampling."""
@@ -85,9 +90,9 @@ def find(name: str) -> Callable[..., list[float | None]]:
 
 
 def settings_model(name: str) -> type[BaseModel]:
-    """The settings of a reward: those of a model reward, or the keyword-only parameters of its function."""
-    if name in MODEL_REWARDS:
-        return MODEL_REWARDS[name][0]
+    """The settings of a reward: those of an opened reward, or the keyword-only parameters of its function."""
+    if name in OPENED_REWARDS:
+        return OPENED_REWARDS[name][0]
     parameters = inspect.signature(find(name), eval_str=True).parameters.values()
     fields: dict[str, Any] = {
         parameter.name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
@@ -99,24 +104,25 @@ def settings_model(name: str) -> type[BaseModel]:
 
 def build(
     wanted: Mapping[str, Mapping[str, Any]],
-    open_model: Callable[[Any], Any],
+    open_needed: Callable[[Any], Any],
     max_completion_length: int,
     kinds: Mapping[str, str] | None = None,
     only: Mapping[str, Literal["reasoning", "plain"] | None] | None = None,
 ) -> dict[str, Reward]:
     """The rewards of a recipe (name -> settings), ready to be called.
 
-    `open_model` makes a model from the settings of a model reward. `kinds` maps custom names in the recipe to rewards,
-    `only` says for which rows a reward is.
+    `open_needed` opens what a reward of OPENED_REWARDS needs, from its settings. `kinds` maps custom names in the
+    recipe to rewards, `only` says for which rows a reward is.
     """
     rewards: dict[str, Reward] = {}
     for name, given in wanted.items():
-        kind, rows = (kinds or {}).get(name, name), (only or {}).get(name)
+        kind = (kinds or {}).get(name, name)
+        rows = (only or {}).get(name) or ("reasoning" if kind in ABOUT_REASONING else None)
         model = settings_model(kind)
         known = {LIMIT: max_completion_length} if LIMIT in model.model_fields else {}
         settings = model.model_validate(known | dict(given))
-        if kind in MODEL_REWARDS:
-            reward = MODEL_REWARDS[kind][1](settings, open_model(settings))
+        if kind in OPENED_REWARDS:
+            reward = OPENED_REWARDS[kind][1](settings, open_needed(settings))
         else:
             reward = partial(find(kind), **dict(settings))
         rewards[name] = Restricted(reward, rows == "plain") if rows else reward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from qreason.data.examples import read_examples
 from qreason.data.pairs import read_pairs
+from qreason.data.prompts import SYSTEM_PROMPTS
 from qreason.recipe.schema import Recipe
 from qreason.recipe.sections import Weighted
 from qreason.recipe.stage import NEWEST
 from qreason.rewards.judged import JudgeSettings, PreferenceSettings
+from qreason.rewards.reasoned import GainSettings, StepsSettings, check_references
 from qreason.rewards.scoring import Scorer
+from qreason.rewards.steps import ReferenceSteps
 from qreason.run.folder import RunFolder, Say, silent
 from qreason.sampling.draws import DRAWS, SAMPLED
 from qreason.types import Example, Pair
 
 if TYPE_CHECKING:
+    from qreason.inference.gain import ReasoningGain
     from qreason.inference.generate import LocalGenerator
     from qreason.judge.verdict import Judge
     from qreason.model.backends import Choice
@@ -29,6 +33,18 @@ if TYPE_CHECKING:
 
 REWARD_MODEL = "reward_model"
 """What a preference step writes: a PEFT folder with a scalar head."""
+
+
+MEASURED = 8
+"""Replies whose reasoning is measured at a time in a run without GRPO."""
+STEPS = ("sft", "prompts")
+"""Data whose rows may have reference steps."""
+
+
+def check_steps(examples: Mapping[str, Sequence[Example]]) -> None:
+    """DataError where `consistent_steps` has nothing to compare with in the rows of each use."""
+    rows = [example for use in STEPS for example in examples.get(use, [])]
+    check_references(ReferenceSteps(rows), rows)
 
 
 @dataclass(frozen=True)
@@ -41,10 +57,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Rewards:
-    """A scorer, and the judge that one of its rewards asks."""
+    """A scorer, and the judge and the gain of the reasoning that its rewards ask, where they do."""
 
     scorer: Scorer
     judge: Judge | None
+    gain: ReasoningGain | None = None
 
 
 class Session:
@@ -63,6 +80,8 @@ class Session:
         """Start a run in a folder, or continue the one in it. All data are read before the folder is changed."""
         examples = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
         pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else None
+        if recipe.asks_for("consistent_steps"):
+            check_steps(examples)
         session = cls(recipe, RunFolder.open(recipe, path, fresh=fresh, say=say), say)
         session._examples = examples
         if pairs is not None:
@@ -100,6 +119,13 @@ class Session:
         if use not in self._examples:
             self._examples[use] = read_examples(getattr(self.recipe.data, use), self.recipe.data, use)
         return self._examples[use]
+
+    @cached_property
+    def reference_steps(self) -> ReferenceSteps:
+        """The steps of the reasonings in data.sft and data.prompts."""
+        return ReferenceSteps(
+            example for use in STEPS if use in self.recipe.data.sources for example in self.examples(use)
+        )
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -189,8 +215,14 @@ class Session:
         from qreason.rewards.registry import build
 
         judges: list[Judge] = []
+        gains: list[ReasoningGain] = []
 
-        def open_model(settings: JudgeSettings | PreferenceSettings) -> Any:
+        def open_needed(settings: JudgeSettings | PreferenceSettings | StepsSettings | GainSettings) -> Any:
+            if isinstance(settings, StepsSettings):
+                return self.reference_steps
+            if isinstance(settings, GainSettings):
+                gains.append(self.reasoning_gain())
+                return gains[-1]
             if isinstance(settings, PreferenceSettings):
                 return self.preference_model(settings.model)
             judges.append(self.judge(settings))
@@ -198,13 +230,21 @@ class Session:
 
         functions = build(
             {name: reward.settings for name, reward in wanted.items()},
-            open_model,
+            open_needed,
             self.recipe.sampling.max_completion_length,
             kinds={name: reward.kind(name) for name, reward in wanted.items()},
             only={name: reward.only for name, reward in wanted.items()},
         )
         weights = {name: reward.weight for name, reward in wanted.items()}
-        return Rewards(Scorer(functions, weights), judges[-1] if judges else None)
+        return Rewards(Scorer(functions, weights), judges[-1] if judges else None, gains[-1] if gains else None)
+
+    def reasoning_gain(self) -> ReasoningGain:
+        """Measures what the reasoning of a reply adds, with the adapter that is on the base then."""
+        from qreason.inference.gain import ReasoningGain
+
+        rows = [step.grpo.per_device_train_batch_size for step in self.recipe.steps if step.grpo]
+        system = SYSTEM_PROMPTS[self.recipe.data.prompt]
+        return ReasoningGain(lambda: self.generator, system, rows=min(rows, default=MEASURED))
 
     def judge(self, settings: JudgeSettings) -> Judge:
         """A judge, opened once for all steps."""

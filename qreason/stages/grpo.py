@@ -34,7 +34,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     folder = run.clear_stage_folder()
     if settings.preflight:
         preflight(settings, run, rewards, examples, folder)
-    rollouts = Rollouts(run, rewards.scorer, examples, folder, stop=settings.stop_on_reward_hacking)
+    rollouts = Rollouts(run, rewards, examples, folder, stop=settings.stop_on_reward_hacking)
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     adapter, state = train(

@@ -1,21 +1,40 @@
 """Is a reward being gamed? What rollouts of the first and of the last steps show.
 
 The policy is trained on the reward, so the reward rises in any case; it is gamed when what we want does not rise with
-it. Four signs, each from equally many early and late rollouts: a part of the reward rises while correctness falls; a
-part is given up while the others do not fall; replies grow while correctness does not; a phrase that the references
-do not have spreads over the replies while correctness does not rise.
+it. Signs, each from equally many early and late rollouts: a part of the reward rises while correctness falls; a part
+is given up while the others do not fall; replies grow while correctness does not; a phrase that the references do not
+have spreads over the replies while correctness does not rise; reasoning decays while the reward rises: its steps no
+longer fit what it concludes, or it helps less to predict the reference.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from qreason.rewards.tags import TAG
+from qreason.training.reasoning import Reasoned
+from qreason.training.traits import (
+    Rollout,
+    Trait,
+    average,
+    centred,
+    change,
+    consistency,
+    count_words,
+    document_shares,
+    gain,
+    group_means,
+    has_phrase,
+    mean,
+    part_means,
+    read_rollout,
+    rollouts_with,
+    slope,
+    total,
+)
 from qreason.types import Example, Reply, Score
 
 WINDOW = 6
@@ -31,6 +50,10 @@ SPREAD = 0.4
 """Rise in the share of replies that have a phrase."""
 PAYS = 0.3
 """Standard deviations of the reward that one of a phrase must be worth, to count as rewarded."""
+DECAYED = 0.1
+"""Fall in the share of consistent reasonings."""
+UNNEEDED, NATS = 0.5, 1.0
+"""Share of the early gain in nats that is lost, and nats that are at least, when reasoning counts as not needed."""
 TRIED, SHOWN = 20, 3
 
 
@@ -45,21 +68,6 @@ class Alarm:
     replies: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Rollout:
-    words: int
-    finished: bool
-    phrases: frozenset[str]
-    expected: frozenset[str]
-    """Phrases of the references."""
-    parts: dict[str, float]
-    text: str
-    group: str
-
-
-Trait = Callable[[Rollout], float]
-
-
 class Watchdog:
     """Looks at the rollouts of each step, and raises each alarm once."""
 
@@ -69,16 +77,25 @@ class Watchdog:
         self.raised: set[str] = set()
 
     def look(
-        self, step: int, replies: Sequence[Reply], examples: Sequence[Example], scores: Sequence[Score]
+        self,
+        step: int,
+        replies: Sequence[Reply],
+        examples: Sequence[Example],
+        scores: Sequence[Score],
+        reasoned: Sequence[Reasoned] | None = None,
     ) -> list[Alarm]:
-        """The alarms that this step's rollouts raise."""
+        """The alarms that this step's rollouts raise; `reasoned` is what their reasoning is worth, where known."""
+        known = [Reasoned()] * len(replies) if reasoned is None else reasoned
         if len(self.steps) >= 2 * WINDOW:
             del self.steps[WINDOW]  # the early window stays, the late one moves on
-        self.steps.append([read_rollout(*row) for row in zip(replies, examples, scores, strict=True)])
+        self.steps.append([read_rollout(*row) for row in zip(replies, examples, scores, known, strict=True)])
         if len(self.steps) < 2 * WINDOW:
             return []
         windows = Windows(step, self.weights, self.steps)
-        found = (windows.rising_part(), windows.lost_part(), windows.growing_length(), windows.spreading_phrase())
+        found = (
+            *(windows.rising_part(), windows.lost_part(), windows.growing_length(), windows.spreading_phrase()),
+            *(windows.steps_that_do_not_fit(), windows.reasoning_that_does_not_help()),
+        )
         new = [alarm for alarm in found if alarm is not None and alarm.sign not in self.raised]
         self.raised |= {alarm.sign for alarm in new}
         return new
@@ -168,6 +185,46 @@ class Windows:
                 return Alarm(self.step, "spreading phrase", name, text, tuple(shown))
         return None
 
+    def steps_that_do_not_fit(self) -> Alarm | None:
+        early, late = (rollouts_with("consistent", rollouts) for rollouts in (self.early, self.late))
+        before, after = (mean([consistency(r) for r in rollouts]) for rollouts in (early, late))
+        fall = change(group_means(early, consistency), group_means(late, consistency))
+        if fall > -SURE or before - after < DECAYED or (rise := self.rising_total()) is None:
+            return None
+        text = (
+            f"the steps of the reasoning fit what it concludes less often ({before:.0%} of the replies at first, "
+            f"{after:.0%} now) while {rise}: the policy learns the answers, and its steps become decoration. Give "
+            "'consistent_steps' or 'reasoning_gain' a weight"
+        )
+        shown = [r.text for r in late if not r.consistent][:SHOWN]
+        return Alarm(self.step, "steps that do not fit", self.best_paid(), text, tuple(shown))
+
+    def reasoning_that_does_not_help(self) -> Alarm | None:
+        early, late = (rollouts_with("gain_nats", rollouts) for rollouts in (self.early, self.late))
+        before, after = (mean([gain(r) for r in rollouts]) for rollouts in (early, late))
+        fall = change(group_means(early, gain), group_means(late, gain))
+        if fall > -SURE or before - after < max(NATS, UNNEEDED * before) or (rise := self.rising_total()) is None:
+            return None
+        text = (
+            f"the reasoning helps less to predict the reference (by {before:.1f} nats at first, {after:.1f} now) while "
+            f"{rise}: the policy learns to answer without it. Give 'reasoning_gain' a weight"
+        )
+        shown = sorted(late, key=gain)[:SHOWN]
+        return Alarm(self.step, "reasoning that does not help", self.best_paid(), text, tuple(r.text for r in shown))
+
+    def rising_total(self) -> str | None:
+        """How the total reward rises, in words; None where it does not."""
+        early, late = (group_means(rollouts, partial(total, self.weights)) for rollouts in (self.early, self.late))
+        if change(early, late) < SURE / 2:
+            return None
+        return f"the reward rises ({mean(early):.2f} to {mean(late):.2f}), most of it from '{self.best_paid()}'"
+
+    def best_paid(self) -> str:
+        """The part of the reward whose weighted mean rises most."""
+        return max(
+            self.weights, key=lambda name: self.weights[name] * (average(self.late, name) - average(self.early, name))
+        )
+
     def top_correlated_reward(self, trait: Trait) -> tuple[str, float]:
         """The part of the reward that pays most for a trait, among the replies to the same prompt, and how much.
 
@@ -182,92 +239,6 @@ class Windows:
         return name, slopes[name] / (math.sqrt(mean([mark * mark for mark in totals])) or 1.0)
 
 
-def read_rollout(reply: Reply, example: Example, score: Score) -> Rollout:
-    return Rollout(
-        words=len(reply.text.split()),
-        finished=reply.finished,
-        phrases=phrases(TAG.sub(" ", reply.text)),
-        expected=frozenset(phrase for text in example.references for phrase in phrases(text)),
-        parts={name: part for name, part in score.parts.items() if part is not None},
-        text=reply.text,
-        group=example.id,
-    )
-
-
-def phrases(text: str) -> frozenset[str]:
-    """The words of a text, and all three consecutive ones."""
-    words = re.findall(r"\w+", text.lower())
-    return frozenset([*words, *(" ".join(words[i : i + 3]) for i in range(len(words) - 2))])
-
-
-def document_shares(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Phrase -> share of the rollouts that have it."""
-    counts = Counter(phrase for rollout in rollouts for phrase in rollout.phrases)
-    return {phrase: count / len(rollouts) for phrase, count in counts.items()}
-
-
-def has_phrase(phrase: str, rollout: Rollout) -> float:
-    return float(phrase in rollout.phrases)
-
-
-def count_words(rollout: Rollout) -> float:
-    return float(rollout.words)
-
-
-def total(weights: Mapping[str, float], rollout: Rollout) -> float:
-    """The weighted sum of a rollout's parts, one that could not be judged counted as 0."""
-    return sum(weight * rollout.parts.get(name, 0.0) for name, weight in weights.items())
-
-
-def by_group(rollouts: Sequence[Rollout], trait: Trait) -> list[list[float]]:
-    groups: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        groups.setdefault(rollout.group, []).append(trait(rollout))
-    return list(groups.values())
-
-
-def group_means(rollouts: Sequence[Rollout], trait: Trait) -> list[float]:
-    """The mean of each group of completions: those to one prompt are no independent evidence."""
-    return [mean(values) for values in by_group(rollouts, trait)]
-
-
-def centred(rollouts: Sequence[Rollout], trait: Trait) -> list[float]:
-    """A trait less its mean over the replies to the same prompt, in the order of the groups."""
-    return [value - middle for values in by_group(rollouts, trait) for middle in [mean(values)] for value in values]
-
-
-def part_means(rollouts: Sequence[Rollout], name: str) -> list[float]:
-    return group_means([r for r in rollouts if name in r.parts], lambda r: r.parts[name])
-
-
-def average(rollouts: Sequence[Rollout], name: str) -> float:
-    return mean([rollout.parts[name] for rollout in rollouts if name in rollout.parts])
-
-
 def best(rollouts: Sequence[Rollout], name: str, least: bool = False) -> tuple[str, ...]:
     ordered = sorted((r for r in rollouts if name in r.parts), key=lambda r: r.parts[name], reverse=not least)
     return tuple(rollout.text for rollout in ordered[:SHOWN])
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def change(early: Sequence[float], late: Sequence[float]) -> float:
-    """The difference of two means in standard errors (Welch's t)."""
-    if len(early) < 2 or len(late) < 2:
-        return 0.0
-    return (mean(late) - mean(early)) / math.sqrt(squared_error(early) + squared_error(late) + 1e-12)
-
-
-def squared_error(values: Sequence[float]) -> float:
-    """The squared standard error of a mean."""
-    middle = mean(values)
-    return sum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values)
-
-
-def slope(traits: Sequence[float], marks: Sequence[float]) -> float:
-    """How much the mark rises with one standard deviation of the trait."""
-    middle, mark = mean(traits), mean(marks)
-    spread = math.sqrt(mean([(t - middle) ** 2 for t in traits]))
-    return mean([(t - middle) * (m - mark) for t, m in zip(traits, marks, strict=True)]) / spread if spread else 0.0

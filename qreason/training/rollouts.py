@@ -11,9 +11,10 @@ from typing import Any
 from qreason.errors import TrainingError
 from qreason.judge.calibration import correlation
 from qreason.machine.files import write_jsonl
-from qreason.rewards.scoring import Scorer, reply_row
-from qreason.run.session import Session
+from qreason.rewards.scoring import reply_row
+from qreason.run.session import Rewards, Session
 from qreason.training.alarms import Alarm, Watchdog
+from qreason.training.reasoning import ReasoningWatch, reasoning_metrics
 from qreason.types import Example, Messages, Reply, Score
 
 LogMetric = Callable[[str, float], None]
@@ -22,11 +23,15 @@ LogMetric = Callable[[str, float], None]
 class Rollouts:
     """What TRL's GRPO trainer calls: `make` for replies, then one function per reward for their scores."""
 
-    def __init__(self, run: Session, scorer: Scorer, examples: Sequence[Example], folder: Path, *, stop: bool) -> None:
+    def __init__(
+        self, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path, *, stop: bool
+    ) -> None:
         """`stop`: raise an error where a reward looks gamed, in place of a message."""
-        self.run, self.scorer, self.examples, self.folder, self.stop = run, scorer, examples, folder, stop
+        self.run, self.scorer, self.examples, self.folder, self.stop = run, rewards.scorer, examples, folder, stop
         self.sampling = run.recipe.sampling.sampling()
-        self.watchdog = Watchdog(scorer.weights)
+        self.watchdog = Watchdog(self.scorer.weights)
+        gain = rewards.gain or run.reasoning_gain()
+        self.reasoning = ReasoningWatch(run.reference_steps, gain, rewarded=rewards.gain is not None)
         self.replies: list[Reply] = []
         self.scores: list[Score] = []
         self.groups = self.groups_without_variance = self.unjudged = 0
@@ -74,6 +79,7 @@ class Rollouts:
     def score(self, examples: list[Example], step: int, log_metric: LogMetric) -> None:
         start = time.perf_counter()
         self.scores = self.scorer(self.replies, examples, self.folder)
+        reasoned = self.reasoning.look(step, self.replies, examples)
         log_metric("seconds/rollout", self.rollout_seconds)
         log_metric("seconds/rewards", time.perf_counter() - start)
         rows = [reply_row(*row) for row in zip(self.replies, examples, self.scores, strict=True)]
@@ -90,7 +96,9 @@ class Rollouts:
         log_metric("reply_words", sum(len(reply.text.split()) for reply in self.replies) / len(self.replies))
         if (agreement := judge_agreement(self.scores)) is not None:
             log_metric("judge_correctness_correlation", agreement)
-        for alarm in self.watchdog.look(step, self.replies, examples, self.scores):
+        for name, value in reasoning_metrics(reasoned):
+            log_metric(name, value)
+        for alarm in self.watchdog.look(step, self.replies, examples, self.scores, reasoned):
             self.report(alarm)
 
     def report(self, alarm: Alarm) -> None:
