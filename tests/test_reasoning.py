@@ -68,6 +68,7 @@ class Known:
         self.read = 0
 
     def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[int]]:
+        assert prompts, "as the tokenizers of transformers, it encodes no empty list"
         return [self.tokens(prompt[-1]["content"] + "\t") for prompt in prompts]
 
     def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling, **_: Any) -> list[list[Reply]]:
@@ -345,10 +346,12 @@ def test_an_answer_is_found_anywhere_word_for_word(references: tuple[str, ...], 
 # --- evaluation ------------------------------------------------------------------------------------
 
 
-def evaluate(model: Model, settings: Evaluate, examples: Sequence[Example] = EXAMPLES) -> list[dict[str, Any]]:
+def evaluate(
+    model: Model, settings: Evaluate, examples: Sequence[Example] = EXAMPLES, taught: Sequence[Example] = ()
+) -> list[dict[str, Any]]:
     scorer = Scorer({"correctness": REWARDS["correctness"]}, {"correctness": 1.0})
     checkpoint = Checkpoint(Known(model), scorer, Draw(max_completion_length=200), Data(), 1)  # type: ignore[arg-type]
-    return measure_rows(checkpoint, examples, settings, label="test", folder=Path())
+    return measure_rows(checkpoint, examples, settings, label="test", folder=Path(), taught=taught)
 
 
 def test_an_evaluation_reports_what_the_steps_are_worth() -> None:
@@ -365,6 +368,16 @@ def test_an_evaluation_reports_what_the_steps_are_worth() -> None:
     # "Saw 0" is no clue of "ticket 0"
     assert reasoning["consistent"]["mean"] == 0.0
     assert reasoning["consistent"]["right_quoting_another"]["mean"] == 1.0
+
+
+def test_steps_are_compared_with_those_that_were_taught() -> None:
+    bare = [replace(example, reasoning=None) for example in EXAMPLES]
+    alone, with_lessons = (evaluate(by_its_steps, Evaluate(samples=1), bare, taught) for taught in ((), EXAMPLES))
+    assert [row["consistent"] for row in alone] == [None] * 4
+    assert [row["consistent"] for row in with_lessons] == [False] * 4  # "Saw 0" is no clue of "ticket 0"
+    (lesson,) = (replace(example, reasoning="Ticket 0, so part 0. Cause: 0.") for example in EXAMPLES[:1])
+    (row,) = evaluate(lambda *_: write(lesson), Evaluate(samples=1, reasoning=0), bare[:1], [lesson])
+    assert row["consistent"] is True
 
 
 def test_only_as_many_rows_as_asked_for_are_tested() -> None:

@@ -94,7 +94,7 @@ def intervene(
 
     `own` says which of the replies are right. A row that cannot be tested has only `why`.
     """
-    prompt_ids = generator.prompt_ids(prompts, sampling)
+    prompt_ids = generator.prompt_ids(prompts, sampling) if prompts else []
     figures: list[Figures] = []
     tested: list[Reasoned] = []
     for row, (example, reply, mark) in enumerate(zip(examples, replies, own, strict=True)):

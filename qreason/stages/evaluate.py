@@ -16,6 +16,7 @@ from qreason.inference.reasoning import ASKS_FOR_NONE, NOT_ASKED_FOR, Figures, i
 from qreason.inference.selection import check_ranking, open_ranking, scale
 from qreason.machine.files import write_json, write_jsonl
 from qreason.machine.progress import Bar, progress_bar
+from qreason.recipe.schema import Recipe
 from qreason.recipe.settings import Evaluate
 from qreason.report.build import measure
 from qreason.rewards.registry import REWARDS
@@ -36,7 +37,7 @@ def stage(settings: Evaluate, run: Session) -> Artifact:
     folder = run.stage_folder()
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    taught = run.examples("sft") if any("sft" in step.settings.reads() for step in run.recipe.steps) else []
+    taught = run.examples("sft") if is_taught(run.recipe) else []
     label = f"{folder.name} eval"
     rows = measure_rows(checkpoint, examples, settings, label=label, folder=folder, taught=taught)
     write_jsonl(folder / "evaluation.jsonl", rows)
@@ -150,15 +151,25 @@ def find_right(settings: Evaluate, replies: Sequence[Reply], examples: Sequence[
     return [None if mark is None else mark > 0 for mark in REWARDS[settings.right_by](replies, examples)]
 
 
+def is_taught(recipe: Recipe) -> bool:
+    """Whether a step of the recipe trains on data.sft, whose rows have reasoning."""
+    return any("sft" in step.settings.reads() for step in recipe.steps)
+
+
 def evaluate_task(target: str, task: Path, settings: Evaluate) -> dict[str, Any]:
     """Measure a run folder's newest adapter, a model folder or a Hub model on a task file; nothing is written."""
     check_target(target)
     folder = Path(target)
-    examples = read_examples(task, read_recipe(folder).data if is_run_folder(folder) else None)
+    recipe = read_recipe(folder) if is_run_folder(folder) else None
+    examples = read_examples(task, recipe.data if recipe else None)
     checkpoint = open_checkpoint(target)
     check_ranking(settings.best_by, checkpoint.scorer)
     if settings.beam:
         check_ranking(settings.beam.by, checkpoint.scorer)
     start = time.perf_counter()
-    rows = measure_rows(checkpoint, examples[: settings.rows], settings, label=task.stem[:14], folder=Path.cwd())
+    taught: list[Example] = []
+    if recipe and is_taught(recipe) and Path(str(recipe.data.sft)).is_file():
+        taught = read_examples(str(recipe.data.sft), recipe.data, "sft")
+    asked, label = examples[: settings.rows], task.stem[:14]
+    rows = measure_rows(checkpoint, asked, settings, label=label, folder=Path.cwd(), taught=taught)
     return {"model": target, "task": str(task)} | measure(rows, task.stem, time.perf_counter() - start)
