@@ -136,6 +136,9 @@ class Generator(Protocol):
     def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
         """The tokens whose text ends with one of `ends`, ignoring spaces."""
 
+    def tokens(self, text: str) -> list[int]:
+        """The token ids of a text, without special tokens."""
+
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
 

@@ -42,8 +42,10 @@ def test_the_report_has_the_documented_keys(finished: tuple[Path, Result]) -> No
     for row in report["passes"]:
         assert row["rows"] == report["rows"]
         assert set(row["parts"]) == {"correctness", "format", "rouge_l", "length", "judge"}
-        for key in ("accuracy", "pass_at_1", "format", "reward", "reply_words"):
+        for key in ("accuracy", "answer_anywhere", "pass_at_1", "format", "reward", "reply_words"):
             assert set(row[key]) == NUMBERS
+        unmeasured = {key for key, figure in row["reasoning"].items() if figure is None}
+        assert row["reasoning"]["why"].keys() == unmeasured
     assert [(row["from"], row["to"]) for row in report["gains"]] == [
         ("base", "01-sft"),
         ("01-sft", "02-grpo"),

@@ -52,6 +52,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "01-sft" / "judge.json").write_text("{}")
     keys = ("accuracy", "pass_at_1", "format", "reward")
     passes = [{"after": after, "rows": 40, **dict.fromkeys(keys, MEASURE)} for after in ("base", "01-sft")]
+    names = ("own", "direct", "conclusion_only", "foreign", "filler", "worth", "worth_of_steps", "gain_nats")
+    passes[1]["reasoning"] = {"rows": 40, **dict.fromkeys(names, MEASURE), "consistent": None}
     gain = {"from": "base", "to": "01-sft", **dict.fromkeys(keys, MEASURE)}
     write_json(folder / "report.json", {"rows": 40, "seed": 1, "passes": passes, "gains": [gain]})
     return folder
@@ -124,6 +126,8 @@ def test_the_card_has_the_runs_own_numbers_and_no_local_path(made: Path, hub: Fa
     assert "base_model" not in front  # qreason/tiny is not on the Hub
     assert "| 01-sft | 50.0% [42.1, 57.9] |" in card
     assert "Gain from base to 01-sft" in card
+    assert f"| 01-sft | {'50.0% [42.1, 57.9] | ' * 5}– | 0.50 [0.42, 0.58] |" in card
+    assert "The steps carry the answer: without them 50 % instead of 50 %, -50 points [-58, -42]." in card
     assert 'PeftModel.from_pretrained(base, "me/helper", subfolder="adapter")' in card
     assert "heldout.jsonl" in card
     for name, content in files.items():

@@ -123,7 +123,7 @@ def show_report(run: Session, as_json: bool) -> None:
 @main.command()
 @click.argument("target", metavar="DIR|MODEL")
 @click.option("--task", type=click.Path(path_type=Path), required=True, help="JSONL, CSV or Parquet.")
-@settings_options(Evaluate, "samples", "rows")
+@settings_options(Evaluate, "samples", "rows", "reasoning")
 @settings_options(Evaluate, pass_at="pass-at", cons_at="cons-at", best_of="best-of")
 @settings_options(Evaluate, "best_by", "right_by")
 @click.option("--beam", type=click.IntRange(1), metavar="WIDTH", help="Step-wise beam search, ranked by --best-by.")
@@ -131,7 +131,7 @@ def show_report(run: Session, as_json: bool) -> None:
 @json_option
 def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: bool, **settings: Any) -> None:
     """Measure a run folder, a model folder or a Hub model on a task file with prompts and references."""
-    from qreason.report.table import passes_table, scaling_table
+    from qreason.report.table import passes_table, reasoning_table, scaling_table
     from qreason.stages.evaluate import evaluate_task
 
     width = {"beam": {"width": beam, "by": settings["best_by"] or "likelihood"}} if beam else {}
@@ -141,6 +141,7 @@ def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: b
         click.echo(json.dumps(numbers, indent=2))
         return
     show(passes_table([numbers]))
+    show("", reasoning_table([numbers]))
     if scaled := scaling_table([numbers]):
         show("", scaled)
 

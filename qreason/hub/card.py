@@ -9,6 +9,8 @@ from typing import Any
 from qreason.data.prompts import SYSTEM_PROMPTS
 from qreason.machine.files import read_json
 from qreason.model.load import EMBEDDED
+from qreason.report.reasoning import verdict
+from qreason.report.table import REASONING
 from qreason.run.session import Session
 
 METHODS = {"sft": "SFT", "grpo": "GRPO", "distill": "distillation"}
@@ -51,6 +53,9 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
         taught_by=" and ".join(METHODS[stage] for stage in stages),
         training=list(training(run, stages)),
         report=report,
+        reasoned=[row for row in report["passes"] if row.get("reasoning")] if report else [],
+        columns=REASONING,
+        verdict=verdict,
         gain=report["gains"][-1] if report and report["gains"] else None,
         wrong=None if accuracy is None else 1 - accuracy,
         interval=interval,
@@ -112,8 +117,8 @@ def training(run: Session, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield "machine", f"{hardware.get('name') or hardware.get('device', 'unknown')}; {versions}"
 
 
-def interval(measure: dict[str, Any], scale: float = 1, unit: str = "", digits: int = 2) -> str:
-    if measure["mean"] is None:
+def interval(measure: dict[str, Any] | None, scale: float = 1, unit: str = "", digits: int = 2) -> str:
+    if measure is None or measure["mean"] is None:
         return "–"
     mean, low, high = (measure[key] * scale for key in ("mean", "low", "high"))
     return f"{mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -188,6 +188,10 @@ class LocalGenerator:
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         return {token for token, text in enumerate(texts) if text.rstrip(" ").endswith(ends)}
 
+    def tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.resident.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
     def text(self, tokens: Sequence[int]) -> str:
         text: str = self.resident.tokenizer.decode(tokens, skip_special_tokens=True)
         return text

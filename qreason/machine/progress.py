@@ -20,6 +20,11 @@ class Bar:
     def total(self, steps: int) -> None:
         self.progress.update(self.task, total=steps)
 
+    def grow(self, steps: int) -> None:
+        """Steps that were not known at the start."""
+        task = next(task for task in self.progress.tasks if task.id == self.task)
+        self.total(int(task.total or 0) + steps)
+
     def advance(self, steps: int) -> None:
         self.progress.advance(self.task, steps)
 

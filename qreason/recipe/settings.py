@@ -79,6 +79,8 @@ class Evaluate(Stage):
     """Replies per row for pass@1, in addition to the greedy one."""
     chain_of_thought: bool = True
     """Ask for reasoning before the answer; otherwise for the answer alone."""
+    reasoning: int | None = Field(None, ge=0)
+    """Held-out rows whose reasoning is tested by intervention: all of them if not given, none with 0."""
     right_by: Literal["correctness", "math"] = "correctness"
     """The rule that decides whether an answer is right."""
     pass_at: tuple[PositiveInt, ...] = ()

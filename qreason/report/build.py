@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from qreason.machine.files import read_jsonl, write_json, write_jsonl
+from qreason.report.reasoning import WORTHS, measure_reasoning
 from qreason.report.statistics import gain, mean, share, sign_test
 from qreason.run.folder import RunFolder
 
@@ -22,12 +23,14 @@ def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
         "unjudged": column(rows, "accurate").count(None),
         "seconds": round(seconds, 1),
         "accuracy": share(column(rows, "accurate")),
+        "answer_anywhere": share([row.get("answer_anywhere") for row in rows]),
         "pass_at_1": mean(column(rows, "pass_at_1")),
         "format": share(column(rows, "well_formed")),
         "reward": mean(column(rows, "total")),
         "parts": {name: mean([row["parts"][name] for row in rows]) for name in rows[0]["parts"]},
         "reply_words": mean(column(rows, "words")),
         "finished": share(column(rows, "finished")),
+        "reasoning": measure_reasoning(rows),
         "scaling": measure_scaling(rows),
         "splits": {name: measure_split([row for row in rows if row["split"] == name]) for name in splits},
     }
@@ -47,10 +50,13 @@ def measure_scaling(rows: Rows) -> dict[str, Any]:
 
 
 def measure_split(rows: Rows) -> dict[str, Any]:
+    reasoning = measure_reasoning(rows)
     return {
         "rows": len(rows),
         "accuracy": share(column(rows, "accurate")),
+        "answer_anywhere": share([row.get("answer_anywhere") for row in rows]),
         "pass_at_1": mean(column(rows, "pass_at_1")),
+        **{name: reasoning[name] for name in WORTHS},
     }
 
 

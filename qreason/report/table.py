@@ -10,6 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qreason.report.reasoning import verdict
+
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -17,6 +19,10 @@ def percent(interval: dict[str, Any]) -> str:
     if interval["mean"] is None:
         return "–"
     return f"{interval['mean']:.1%} [{interval['low']:.0%}–{interval['high']:.0%}]".replace("%–", "–")
+
+
+def rate(interval: dict[str, Any] | None) -> str:
+    return "–" if interval is None or interval["mean"] is None else f"{interval['mean']:.1%}"
 
 
 def number(interval: dict[str, Any]) -> str:
@@ -43,19 +49,44 @@ def plain_table(left: Sequence[str], right: Sequence[str] = ()) -> Table:
 
 def passes_table(passes: Sequence[dict[str, Any]]) -> Table:
     """Every evaluation with its 95 % intervals."""
-    table = plain_table(["after"], ["accuracy", "pass@1", "format", "reward", "words"])
+    table = plain_table(["after"], ["accuracy", "anywhere", "pass@1", "format", "reward", "words"])
     for row in passes:
         table.add_row(
             row["after"],
             percent(row["accuracy"]),
+            rate(row["answer_anywhere"]),
             percent(row["pass_at_1"]),
-            "–" if row["format"]["mean"] is None else f"{row['format']['mean']:.1%}",
+            rate(row["format"]),
             number(row["reward"]),
             number(row["reply_words"]),
         )
     if unjudged := max((row["unjudged"] for row in passes), default=0):
         table.caption = f"rows not judged, left out of accuracy and pass@1: {unjudged}"
     return table
+
+
+REASONING = {
+    "own": "own",
+    "without steps": "conclusion_only",
+    "direct": "direct",
+    "foreign": "foreign",
+    "filler": "filler",
+    "consistent": "consistent",
+}
+"""Column -> the share of a pass's reasoning that it shows."""
+
+
+def reasoning_table(passes: Sequence[dict[str, Any]]) -> Group:
+    """What the reasoning of each pass is worth, and a sentence about each."""
+    table = plain_table(["reasoning"], ["rows", *REASONING, "nats"])
+    for row in passes:
+        figures = row["reasoning"]
+        if figures["rows"] or figures["consistent"]:
+            shares = [rate(figures[key]) for key in REASONING.values()]
+            nats = f"{figures['gain_nats']['mean']:+.1f}" if figures["gain_nats"] else "–"
+            table.add_row(row["after"], str(figures["rows"]), *shares, nats)
+    sentences = [Text(f"{row['after']}: {verdict(row['reasoning'])}") for row in passes]
+    return Group(*([table] if table.row_count else []), *sentences)
 
 
 def scaling_table(passes: Sequence[dict[str, Any]]) -> Table | None:
@@ -94,7 +125,8 @@ def sparkline(values: Sequence[float]) -> str:
 
 def report_table(report: dict[str, Any]) -> Group:
     """The passes, the paired gains, inference-time scaling, and GRPO's curves."""
-    rows: list[Table | Text] = [passes_table(report["passes"])]
+    passes = report["passes"]
+    rows: list[Group | Table | Text] = [passes_table(passes), Text(""), reasoning_table(passes)]
     if report["gains"]:
         gains = plain_table(["gain in points"], ["accuracy", "pass@1", "reward x 100"])
         for row in report["gains"]:
@@ -102,7 +134,7 @@ def report_table(report: dict[str, Any]) -> Group:
                 f"{row['from']} → {row['to']}", *(points(row[k]) for k in ("accuracy", "pass_at_1", "reward"))
             )
         rows += [Text(""), gains]
-    for table in (scaling_table(report["passes"]), curves_table(report["curves"])):
+    for table in (scaling_table(passes), curves_table(report["curves"])):
         rows += [Text(""), table] if table else []
     note = f"\n{report['rows']} held-out rows, seed {report['seed']}; brackets are 95 % intervals"
     return Group(*rows, Text(note, style="dim"))

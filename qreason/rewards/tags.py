@@ -24,6 +24,11 @@ def read_answer(text: str) -> str:
     return opened[0].partition("</answer>")[0].strip()
 
 
+def read_reasoning(text: str) -> str:
+    """The text between `<reasoning>` and `</reasoning>`; empty unless each of the four tags occurs once, in order."""
+    return text.partition("<reasoning>")[2].partition("</reasoning>")[0].strip() if follows_format(text) else ""
+
+
 def follows_format(text: str) -> bool:
     """Whether each tag occurs once, in order: what the format rate counts."""
     return tuple(TAG.findall(text)) == TAGS

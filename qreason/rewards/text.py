@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from qreason.rewards.steps import plain
 from qreason.rewards.tags import read_answer
 from qreason.types import Example, Reply
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+
+WHOLE_NUMBER = re.compile(rf"(?<![\w.,])(?:{NUMBER.pattern})(?![\w]|[.,]\d)")
+"""A number that is no part of a word or of a longer number."""
 
 
 def normalize(text: str) -> str:
@@ -40,6 +44,14 @@ def correct(answer: str, references: Sequence[str]) -> float:
     expected = [read_number(reference) for reference in references]
     found = last_number(answer)
     return 1.5 if found is not None and found in expected else 0.0
+
+
+def is_mentioned(references: Sequence[str], text: str) -> bool:
+    """Whether a text has one of the references anywhere, word for word; of a number, as a whole number."""
+    words = f" {plain(text)} "
+    numbers = {float(found.replace(",", "")) for found in WHOLE_NUMBER.findall(text)}
+    expected = [(read_number(reference), plain(reference)) for reference in references]
+    return any(f" {wording} " in words if value is None else value in numbers for value, wording in expected if wording)
 
 
 def correctness(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ from qreason.data.examples import read_examples
 from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
 from qreason.errors import DataError
 from qreason.inference.beam import beam_search
+from qreason.inference.reasoning import ASKS_FOR_NONE, NOT_ASKED_FOR, Figures, intervene, is_consistent
 from qreason.inference.selection import check_ranking, open_ranking, scale
 from qreason.machine.files import write_json, write_jsonl
-from qreason.machine.progress import progress_bar
+from qreason.machine.progress import Bar, progress_bar
+from qreason.recipe.schema import Recipe
 from qreason.recipe.settings import Evaluate
 from qreason.report.build import measure
 from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import reply_row
+from qreason.rewards.steps import ReferenceSteps
 from qreason.rewards.tags import follows_format
+from qreason.rewards.text import is_mentioned
 from qreason.run.checkpoint import Checkpoint, check_target, newest_of, open_checkpoint
 from qreason.run.folder import is_run_folder, read_recipe
 from qreason.run.session import Artifact, Session
-from qreason.types import Example, Reply
+from qreason.types import Example, Messages, Reply
 
 
 def stage(settings: Evaluate, run: Session) -> Artifact:
@@ -32,7 +37,9 @@ def stage(settings: Evaluate, run: Session) -> Artifact:
     folder = run.stage_folder()
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    rows = measure_rows(checkpoint, examples, settings, label=f"{folder.name} eval", folder=folder)
+    taught = run.examples("sft") if is_taught(run.recipe) else []
+    label = f"{folder.name} eval"
+    rows = measure_rows(checkpoint, examples, settings, label=label, folder=folder, taught=taught)
     write_jsonl(folder / "evaluation.jsonl", rows)
     report = measure(rows, folder.name, time.perf_counter() - start)
     write_json(folder / "evaluation.json", report)
@@ -42,9 +49,19 @@ def stage(settings: Evaluate, run: Session) -> Artifact:
 
 
 def measure_rows(
-    checkpoint: Checkpoint, examples: Sequence[Example], settings: Evaluate, *, label: str, folder: Path
+    checkpoint: Checkpoint,
+    examples: Sequence[Example],
+    settings: Evaluate,
+    *,
+    label: str,
+    folder: Path,
+    taught: Sequence[Example] = (),
 ) -> list[dict[str, Any]]:
-    """One greedy reply per row with every reward, and `samples` drawn ones for pass@1, votes, best of n and beams."""
+    """One greedy reply per row with every reward, and `samples` drawn ones for pass@1, votes, best of n and beams.
+
+    The reasoning of the greedy replies is tested by intervention, and compared with the steps of the rows and of those
+    that were `taught`.
+    """
     prompt_of = SYSTEM_PROMPTS if settings.chain_of_thought else DIRECT_PROMPTS
     prompts = [render(example, prompt_of[checkpoint.data.prompt]) for example in examples]
     draw, scorer, n = checkpoint.draw, checkpoint.scorer, settings.samples
@@ -63,10 +80,13 @@ def measure_rows(
         if settings.beam:
             ranking = open_ranking(settings.beam.by, generator, scorer, folder)
             beams = beam_search(generator, prompts, examples, settings.beam, ranking, drawing, bar.advance)
-    right = find_right(settings, drawn, repeated)
-    accurate = find_right(settings, greedy, examples)
-    if set(accurate) == {None}:
-        raise DataError(f"{label}: right_by {settings.right_by} can judge none of the rows; set right_by: correctness")
+        accurate = find_right(settings, greedy, examples)
+        if set(accurate) == {None}:
+            raise DataError(
+                f"{label}: right_by {settings.right_by} can judge none of the rows; set right_by: correctness"
+            )
+        reasoning = test_reasoning(checkpoint, settings, prompts, examples, greedy, accurate, bar)
+    right, steps = find_right(settings, drawn, repeated), ReferenceSteps([*taught, *examples])
     found = find_right(settings, [reply for reply, _ in beams], examples[: len(beams)])
     rows = []
     for place, (reply, score) in enumerate(zip(greedy, scorer(greedy, examples, folder), strict=True)):
@@ -83,8 +103,43 @@ def measure_rows(
         }
         if beams and row["scaling"]:
             row["scaling"]["beam"] = {"value": float(bool(found[place])), "tokens": beams[place][1]}
-        rows.append(row | {"split": examples[place].split, "accurate": accurate[place]})
+        rows.append(
+            row
+            | {
+                "split": examples[place].split,
+                "accurate": accurate[place],
+                "answer_anywhere": is_mentioned(examples[place].references, reply.text),
+                "reasoning": reasoning[place],
+                "consistent": is_consistent(reply, examples[place], steps),
+            }
+        )
     return rows
+
+
+def test_reasoning(
+    checkpoint: Checkpoint,
+    settings: Evaluate,
+    prompts: Sequence[Messages],
+    examples: Sequence[Example],
+    greedy: Sequence[Reply],
+    accurate: Sequence[bool | None],
+    bar: Bar,
+) -> list[Figures]:
+    """The interventions on the first `reasoning` rows; what the other rows have is why they were not tested."""
+    if not settings.chain_of_thought:
+        return [{"why": ASKS_FOR_NONE} for _ in examples]
+    first = slice(0, settings.reasoning)
+    tested = intervene(
+        checkpoint.generator,
+        prompts[first],
+        examples[first],
+        greedy[first],
+        accurate[first],
+        rule=partial(find_right, settings),
+        sampling=checkpoint.draw.sampling(greedy=True),
+        bar=bar,
+    )
+    return [*tested, *({"why": NOT_ASKED_FOR} for _ in examples[len(tested) :])]
 
 
 def flat(groups: Sequence[Sequence[Reply]]) -> list[Reply]:
@@ -96,15 +151,25 @@ def find_right(settings: Evaluate, replies: Sequence[Reply], examples: Sequence[
     return [None if mark is None else mark > 0 for mark in REWARDS[settings.right_by](replies, examples)]
 
 
+def is_taught(recipe: Recipe) -> bool:
+    """Whether a step of the recipe trains on data.sft, whose rows have reasoning."""
+    return any("sft" in step.settings.reads() for step in recipe.steps)
+
+
 def evaluate_task(target: str, task: Path, settings: Evaluate) -> dict[str, Any]:
     """Measure a run folder's newest adapter, a model folder or a Hub model on a task file; nothing is written."""
     check_target(target)
     folder = Path(target)
-    examples = read_examples(task, read_recipe(folder).data if is_run_folder(folder) else None)
+    recipe = read_recipe(folder) if is_run_folder(folder) else None
+    examples = read_examples(task, recipe.data if recipe else None)
     checkpoint = open_checkpoint(target)
     check_ranking(settings.best_by, checkpoint.scorer)
     if settings.beam:
         check_ranking(settings.beam.by, checkpoint.scorer)
     start = time.perf_counter()
-    rows = measure_rows(checkpoint, examples[: settings.rows], settings, label=task.stem[:14], folder=Path.cwd())
+    taught: list[Example] = []
+    if recipe and is_taught(recipe) and Path(str(recipe.data.sft)).is_file():
+        taught = read_examples(str(recipe.data.sft), recipe.data, "sft")
+    asked, label = examples[: settings.rows], task.stem[:14]
+    rows = measure_rows(checkpoint, asked, settings, label=label, folder=Path.cwd(), taught=taught)
     return {"model": target, "task": str(task)} | measure(rows, task.stem, time.perf_counter() - start)
