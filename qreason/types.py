@@ -141,6 +141,3 @@ class Generator(Protocol):
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
-
-    def tokens(self, text: str) -> list[int]:
-        """Text as token ids, without special tokens around it."""

@@ -26,7 +26,6 @@ from qreason.inference.reasoning import (
     common_opening,
     filler,
     intervene,
-    is_consistent,
     prefixes,
 )
 from qreason.machine.progress import progress_bar
@@ -36,6 +35,7 @@ from qreason.recipe.settings import Evaluate
 from qreason.report.build import measure
 from qreason.report.reasoning import NO_DONOR, NO_OPENING, NO_STEPS, UNKNOWN, measure_reasoning, verdict
 from qreason.report.table import passes_table, reasoning_table
+from qreason.rewards.reasoned import is_consistent
 from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import Scorer
 from qreason.rewards.steps import ReferenceSteps
@@ -320,11 +320,12 @@ def test_filler_has_as_many_tokens_as_the_reasoning(resident: Resident) -> None:
 )
 def test_steps_are_consistent_with_the_datas_or_with_arithmetic(reasoning: str, answer: str, fits: bool | None) -> None:
     reply = Reply(f"<reasoning>{reasoning}</reasoning><answer>{answer}</answer>")
-    assert is_consistent(reply, EXAMPLES[0], ReferenceSteps(EXAMPLES)) is fits
+    example = replace(EXAMPLES[0], reference="14") if answer.isdigit() else EXAMPLES[0]
+    assert is_consistent(ReferenceSteps(EXAMPLES), reply, example) is fits
 
 
 def test_steps_outside_of_tags_are_not_compared() -> None:
-    assert is_consistent(Reply("3 + 4 = 7. <answer>7</answer>"), EXAMPLES[0], ReferenceSteps([])) is None
+    assert is_consistent(ReferenceSteps([]), Reply("3 + 4 = 7. <answer>7</answer>"), EXAMPLES[0]) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qreason.data.prompts import render
-from qreason.rewards.shape import read_reasoning
+from qreason.rewards.tags import read_reasoning
 from qreason.types import Example, Generator, Reply, Sampling
 
 EMPTY = ""

@@ -196,10 +196,6 @@ class LocalGenerator:
         text: str = self.resident.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
-    def tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.resident.tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
     def drawing(self, sampling: Sampling, stop_at: Set[int] = frozenset()) -> Drawing:
         """Sampling parameters with a seeded random source; rows also end after the tokens of `stop_at`."""
         import torch

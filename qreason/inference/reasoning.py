@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qreason.machine.progress import Bar
-from qreason.rewards.steps import ReferenceSteps, equations_fit, sentences
-from qreason.rewards.tags import follows_format, read_answer, read_reasoning
+from qreason.rewards.steps import sentences
+from qreason.rewards.tags import follows_format, read_answer
 from qreason.types import Example, Generator, Messages, Reply, Sampling
 
 Rule = Callable[[Sequence[Reply], Sequence[Example]], list[bool | None]]
@@ -261,14 +261,3 @@ def filler(generator: Generator, reasoning: str) -> str:
     """Dots of about as many tokens as a reasoning."""
     unit = len(generator.tokens(FILLER * POINTS)) / POINTS
     return FILLER * max(1, round(len(generator.tokens(reasoning)) / unit))
-
-
-def is_consistent(reply: Reply, example: Example, steps: ReferenceSteps) -> bool | None:
-    """Whether all steps of a reply fit what it concludes: its equations where it has any, or else the data's steps.
-
-    None where there is nothing to compare them with.
-    """
-    reasoning = read_reasoning(reply.text)
-    marks = equations_fit(reasoning, read_answer(reply.text)) if reasoning else None
-    marks = steps.fit(reasoning, example.prompt) if marks is None else marks
-    return None if marks is None else all(marks)

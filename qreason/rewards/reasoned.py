@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from qreason.errors import DataError
-from qreason.rewards.shape import read_reasoning
 from qreason.rewards.steps import ReferenceSteps, equations_fit
-from qreason.rewards.tags import follows_format, read_answer
+from qreason.rewards.tags import follows_format, read_answer, read_reasoning
 from qreason.rewards.text import read_number
 from qreason.types import Example, Reply, Reward
 
@@ -49,15 +48,14 @@ def can_fit(references: ReferenceSteps, example: Example) -> bool:
 
 
 def step_marks(references: ReferenceSteps, reply: Reply, example: Example) -> list[bool] | None:
-    """Whether each step of a reply fits; where the reference is a number, whether each equation is right.
+    """Whether each equation of a reply is right where the reference is a number, else whether each step fits.
 
     None where the reasoning has no step or equation, or concludes what no reference reasoning concludes.
     """
     reasoning = read_reasoning(reply.text)
-    marks = references.fit(reasoning, example.prompt)
-    if marks is None and read_number(example.reference) is not None:
-        return equations_fit(reasoning, read_answer(reply.text))
-    return marks
+    number = read_number(example.reference) is not None
+    marks = equations_fit(reasoning, read_answer(reply.text)) if number else None
+    return references.fit(reasoning, example.prompt) if marks is None else marks
 
 
 def is_consistent(references: ReferenceSteps, reply: Reply, example: Example) -> bool | None:

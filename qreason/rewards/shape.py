@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 from pydantic import PositiveInt
 
-from qreason.rewards.tags import TAG, read_answer
+from qreason.rewards.tags import TAG, read_answer, read_reasoning
 from qreason.rewards.text import correct
 from qreason.types import Example, Reply
 
-REASONING = re.compile(r"<reasoning>(.*)</reasoning>", re.DOTALL)
 STEP_END = re.compile(r"\n|(?<=[.!?])(?<!\.\w\.)\s|\s(?=(?:first|second|third|then|next|finally|step \d+)[,:]\s)", re.I)
 """Ends of lines and sentences (but not after "e.g."), and announcements of a step within a sentence."""
 STEP_NUMBER = re.compile(r"\W*(?:(?:step\s+)?\d+)?\W*", re.I)
@@ -77,12 +76,6 @@ def repetition(replies: Sequence[Reply], examples: Sequence[Example], *, n: Posi
     for replies of thousands of tokens.
     """
     return [0.0 - repeated_share(reply.text, n) for reply in replies]
-
-
-def read_reasoning(text: str) -> str:
-    """The text between `<reasoning>` and `</reasoning>`; empty unless the reply has exactly one such pair."""
-    match = REASONING.search(text)
-    return match[1] if match and text.count("<reasoning>") == text.count("</reasoning>") == 1 else ""
 
 
 def count_steps(reasoning: str) -> int:

@@ -9,6 +9,7 @@ from qreason.types import Example, Reply
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 TAG = re.compile("|".join(map(re.escape, TAGS)))
+REASONING = re.compile(r"<reasoning>(.*)</reasoning>", re.DOTALL)
 WHOLE = re.compile(r"\s*<reasoning>(.*)</reasoning>\s*<answer>(.*)</answer>\s*", re.DOTALL)
 
 
@@ -25,8 +26,9 @@ def read_answer(text: str) -> str:
 
 
 def read_reasoning(text: str) -> str:
-    """The text between `<reasoning>` and `</reasoning>`; empty unless each of the four tags occurs once, in order."""
-    return text.partition("<reasoning>")[2].partition("</reasoning>")[0].strip() if follows_format(text) else ""
+    """The text between `<reasoning>` and `</reasoning>`; empty unless the reply has exactly one such pair."""
+    match = REASONING.search(text)
+    return match[1] if match and text.count("<reasoning>") == text.count("</reasoning>") == 1 else ""
 
 
 def follows_format(text: str) -> bool:

@@ -12,13 +12,14 @@ from qreason.data.examples import read_examples
 from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
 from qreason.errors import DataError
 from qreason.inference.beam import beam_search
-from qreason.inference.reasoning import ASKS_FOR_NONE, NOT_ASKED_FOR, Figures, intervene, is_consistent
+from qreason.inference.reasoning import ASKS_FOR_NONE, NOT_ASKED_FOR, Figures, intervene
 from qreason.inference.selection import check_ranking, open_ranking, scale
 from qreason.machine.files import write_json, write_jsonl
 from qreason.machine.progress import Bar, progress_bar
 from qreason.recipe.schema import Recipe
 from qreason.recipe.settings import Evaluate
 from qreason.report.build import measure
+from qreason.rewards.reasoned import is_consistent
 from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import reply_row
 from qreason.rewards.steps import ReferenceSteps
@@ -110,7 +111,7 @@ def measure_rows(
                 "accurate": accurate[place],
                 "answer_anywhere": is_mentioned(examples[place].references, reply.text),
                 "reasoning": reasoning[place],
-                "consistent": is_consistent(reply, examples[place], steps),
+                "consistent": is_consistent(steps, reply, examples[place]),
             }
         )
     return rows
