@@ -350,9 +350,29 @@ def test_an_answer_is_found_anywhere_word_for_word(references: tuple[str, ...], 
 def evaluate(
     model: Model, settings: Evaluate, examples: Sequence[Example] = EXAMPLES, taught: Sequence[Example] = ()
 ) -> list[dict[str, Any]]:
+    return measure_rows(open_known(Known(model)), examples, settings, label="test", folder=Path(), taught=taught)
+
+
+def open_known(generator: Known) -> Checkpoint:
     scorer = Scorer({"correctness": REWARDS["correctness"]}, {"correctness": 1.0})
-    checkpoint = Checkpoint(Known(model), scorer, Draw(max_completion_length=200), Data(), 1)  # type: ignore[arg-type]
-    return measure_rows(checkpoint, examples, settings, label="test", folder=Path(), taught=taught)
+    return Checkpoint(generator, scorer, Draw(max_completion_length=200), Data(), 1)  # type: ignore[arg-type]
+
+
+class Listening(Known):
+    """Keeps the prompts it is asked."""
+
+    def generate(self, prompts: Sequence[Messages], *, n: int, sampling: Sampling, **_: Any) -> list[list[Reply]]:
+        self.asked = list(prompts)
+        return super().generate(prompts, n=n, sampling=sampling)
+
+
+def test_shots_stand_before_the_question_as_they_are_taught() -> None:
+    generator, settings = Listening(by_its_steps), Evaluate(samples=1, shots=1, reasoning=0)
+    assert settings.reads().keys() == {"heldout", "sft"}
+    measure_rows(open_known(generator), EXAMPLES[:2], settings, label="test", folder=Path(), shots=EXAMPLES[3:])
+    system, question, answer, asked = generator.asked[1]
+    assert (system["role"], question["content"], asked["content"]) == ("system", "ticket 3", "ticket 1")
+    assert answer == {"role": "assistant", "content": write(EXAMPLES[3])}
 
 
 def test_an_evaluation_reports_what_the_steps_are_worth() -> None:

@@ -6,6 +6,7 @@ Training, evaluation, chat and export all render through this file, so they see 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from qreason.types import Example, Messages
 
@@ -35,10 +36,17 @@ CHOICES = {"1": 1.0, "2": 0.0}
 """The answers of a judge that compares two responses, and the first one's share of the win."""
 
 
-def render(example: Example, system: str = HELPDESK) -> Messages:
-    """The messages that ask for a reply: system prompt and issue; the issue alone for a plain example."""
+def render(example: Example, system: str = HELPDESK, shots: Sequence[Example] = ()) -> Messages:
+    """The messages that ask for a reply: system prompt, examples and issue; the issue alone for a plain example."""
     asked = {"role": "user", "content": example.prompt}
-    return [asked] if example.plain else [{"role": "system", "content": system}, asked]
+    if example.plain:
+        return [asked]
+    shown = [
+        {"role": role, "content": text}
+        for shot in shots
+        for role, text in (("user", shot.prompt), ("assistant", demonstrate(shot)))
+    ]
+    return [{"role": "system", "content": system}, *shown, asked]
 
 
 def demonstrate(example: Example) -> str:

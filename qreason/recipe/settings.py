@@ -79,6 +79,8 @@ class Evaluate(Stage):
     """Replies per row for pass@1, in addition to the greedy one."""
     chain_of_thought: bool = True
     """Ask for reasoning before the answer; otherwise for the answer alone."""
+    shots: int = Field(0, ge=0)
+    """Rows of data.sft that are shown as examples before each question: for a base that was not taught the format."""
     reasoning: int | None = Field(None, ge=0)
     """Held-out rows whose reasoning is tested by intervention: all of them if not given, none with 0."""
     right_by: Literal["correctness", "math"] = "correctness"
@@ -103,7 +105,7 @@ class Evaluate(Stage):
         return self
 
     def reads(self) -> dict[str, str]:
-        return {"heldout": "held-out rows"}
+        return {"heldout": "held-out rows"} | ({"sft": "examples for shots"} if self.shots else {})
 
     def rankings(self) -> dict[str, str]:
         return {self.best_by: "best_by"} | ({self.beam.by: "beam.by"} if self.beam else {})

@@ -39,8 +39,9 @@ def stage(settings: Evaluate, run: Session) -> Artifact:
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     taught = run.examples("sft") if is_taught(run.recipe) else []
+    shots = run.examples("sft")[: settings.shots] if settings.shots else []
     label = f"{folder.name} eval"
-    rows = measure_rows(checkpoint, examples, settings, label=label, folder=folder, taught=taught)
+    rows = measure_rows(checkpoint, examples, settings, label=label, folder=folder, taught=taught, shots=shots)
     write_jsonl(folder / "evaluation.jsonl", rows)
     report = measure(rows, folder.name, time.perf_counter() - start)
     write_json(folder / "evaluation.json", report)
@@ -57,6 +58,7 @@ def measure_rows(
     label: str,
     folder: Path,
     taught: Sequence[Example] = (),
+    shots: Sequence[Example] = (),
 ) -> list[dict[str, Any]]:
     """One greedy reply per row with every reward, and `samples` drawn ones for pass@1, votes, best of n and beams.
 
@@ -64,7 +66,7 @@ def measure_rows(
     that were `taught`.
     """
     prompt_of = SYSTEM_PROMPTS if settings.chain_of_thought else DIRECT_PROMPTS
-    prompts = [render(example, prompt_of[checkpoint.data.prompt]) for example in examples]
+    prompts = [render(example, prompt_of[checkpoint.data.prompt], shots) for example in examples]
     draw, scorer, n = checkpoint.draw, checkpoint.scorer, settings.samples
     repeated = [example for example in examples for _ in range(n)]
     marks: list[float] = []
