@@ -461,6 +461,7 @@ def test_what_was_not_measured_is_null_and_says_why() -> None:
         "worth_of_steps": NO_OPENING,
         "foreign": NO_DONOR,
         "foreign_followed": NO_DONOR,
+        "worth_over_foreign": NO_DONOR,
         "consistent": NO_STEPS,
     }
     assert measure_reasoning([{}])["why"]["own"] == UNKNOWN

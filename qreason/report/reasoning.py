@@ -8,7 +8,7 @@ from typing import Any
 from qreason.report.statistics import Interval, gain, mean, share
 
 SHARES = ("own", "direct", "conclusion_only", "foreign", "foreign_followed", "filler")
-WORTHS = {"worth": "direct", "worth_of_steps": "conclusion_only"}
+WORTHS = {"worth": "direct", "worth_of_steps": "conclusion_only", "worth_over_foreign": "foreign"}
 """A difference -> the share that `own` is compared with."""
 NO_OPENING = "the conclusions of the replies have no common beginning"
 NO_DONOR = "no other tested row of the category has another reference"
@@ -37,7 +37,7 @@ def measure_reasoning(rows: list[dict[str, Any]]) -> dict[str, Any]:
     why = dict.fromkeys(figures, untested.most_common(1)[0][0] if untested else "")
     if tested:
         why |= dict.fromkeys(("conclusion_only", "worth_of_steps"), NO_OPENING)
-        why |= dict.fromkeys(("foreign", "foreign_followed"), NO_DONOR)
+        why |= dict.fromkeys(("foreign", "foreign_followed", "worth_over_foreign"), NO_DONOR)
     why["consistent"] = NO_STEPS
     return {
         "rows": len(tested),
