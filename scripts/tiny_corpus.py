@@ -301,20 +301,41 @@ def reading(corpus: Corpus) -> str:
     return chat(f"{ticket.issue}\n\n{asked}", told, corpus.system("Read the ticket.", "You read tickets closely."))
 
 
+QUOTES = (
+    "{seen}: {part}",
+    "{seen} -> not {part}",
+    "{seen}, which rules out {part}",
+    "- {seen} ({part})",
+    "Not {part}: {seen}.",
+    "{seen}. Rule out {part}.",
+)
+
+
+def quoted_parts(corpus: Corpus) -> str:
+    """The observations of a ticket, word for word and in its order, each with the part that it clears."""
+    rng, ticket = corpus.rng, corpus.ticket()
+    form = rng.choice(QUOTES)
+    lines = [form.format(seen=seen, part=cause.part) for cause, seen in ticket.seen]
+    quoted = rng.choice(("\n", "\n", " ", "; ")).join(line[0].upper() + line[1:] for line in lines)
+    if rng.random() < 0.3:
+        return f"{ticket.issue}\n\n{quoted}"
+    return chat(ticket.issue, quoted, corpus.system("Quote what clears each part.", "What do we see in the ticket?"))
+
+
 def cleared_parts(corpus: Corpus) -> str:
     """The parts that the observations of a ticket clear, in several formats."""
     rng, ticket = corpus.rng, corpus.ticket()
     parts = [cause.part for cause, _ in ticket.seen]
     seen = [text for _, text in ticket.seen]
-    style = rng.choice(("list", "lines", "json", "tags", "quoted", "think"))
+    style = rng.choice(("list", "lines", "json", "tags", "think", "observed"))
     if style == "tags":
         return tagged(corpus, ticket.issue, "; ".join(seen), ", ".join(parts))
     told, system = {
         "list": (", ".join(parts), "Which parts are fine?"),
         "lines": ("\n".join(f"{i}. {part}" for i, part in enumerate(parts, 1)), "Number the parts that are ruled out."),
         "json": (json.dumps({"fine": parts}), "Reply in JSON with the parts that are fine."),
-        "quoted": ("\n".join(f"{a}: {b}" for a, b in zip(seen, parts, strict=True)), "Quote what clears each part."),
         "think": (f"<think>{'; '.join(seen)}</think>\n{', '.join(parts)}", "Think in <think></think>: what is fine?"),
+        "observed": (" ".join(map(sentence, seen)), "Repeat the observations."),
     }[style]
     return chat(ticket.issue, told, system)
 
@@ -548,20 +569,28 @@ EVERYTHING: Mixture = {
     rewriting: 0.02,
     ticket_page: 0.02,
     reading: 0.05,
-    cleared_parts: 0.05,
+    quoted_parts: 0.06,
+    cleared_parts: 0.04,
     judgement: 0.06,
     judgements: 0.04,
     arithmetic: 0.02,
     instruction: 0.04,
     echo: 0.02,
 }
-CONSOLIDATING: Mixture = EVERYTHING | {
-    clearings: 0.16,
-    cleared_parts: 0.1,
-    elimination: 0.12,
-    fixing: 0.15,
+CONSOLIDATING: Mixture = {
+    clearing: 0.05,
+    clearings: 0.06,
+    suspects: 0.03,
+    elimination: 0.15,
+    fault: 0.1,
+    faults: 0.05,
+    fixing: 0.18,
+    reading: 0.03,
+    quoted_parts: 0.18,
+    cleared_parts: 0.05,
     judgement: 0.07,
-    arithmetic: 0.01,
-    echo: 0.01,
+    judgements: 0.03,
+    instruction: 0.02,
+    echo: 0.02,
 }
 """The last lesson: more tickets and what their observations clear."""
