@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -246,7 +247,15 @@ def test_a_throttled_request_waits_as_long_as_the_server_asks(
     serve: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("openai._base_client.time.sleep", waits.append)
+    sleep, own = time.sleep, threading.current_thread()
+
+    def wait(seconds: float) -> None:  # the module is everyone's: threads of other tests sleep too
+        if threading.current_thread() is own:
+            waits.append(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr("openai._base_client.time.sleep", wait)
     teacher = serve(lambda messages: (429, ""))
     teacher.retry_after = "7"
     server = Endpoint(teacher.url, "m", "NO_KEY", timeout=5, retries=2)
