@@ -425,6 +425,8 @@ def test_an_answer_outside_of_the_tags_is_found() -> None:
     assert figures["reasoning"]["rows"] == 0
     assert figures["reasoning"]["why"]["own"] == NO_REASONING
     assert figures["reasoning"]["why"]["consistent"] == NO_STEPS
+    fewer = measure(evaluate(lambda *_: "No tags.", Evaluate(samples=1, reasoning=1)), "base", 1.0)
+    assert fewer["reasoning"]["why"]["own"] == NO_REASONING  # not that the other rows were not asked for
 
 
 # --- the report ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from qreason.inference.reasoning import NOT_ASKED_FOR
 from qreason.report.statistics import Interval, gain, mean, share
 
 SHARES = ("own", "direct", "conclusion_only", "foreign", "foreign_followed", "filler")
@@ -34,6 +35,8 @@ def measure_reasoning(rows: list[dict[str, Any]]) -> dict[str, Any]:
     figures["consistent"] = measure_consistent(rows)
     figures = {name: None if is_empty(figure) else figure for name, figure in figures.items()}
     untested = Counter(row["why"] for row in found if "why" in row)
+    if len(untested) > 1:
+        del untested[NOT_ASKED_FOR]
     why = dict.fromkeys(figures, untested.most_common(1)[0][0] if untested else "")
     if tested:
         why |= dict.fromkeys(("conclusion_only", "worth_of_steps"), NO_OPENING)
