@@ -10,13 +10,13 @@ the gain of right and wrong answers, and the standard deviation of the reward wi
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, pstdev, quantiles
 
 from qreason.data.formats import read_jsonl
+from qreason.rewards.reasoned import bounded
 from qreason.run.session import Session
 from qreason.types import Example, Reply
 
@@ -52,7 +52,7 @@ def main() -> None:
         tenths = " ".join(f"{value:.1f}" for value in quantiles(values, n=10)) if len(values) > 1 else ""
         print(f"{'right' if right else 'wrong'}: {len(values)} replies, mean {mean(values or [0]):.2f} nats; {tenths}")
     for scale in SCALES:
-        earned = [[1 - math.exp(-max(0.0, value or 0.0) / scale) for value in group] for group in groups.values()]
+        earned = [[bounded(value, scale) for value in group] for group in groups.values()]
         flat = sum(pstdev(group) < 0.02 for group in earned) / len(earned)
         print(f"scale {scale:g}: standard deviation within groups {mean(map(pstdev, earned)):.3f}, {flat:.0%} flat")
 

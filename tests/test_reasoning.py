@@ -311,6 +311,8 @@ def test_filler_has_as_many_tokens_as_the_reasoning(resident: Resident) -> None:
         ("Ticket, so part 0. It is not 1. Cause: 0.", "x", True),
         ("It is not 2. Cause: 0.", "x", False),  # a step of another cause
         ("Elsewhere, so part 0. Cause: 0.", "x", False),  # a clue that is not in the ticket
+        ("Ticket, but 0, so part 0. Cause: 0.", "x", True),
+        ("Ticket, but elsewhere, so part 0. Cause: 0.", "x", False),  # the second clue is not
         ("Saw it. Cause: unheard of.", "x", None),
         ("3 + 4 = 7. 7 * 2 = 14.", "14", True),
         ("3 + 4 = 8. 8 * 2 = 16.", "16", False),

@@ -80,6 +80,11 @@ def steps_reward(references: ReferenceSteps) -> Reward:
     return lambda replies, examples: [mark(*row) for row in zip(replies, examples, strict=True)]
 
 
+def bounded(nats: float | None, scale: float) -> float:
+    """What a gain in nats earns: 0..1, 0 where there is none."""
+    return 1.0 - math.exp(-max(0.0, nats or 0.0) / scale)
+
+
 def gain_reward(settings: GainSettings, gain: Gain) -> Reward:
     """0..1: 1 - exp(-gain / scale), 0 for reasoning that does not help (in the line of VeriFree, arXiv 2505.21493).
 
@@ -88,12 +93,8 @@ def gain_reward(settings: GainSettings, gain: Gain) -> Reward:
     and would decide the advantage of its whole group.
     """
 
-    def mark(nats: float | None, example: Example) -> float | None:
-        if not example.reference:
-            return None
-        return 1.0 - math.exp(-max(0.0, nats or 0.0) / settings.scale)
-
     def reward(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
-        return [mark(*row) for row in zip(gain(replies, examples), examples, strict=True)]
+        rows = zip(gain(replies, examples), examples, strict=True)
+        return [bounded(nats, settings.scale) if example.reference else None for nats, example in rows]
 
     return reward
