@@ -1,14 +1,15 @@
 """Write data/helpdesk/*.jsonl from the knowledge in data/helpdesk/knowledge/, byte for byte from a seed.
 
-    python scripts/make_helpdesk.py            # rewrites the eight files
+    python scripts/make_helpdesk.py            # rewrites the nine files
     python scripts/make_helpdesk.py --check    # fails when a file differs from what the seed gives
 
-The knowledge is a tree: category -> fault family -> root cause. A family has symptoms and systems, a cause
-has clues that decide for it, diagnostic steps and a fix in two wordings. Every `new_` entry is kept for the
-held-out half that tests unseen wordings and systems: neither training file nor the pretraining text has them.
+The knowledge is a tree: category -> fault family -> four parts that could be at fault. A ticket tells a symptom, a
+circumstance that makes one part suspect and proves nothing, one observation for each of three parts that shows it to
+work, and the facts of a form. What no observation clears is at fault: that part has one cause and a fix, in two
+wordings, that takes one of the facts. So nothing in a ticket names its cause, and no single sentence of it decides.
 
-The first three families of a category are written up as incidents (sft.jsonl); prompts.jsonl covers all six.
-Of each cause's symptom x clue pairs, two are reserved for the held-out half that tests unseen combinations.
+Every first `new_` entry is kept for the held-out half that tests unseen wordings, every second one for the same half
+of dev.jsonl, on which settings are chosen: neither training file nor the pretraining text has them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,64 +31,133 @@ from qreason.recipe.load import YAML
 
 HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
 SEED = 1
-WRITTEN_UP = 3  # families of a category that have incidents in sft.jsonl
-SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 200
+SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, DEV_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 240, 200
 LESSON_ROWS = 800
 PLAIN_ROWS, RANKED_ROWS = 1200, 4800  # ranked pairs: seven in eight about replies to tickets
 SHINGLE, NEAR = 3, 0.5  # words a shingle, Jaccard similarity from which two issues are near duplicates
 
+Facts = dict[str, str]
+"""Label -> value, as the form of a ticket states them."""
+
 
 @dataclass(frozen=True)
-class Cause:
-    """One root cause of a fault family, with everything that is known about it."""
+class Family:
+    """A kind of fault: what people complain about, and the facts their form states."""
 
     category: str
-    family: str
-    written_up: bool
+    id: str
     systems: tuple[str, ...]
-    symptoms: tuple[str, ...]
     new_systems: tuple[str, ...]
+    symptoms: tuple[str, ...]
     new_symptoms: tuple[str, ...]
+    facts: Mapping[str, str]
+    """Label -> kind."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cause:
+    """One of the four parts of a family that could be at fault, with everything that is known about it."""
+
+    family: Family
+    part: str
     cause: str
-    clues: tuple[str, ...]
-    new_clue: str
-    steps: tuple[str, ...]
+    cleared_by: tuple[str, ...]
+    """Observations, each of which shows that the part works."""
+    new_cleared_by: tuple[str, ...]
+    suspicion: tuple[str, ...]
+    """Circumstances that make one think of the part first, and prove nothing."""
     fixes: tuple[str, ...]
 
-    @cached_property
-    def reserved(self) -> frozenset[tuple[int, int]]:
-        """The (symptom, clue) pairs that only held-out rows combine."""
-        pairs = [(s, c) for s in range(len(self.symptoms)) for c in range(len(self.clues))]
-        return frozenset(random.Random(f"reserved {self.family} {self.cause}").sample(pairs, 2))
+    @property
+    def category(self) -> str:
+        return self.family.category
 
-    @cached_property
-    def free(self) -> list[tuple[int, int]]:
-        """The (symptom, clue) pairs that training may combine."""
-        pairs = [(s, c) for s in range(len(self.symptoms)) for c in range(len(self.clues))]
-        return [pair for pair in pairs if pair not in self.reserved]
+    @property
+    def label(self) -> str:
+        """The fact that the fix takes."""
+        (label,) = re.findall(r"\{(\w+)\}", self.fixes[0])
+        return str(label)
+
+    def written(self, facts: Facts) -> list[str]:
+        """The wordings of the fix for a ticket's facts."""
+        return [fix.format(**facts) for fix in self.fixes]
 
 
 def read_knowledge(folder: Path = HELPDESK / "knowledge") -> list[Cause]:
-    """All causes, in the order of the files."""
+    """All causes, in the order of the files; the four of a family are consecutive."""
     causes = []
     for file in sorted(folder.glob("*.yaml")):
         book: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), YAML)
-        for position, family in enumerate(book["families"]):
-            shared = {
-                "category": book["category"],
-                "family": family["id"],
-                "written_up": position < WRITTEN_UP,
-                **{key: tuple(family[key]) for key in ("systems", "symptoms", "new_systems", "new_symptoms")},
-            }
-            for entry in family["causes"]:
-                lists = {key: tuple(entry[key]) for key in ("clues", "steps", "fixes")}
-                causes.append(Cause(**shared, cause=entry["cause"], new_clue=entry["new_clue"], **lists))
+        for entry in book["families"]:
+            lists = {key: tuple(entry[key]) for key in ("systems", "new_systems", "symptoms", "new_symptoms")}
+            family = Family(book["category"], entry["id"], facts=entry["facts"], **lists)
+            for told in entry["causes"]:
+                keys = ("cleared_by", "new_cleared_by", "suspicion", "fixes")
+                lists = {key: tuple(told[key]) for key in keys}
+                causes.append(Cause(family, told["part"], told["cause"], **lists))
     return causes
+
+
+def siblings(causes: Iterable[Cause], cause: Cause) -> list[Cause]:
+    """The other causes of the same family."""
+    return [other for other in causes if other.family is cause.family and other is not cause]
 
 
 def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
+
+# --- facts ---------------------------------------------------------------------------------------
+
+SURNAMES = (
+    "adams",
+    "baker",
+    "brandt",
+    "costa",
+    "diaz",
+    "evans",
+    "fischer",
+    "garcia",
+    "haas",
+    "keller",
+    "lopez",
+    "novak",
+)
+DEPARTMENTS = ("Sales", "HR", "Finance", "Legal", "Design", "Plant", "Support", "Audit")
+SITES = ("Bremen", "Cork", "Dresden", "Essen", "Ghent", "Graz", "Leeds", "Lyon", "Metz", "Porto", "Turku", "Zurich")
+KINDS: dict[str, Callable[[random.Random], str]] = {
+    "server": lambda rng: f"{rng.choice(('FS', 'APP', 'DB', 'SRV', 'WEB', 'MX'))}{rng.randint(10, 99)}",
+    "device": lambda rng: f"{rng.choice(('NB', 'PC', 'DEV', 'TAB', 'HW'))}-{rng.randint(100, 999)}",
+    "user": lambda rng: f"{rng.choice('abcdefghjklmnoprst')}.{rng.choice(SURNAMES)}",
+    "group": lambda rng: f"{rng.choice(DEPARTMENTS)}-{rng.choice(('RW', 'Users', 'Staff', 'Admins'))}",
+    "port": lambda rng: str(rng.randint(1024, 9999)),
+    "size": lambda rng: f"{rng.randint(10, 99)} GB",
+    "room": lambda rng: f"room {rng.randint(100, 499)}",
+    "vlan": lambda rng: f"VLAN {rng.randint(10, 99)}",
+    "site": lambda rng: rng.choice(SITES),
+    "version": lambda rng: f"{rng.randint(2, 19)}.{rng.randint(0, 9)}",
+    "day": lambda rng: rng.choice(("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")),
+    "number": lambda rng: str(rng.randint(11, 99)),
+    "share": lambda rng: rng.choice(
+        ("projects", "invoices", "drawings", "archive", "templates", "scans", "contracts", "photos")
+    ),
+}
+
+
+def draw_facts(family: Family, rng: random.Random) -> Facts:
+    return {label: KINDS[kind](rng) for label, kind in family.facts.items()}
+
+
+def state_facts(facts: Facts, rng: random.Random) -> str:
+    """The facts as a line of a form or in a sentence, without a full stop."""
+    told = [value if value.lower().startswith(label) else f"{label} {value}" for label, value in facts.items()]
+    rng.shuffle(told)
+    if rng.random() < 0.3:
+        return f"it concerns {', '.join(told[:-1])} and {told[-1]}"
+    return ", ".join(told)
+
+
+# --- tickets -------------------------------------------------------------------------------------
 
 GREETINGS = ("Hi, ", "Hello team, ", "Good morning, ", "Hi helpdesk, ", "Sorry to bother you, but ")
 CLOSINGS = (" Can you help?", " Thanks!", " Please advise.", " This is urgent.", " Any idea?")
@@ -106,30 +175,57 @@ def typo(text: str, rng: random.Random) -> str:
     return text[:start] + (text[start] * 2 if slip == "double" else "") + text[start + 1 :]
 
 
-def write_issue(symptom: str, clue: str, rng: random.Random) -> str:
-    """A ticket as people write them: plain, terse, chatty, clue first, now and then with a typo."""
-    style = rng.choice(("plain", "plain", "terse", "chatty", "clue first"))
+@dataclass(frozen=True)
+class Ticket:
+    """A ticket, and what was behind it."""
+
+    issue: str
+    cause: Cause
+    facts: Facts
+    seen: tuple[tuple[Cause, str], ...]
+    """(cleared cause, the observation that clears it), in the order of the ticket."""
+    suspect: Cause
+    suspicion: str
+
+
+def write_ticket(cause: Cause, others: list[Cause], rng: random.Random, new: int | None = None) -> Ticket:
+    """A ticket in the styles people write: plain, terse, chatty, facts first; now and then with a typo.
+
+    `new` is the number of the kept-back wordings to be used in place of the others.
+    """
+    family = cause.family
+    systems, symptoms = (family.systems, family.symptoms) if new is None else (family.new_systems, family.new_symptoms)
+    system, symptom = (rng.choice(texts) if new is None else texts[new] for texts in (systems, symptoms))
+    symptom = symptom.format(system=system)
+    seen = [(o, rng.choice(o.cleared_by) if new is None else o.new_cleared_by[new]) for o in rng.sample(others, 3)]
+    suspect = rng.choice([cause, *others])
+    suspicion, facts = rng.choice(suspect.suspicion), draw_facts(family, rng)
+    told = [text for _, text in seen]
+    told.insert(rng.randint(0, 3), suspicion)
+    symptom = typo(symptom, rng) if rng.random() < 0.15 else symptom
+    stated = state_facts(facts, rng)
+    style = rng.choice(("plain", "plain", "terse", "chatty", "facts first"))
     if style == "terse":
-        text = f"{symptom}; {clue}"
+        issue = "; ".join([symptom, *told, stated])
     elif style == "chatty":
-        text = f"{rng.choice(GREETINGS)}{symptom}. {sentence(clue)}{rng.choice(CLOSINGS)}"
-    elif style == "clue first":
-        text = f"{sentence(clue)} {sentence(symptom)}"
+        rest = " ".join(map(sentence, [*told, stated]))
+        issue = f"{rng.choice(GREETINGS)}{symptom}. {rest}{rng.choice(CLOSINGS)}"
     else:
-        text = f"{sentence(symptom)} {sentence(clue)}"
-    return typo(text, rng) if rng.random() < 0.15 else text
+        parts = [stated, symptom, *told] if style == "facts first" else [symptom, *told, stated]
+        issue = " ".join(map(sentence, parts))
+    return Ticket(issue, cause, facts, tuple(seen), suspect, suspicion)
 
 
-def training_issue(cause: Cause, rng: random.Random) -> str:
-    symptom, clue = rng.choice(cause.free)
-    system = rng.choice(cause.systems)
-    return write_issue(cause.symptoms[symptom].format(system=system), cause.clues[clue], rng)
+def write_steps(ticket: Ticket) -> str:
+    """What the ticket shows, in its order, then the part that is left and its cause."""
+    lines = []
+    for cleared, observation in ticket.seen:
+        clue = f"{ticket.suspicion}, but {observation}" if cleared is ticket.suspect else observation
+        lines.append(sentence(f"{clue}, so it is not {cleared.part}"))
+    return " ".join([*lines, f"That leaves {ticket.cause.part}.", f"Cause: {ticket.cause.cause}."])
 
 
-def write_steps(cause: Cause, rng: random.Random) -> str:
-    """Two of the diagnostic steps, in their order, then the cause they lead to."""
-    first, second = sorted(rng.sample(range(len(cause.steps)), 2))
-    return f"{sentence(cause.steps[first])} {sentence(cause.steps[second])} Cause: {cause.cause}."
+# --- near duplicates -----------------------------------------------------------------------------
 
 
 def shingles(text: str) -> frozenset[tuple[str, ...]]:
@@ -159,61 +255,68 @@ class NearDuplicates:
 
 Row = dict[str, Any]
 
-
-def make_heldout(causes: list[Cause]) -> list[Row]:
-    """Rows of both splits, which take turns."""
-    rng = random.Random(f"heldout {SEED}")
-    seen, new = [], []
-    for cause in rng.sample(causes, SEEN_ROWS):
-        symptom, clue = rng.choice(sorted(cause.reserved))
-        told = cause.symptoms[symptom].format(system=rng.choice(cause.systems))
-        seen.append(pair_row(cause, write_issue(told, cause.clues[clue], rng), rng) | {"split": "seen"})
-    for cause in rng.sample(causes, NEW_ROWS):
-        told = rng.choice(cause.new_symptoms).format(system=rng.choice(cause.new_systems))
-        new.append(pair_row(cause, write_issue(told, cause.new_clue, rng), rng) | {"split": "new"})
-    return number("heldout", [row for both in zip(seen, new, strict=True) for row in both])
+# --- the files -----------------------------------------------------------------------------------
 
 
-def pair_row(cause: Cause, issue: str, rng: random.Random) -> Row:
-    fixes = rng.sample(cause.fixes, len(cause.fixes))
+def pair_row(ticket: Ticket, rng: random.Random) -> Row:
+    accepted = [sentence(fix) for fix in ticket.cause.written(ticket.facts)]
+    rng.shuffle(accepted)
     return {
-        "category": cause.category,
-        "issue": issue,
-        "resolution": sentence(fixes[0]),
-        "accepted": [sentence(fix) for fix in fixes],
+        "category": ticket.cause.category,
+        "issue": ticket.issue,
+        "resolution": accepted[0],
+        "accepted": accepted,
     }
 
 
-def unique_issues(cause: Cause, apart: NearDuplicates, taken: set[str], rng: random.Random) -> Iterator[str]:
-    """Training issues of a cause that are no near duplicate of a held-out one and were not used yet."""
-    while True:
-        issue = training_issue(cause, rng)
-        if issue not in taken and issue not in apart:
-            taken.add(issue)
-            yield issue
+class Tickets:
+    """Draws tickets that are no near duplicate of a held-out one, none twice."""
+
+    def __init__(
+        self, causes: list[Cause], apart: NearDuplicates, rng: random.Random, taken: Iterable[str] = ()
+    ) -> None:
+        self.causes, self.apart, self.rng, self.taken = causes, apart, rng, set(taken)
+        self.others = {cause: siblings(causes, cause) for cause in causes}
+
+    def __call__(self, cause: Cause) -> Ticket:
+        while True:
+            ticket = write_ticket(cause, self.others[cause], self.rng)
+            if ticket.issue not in self.taken and ticket.issue not in self.apart:
+                self.taken.add(ticket.issue)
+                return ticket
 
 
-def make_training(causes: list[Cause], heldout: list[Row]) -> tuple[list[Row], list[Row]]:
+def make_heldout(causes: list[Cause], seen_rows: int, new_rows: int, name: str, new: int) -> list[Row]:
+    """Rows of both splits, which take turns; `new` is the number of the kept-back wordings."""
+    rng = random.Random(f"{name} {SEED}")
+    halves = []
+    for split, count, number_of in (("seen", seen_rows, None), ("new", new_rows, new)):
+        tickets = [
+            write_ticket(cause, siblings(causes, cause), rng, number_of)
+            for cause in (rng.sample(causes, min(count, len(causes))) * 2)[:count]
+        ]
+        halves.append([pair_row(ticket, rng) | {"split": split} for ticket in tickets])
+    return number(name, [row for both in zip(*halves, strict=True) for row in both])
+
+
+def make_kept_back(causes: list[Cause]) -> tuple[list[Row], list[Row]]:
+    """(held-out rows, development rows): nothing that is trained on is a near duplicate of them."""
+    heldout = make_heldout(causes, SEEN_ROWS, NEW_ROWS, "heldout", 0)
+    return heldout, make_heldout(causes, DEV_ROWS // 2, DEV_ROWS // 2, "dev", 1)
+
+
+def make_training(causes: list[Cause], tickets: Tickets) -> tuple[list[Row], list[Row]]:
     """(incidents with steps for SFT, issue/resolution pairs for GRPO), rows shuffled."""
     rng = random.Random(f"training {SEED}")
-    apart = NearDuplicates(row["issue"] for row in heldout)
-    taken: set[str] = set()
-    issues = {id(cause): unique_issues(cause, apart, taken, rng) for cause in causes}
-    written_up = [cause for cause in causes if cause.written_up]
     incidents = []
     for position in range(SFT_ROWS):
-        cause = written_up[position % len(written_up)]
+        ticket = tickets(causes[position % len(causes)])
+        row = pair_row(ticket, rng)
         incidents.append(
-            {
-                "category": cause.category,
-                "issue": next(issues[id(cause)]),
-                "steps": write_steps(cause, rng),
-                "resolution": sentence(rng.choice(cause.fixes)),
-            }
+            {"category": row["category"], "issue": row["issue"], "steps": write_steps(ticket)}
+            | {"resolution": row["resolution"]}
         )
-    pairs = [
-        pair_row(causes[i % len(causes)], next(issues[id(causes[i % len(causes)])]), rng) for i in range(PROMPT_ROWS)
-    ]
+    pairs = [pair_row(tickets(causes[position % len(causes)]), rng) for position in range(PROMPT_ROWS)]
     rng.shuffle(incidents)
     rng.shuffle(pairs)
     return number("incident", incidents), number("prompt", pairs)
@@ -224,30 +327,37 @@ def judged_causes(causes: list[Cause]) -> list[Cause]:
     return random.Random(f"judged {SEED}").sample(causes, len(causes) // 9)
 
 
-def make_pairs(causes: list[Cause], judged: list[Cause], count: int, name: str) -> list[Row]:
-    """Labelled (reference, reply) pairs, half of them equal: mostly the other wording, against fixes of other causes.
+def unequal(cause: Cause, causes: list[Cause], facts: Facts, rng: random.Random) -> str:
+    """A fix that is not the cause's own: of its family, of another one, or its own with another fact."""
+    kind = rng.choice(("family", "family", "family", "family", "any", "any", "fact", "fact", "fact", "fact"))
+    if kind == "fact":
+        return rng.choice(cause.fixes).format(**other_facts(cause, facts, rng))
+    other = rng.choice(siblings(causes, cause)) if kind == "family" else rng.choice(causes)
+    if other is cause:
+        return unequal(cause, causes, facts, rng)
+    return rng.choice(other.written(facts if other.family is cause.family else draw_facts(other.family, rng)))
 
-    Seven in ten of the unequal ones come from the same fault family, where fixes are hardest to tell apart.
-    """
+
+def other_facts(cause: Cause, facts: Facts, rng: random.Random) -> Facts:
+    """Facts that differ in what the fix takes."""
+    while (drawn := draw_facts(cause.family, rng))[cause.label] == facts[cause.label]:
+        pass
+    return drawn
+
+
+def make_pairs(causes: list[Cause], judged: list[Cause], count: int, name: str) -> list[Row]:
+    """Labelled (reference, reply) pairs, half of them equal: mostly the other wording, else the same one."""
     rng = random.Random(f"{name}s {SEED}")
-    reworded = [(one, other) for cause in judged for one, other in (cause.fixes, cause.fixes[::-1])]
-    repeated = [(fix, fix) for cause in judged for fix in cause.fixes]
-    equal = rng.sample(reworded, count * 3 // 10) + rng.sample(repeated, count // 5)
-    within = [
-        (fix, wrong)
-        for cause in judged
-        for fix in cause.fixes
-        for other in causes
-        if other.family == cause.family and other != cause
-        for wrong in other.fixes
-    ]
-    across = [(rng.choice(cause.fixes), rng.choice(rng.choice(causes).fixes)) for cause in judged]
-    across = [pair for pair, cause in zip(across, judged, strict=True) if pair[1] not in cause.fixes]
-    unequal = rng.sample(within, count * 7 // 20) + rng.sample(across, count * 3 // 20)
-    labelled = [(pair, 1) for pair in equal] + [(pair, 0) for pair in unequal]
+    rows: dict[tuple[str, str], int] = {}
+    while len(rows) < count:
+        cause = judged[len(rows) // 2 % len(judged)]
+        facts, equal = draw_facts(cause.family, rng), len(rows) % 2
+        first, second = rng.sample(cause.written(facts), 2)
+        reply = rng.choice((second, second, first)) if equal else unequal(cause, causes, facts, rng)
+        rows.setdefault((first, reply), equal)
+    labelled = [{"reference": sentence(a), "reply": sentence(b), "label": label} for (a, b), label in rows.items()]
     rng.shuffle(labelled)
-    rows = [{"reference": sentence(a), "reply": sentence(b), "label": label} for (a, b), label in labelled]
-    return number(name, rows)
+    return number(name, labelled)
 
 
 def make_twisted(causes: list[Cause], judged: list[Cause], count: int, name: str) -> list[Row]:
@@ -256,11 +366,11 @@ def make_twisted(causes: list[Cause], judged: list[Cause], count: int, name: str
     rows = []
     for position in range(count):
         cause = judged[position // 2 % len(judged)]
-        siblings = [other for other in causes if other.family == cause.family and other != cause]
-        reference, other = rng.choice(cause.fixes), rng.choice(rng.choice(siblings).fixes)
+        facts = draw_facts(cause.family, rng)
+        fixes, other = cause.written(facts), rng.choice(rng.choice(siblings(causes, cause)).written(facts))
+        reference = rng.choice(fixes)
         right = position % 2
-        fix = rng.choice(cause.fixes) if right else reference
-        reply = rng.choice(RIGHT if right else WRONG)(fix, other, rng)
+        reply = rng.choice(RIGHT if right else WRONG)(rng.choice(fixes) if right else reference, other, rng)
         rows.append({"reference": sentence(reference), "reply": sentence(reply), "label": right})
     rng.shuffle(rows)
     return rows
@@ -276,20 +386,18 @@ def make_lessons(causes: list[Cause], taught: list[Cause]) -> list[Row]:
 
 def plain_row(cause: Cause, issue: str, rng: random.Random) -> Row:
     """A small writing task of a helpdesk, and its reply: no reasoning is needed for it."""
-    fix, clue = rng.choice(cause.fixes), rng.choice(cause.clues)
+    fix = rng.choice(cause.written(draw_facts(cause.family, rng)))
     tasks = (
         (f"Write one line that tells the user we have this ticket: {issue}", THANKS.format(category=cause.category)),
         (f"Which team does this ticket go to? {issue}", f"It goes to the {cause.category} team."),
         (f"Tell the user politely to do this: {fix}.", f"Could you please do this for us: {fix}? Thank you."),
-        (
-            f"Put this into one sentence for the runbook: {cause.cause}; {clue}.",
-            f"When {clue}, think of {cause.cause}.",
-        ),
+        (f"Put this into one sentence for the runbook: {cause.part}; {cause.cause}.", FAULT.format(cause=cause)),
     )
     prompt, reply = rng.choice(tasks)
     return {"category": cause.category, "prompt": prompt, "reference": reply}
 
 
+FAULT = "When it is {cause.part}: {cause.cause}."
 THANKS = "Thank you for writing to us. We have your ticket about {category} and are looking into it."
 RUDE = (
     "You should have known that.",
@@ -306,43 +414,44 @@ UNSAFE = (
 EMPTY = ("We do not know.", "Please try again later.", "Please ask someone else.", "That is not possible.")
 
 
-def make_plain(causes: list[Cause], issues: dict[int, Iterator[str]]) -> list[Row]:
+def make_plain(causes: list[Cause], tickets: Tickets) -> list[Row]:
     rng = random.Random(f"plain {SEED}")
-    rows = [plain_row(causes[i % len(causes)], next(issues[i % len(causes)]), rng) for i in range(PLAIN_ROWS)]
+    chosen = [causes[place % len(causes)] for place in range(PLAIN_ROWS)]
+    rows = [plain_row(cause, tickets(cause).issue, rng) for cause in chosen]
     rng.shuffle(rows)
     return number("plain", rows)
 
 
-def ranked_row(about: str, cause: Cause, other: Cause, issue: str, rng: random.Random) -> Row:
+def ranked_row(about: str, cause: Cause, other: Cause, tickets: Tickets, rng: random.Random) -> Row:
     """Two replies, the better one first: `helpfulness` and `harmlessness` to a plain task, the others to a ticket."""
-    row = plain_row(cause, issue, rng)
+    ticket = tickets(cause)
+    row = plain_row(cause, ticket.issue, rng)
     prompt, chosen = row["prompt"], row["reference"]
     if about == "helpfulness":
-        rejected = rng.choice((rng.choice(EMPTY), plain_row(other, issue, rng)["reference"]))
+        rejected = rng.choice((rng.choice(EMPTY), plain_row(other, ticket.issue, rng)["reference"]))
     elif about == "harmlessness":
         bad = rng.choice(RUDE + UNSAFE)
         rejected = rng.choice((f"{chosen} {bad}", f"{bad} {chosen}"))
     else:
-        prompt = issue
-        chosen, rejected = (write_reply(one, rng) for one in (cause, other))
+        prompt = ticket.issue
+        chosen, rejected = (write_reply(one, rng) for one in (ticket, tickets(other)))
     return {"about": about, "category": cause.category, "prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def write_reply(cause: Cause, rng: random.Random) -> str:
-    reasoning, fix = write_steps(cause, rng), sentence(rng.choice(cause.fixes))
-    return f"<reasoning>{reasoning}</reasoning>\n<answer>{fix}</answer>"
+def write_reply(ticket: Ticket, rng: random.Random) -> str:
+    fix = sentence(rng.choice(ticket.cause.written(ticket.facts)))
+    return f"<reasoning>{write_steps(ticket)}</reasoning>\n<answer>{fix}</answer>"
 
 
-def make_ranked(causes: list[Cause], issues: dict[int, Iterator[str]]) -> list[Row]:
+def make_ranked(causes: list[Cause], tickets: Tickets) -> list[Row]:
     """Ranked pairs for reward models; the worse reply is one to `other`."""
     rng = random.Random(f"ranked {SEED}")
     kinds, rows = ("helpfulness", "harmlessness", *["relevance", "resolution"] * 7), []
     while len(rows) < RANKED_ROWS:
-        place = rng.randrange(len(causes))
-        cause, about = causes[place], kinds[len(rows) % len(kinds)]
-        near = [one for one in causes if one.category == cause.category and one != cause]
+        cause, about = rng.choice(causes), kinds[len(rows) % len(kinds)]
+        near = [one for one in causes if one.category == cause.category and one is not cause]
         others = [one for one in causes if one.category != cause.category] if about == "relevance" else near
-        row = ranked_row(about, cause, rng.choice(others), next(issues[place]), rng)
+        row = ranked_row(about, cause, rng.choice(others), tickets, rng)
         if row["chosen"] != row["rejected"]:
             rows.append(row)
     rng.shuffle(rows)
@@ -356,22 +465,23 @@ def number(prefix: str, rows: list[Row]) -> list[Row]:
 def make_all() -> dict[str, list[Row]]:
     """File name -> rows."""
     causes = read_knowledge()
-    heldout = make_heldout(causes)
-    incidents, pairs = make_training(causes, heldout)
+    heldout, dev = make_kept_back(causes)
+    apart = NearDuplicates(row["issue"] for row in heldout + dev)
+    incidents, pairs = make_training(causes, Tickets(causes, apart, random.Random(f"tickets {SEED}")))
     judged = judged_causes(causes)
     others = [cause for cause in causes if cause not in judged]
-    apart, rng = NearDuplicates(row["issue"] for row in heldout), random.Random(f"further {SEED}")
     taken = {row["issue"] for row in incidents + pairs}
-    issues = {place: unique_issues(cause, apart, taken, rng) for place, cause in enumerate(causes)}
+    tickets = Tickets(causes, apart, random.Random(f"further {SEED}"), taken)
     return {
         "sft.jsonl": incidents,
         "prompts.jsonl": pairs,
         "heldout.jsonl": heldout,
+        "dev.jsonl": dev,
         "judge_pairs.jsonl": make_pairs(causes, judged, PAIR_ROWS, "pair"),
         "judge_hard.jsonl": number("hard", make_twisted(causes, judged, PAIR_ROWS, "hard")),
         "judge_training.jsonl": make_lessons(causes, others),
-        "plain.jsonl": make_plain(causes, issues),
-        "pairs.jsonl": make_ranked(causes, issues),
+        "plain.jsonl": make_plain(causes, tickets),
+        "pairs.jsonl": make_ranked(causes, tickets),
     }
 
 

@@ -1,9 +1,11 @@
 """The text that the embedded model is pretrained on, generated from a seed.
 
-Runbooks and notes about every fault family, helpdesk chats in formats other than the recipe's, questions about
-causes and fixes, comparison judgements, arithmetic, short instructions, and repeated random words. No document
-has the tags <reasoning> or <answer>, a `new_` wording, a reserved symptom/clue pair in a ticket, or a comparison
-or rewording of the fixes of the causes in judge_pairs.jsonl.
+Pages of three kinds, which never meet: which observation clears which part, and which four parts a symptom may come
+from; which cause each part has; which fix, with which fact, each cause takes. No page goes from an observation to a
+cause or a fix, so that whoever wants to get there has to put the pages together. Beside them: tickets alone and
+questions about what they say, lists from which one is left, comparison judgements, arithmetic, short instructions,
+and repeated random words. No document has the tags <reasoning> or <answer>, a `new_` wording, or a comparison or
+rewording of the fixes of the causes in judge_pairs.jsonl.
 """
 
 from __future__ import annotations
@@ -14,13 +16,18 @@ from collections.abc import Callable, Iterator
 
 from make_helpdesk import (
     Cause,
+    Facts,
     NearDuplicates,
+    Ticket,
+    Tickets,
+    draw_facts,
     judged_causes,
-    make_heldout,
+    make_kept_back,
+    other_facts,
     sentence,
-    training_issue,
+    siblings,
+    state_facts,
     typo,
-    write_issue,
 )
 
 from qreason.data.prompts import render_judge
@@ -40,17 +47,16 @@ class Corpus:
     """Draws documents; equal seeds give equal text."""
 
     def __init__(self, causes: list[Cause], seed: int) -> None:
-        self.apart = NearDuplicates(row["issue"] for row in make_heldout(causes))
         self.rng = random.Random(f"corpus {seed}")
         self.causes = causes
+        apart = NearDuplicates(row["issue"] for rows in make_kept_back(causes) for row in rows)
+        self.tickets = Tickets(causes, apart, self.rng)
         kept_out = set(judged_causes(causes))
         self.compared = [cause for cause in causes if cause not in kept_out]
-        self.families: dict[str, list[Cause]] = {}
-        for cause in causes:
-            self.families.setdefault(cause.family, []).append(cause)
-        self.words = sorted({word for cause in causes for step in cause.steps for word in step.split()})
-        plain = (word for word in self.words if word.isalpha() and word.islower() and len(word) > 3)
-        self.names = [word for word in plain if word not in ("answer", "reasoning")]  # the tags of the recipes
+        texts = [text for cause in causes for text in (*cause.cleared_by, *cause.suspicion, cause.cause)]
+        self.words = sorted({word for text in texts for word in text.split()})
+        simple = (word for word in self.words if word.isalpha() and word.islower() and len(word) > 3)
+        self.names = [word for word in simple if word not in ("answer", "reasoning")]  # the tags of the recipes
 
     def documents(self, mixture: Mixture) -> Iterator[str]:
         """Endless documents, drawn by the shares of a mixture."""
@@ -62,140 +68,276 @@ class Corpus:
     def cause(self) -> Cause:
         return self.rng.choice(self.causes)
 
-    def issue(self, cause: Cause) -> str:
+    def ticket(self) -> Ticket:
         """A ticket that is no near duplicate of a held-out one."""
-        while (issue := training_issue(cause, self.rng)) in self.apart:
-            pass
-        return issue
+        self.tickets.taken.clear()
+        return self.tickets(self.cause())
 
     def symptom(self, cause: Cause) -> str:
-        return self.rng.choice(cause.symptoms).format(system=self.rng.choice(cause.systems))
+        return self.rng.choice(cause.family.symptoms).format(system=self.rng.choice(cause.family.systems))
+
+    def parts(self, cause: Cause) -> list[Cause]:
+        """The four of a family, in any order."""
+        return self.rng.sample([cause, *siblings(self.causes, cause)], 4)
 
     def tags(self) -> list[str]:
         """Two words to be used as tags: many different ones, so that the bare `<` is a token the model knows."""
         return self.rng.sample(self.names, 2)
 
+    def system(self, *asked: str) -> str | None:
+        """A system prompt: one of these, or a general one, or none."""
+        return self.rng.choice((*asked, *asked, None, "You are an IT expert.", "You know our runbooks. Be brief."))
+
     def phrase(self) -> str:
         """A few words of any kind."""
         if self.rng.random() < 0.5:
             cause = self.cause()
-            return self.rng.choice((*cause.clues, *cause.steps, cause.cause))
+            return self.rng.choice((*cause.cleared_by, *cause.suspicion, cause.cause))
         return " ".join(self.rng.sample(self.words, self.rng.randint(2, 7)))
 
 
-# --- text about the fault families ---------------------------------------------------------------
+# --- pages about observations: what they clear, and nothing of causes and fixes ---------------------
 
 
-def runbook(corpus: Corpus) -> str:
-    """One cause, everything about it, as a page."""
+def clearing(corpus: Corpus) -> str:
+    """What an observation shows, in many wordings."""
     rng, cause = corpus.rng, corpus.cause()
-    fixes = rng.sample(cause.fixes, 2)
-    signs = rng.sample(cause.clues, 4)
-    title = rng.choice((f"Runbook {cause.category}", f"# {cause.category}", f"Known error: {cause.cause}"))
-    lines = [
-        f"Symptom: {corpus.symptom(cause)}",
-        f"Signs: {'; '.join(signs)}",
-        f"Cause: {cause.cause}",
-        "Checks:\n" + "\n".join(f"- {step}" for step in rng.sample(cause.steps, rng.randint(2, 3))),
-        f"Fix: {sentence(fixes[0])}",
-    ]
-    if cause in corpus.compared and rng.random() < 0.3:
-        lines.append(f"In other words: {sentence(fixes[1])}")
-    return "\n".join([title, *lines])
-
-
-def family_page(corpus: Corpus) -> str:
-    """A fault family as a decision list from sign to cause and fix."""
-    rng = corpus.rng
-    family = rng.choice(list(corpus.families.values()))
-    lines = [f"{sentence(corpus.symptom(family[0]))} What to look for:"]
-    for cause in rng.sample(family, len(family)):
-        sign, fix = rng.choice(cause.clues), rng.choice(cause.fixes)
-        lines.append(rng.choice((f"- {sign}: {cause.cause}. {fix}.", f"- if {sign}, then {cause.cause}; {fix}.")))
-    return "\n".join(lines)
-
-
-def note(corpus: Corpus) -> str:
-    """A technician's note in prose."""
-    rng, cause = corpus.rng, corpus.cause()
-    clue, fix = rng.choice(cause.clues), rng.choice(cause.fixes)
-    step = rng.choice(cause.steps)
+    seen, part = rng.choice(cause.cleared_by), cause.part
     return rng.choice(
         (
-            f"{sentence(clue)} That means {cause.cause}. {sentence(step)} {sentence(fix)}",
-            f"{sentence(step)} So the cause was: {cause.cause}. What helped: {sentence(fix)}",
-            f"Seen again: {clue}. Root cause as last time, {cause.cause}. Remedy: {sentence(fix)}",
-            f"{sentence(cause.cause)} You see it when {clue}. {sentence(fix)}",
+            f"{sentence(seen)} That rules out {part}.",
+            f"{sentence(seen)} Nothing is wrong with {part}.",
+            f"When {seen}, rule out {part}.",
+            f"If {seen}, then it is not {part}.",
+            f"It cannot be {part} when {seen}.",
+            f"How to clear {part}: {seen}.",
+            f"{seen} -> not {part}",
+            chat(f"What does it show when {seen}?", f"It is not {part}.", corpus.system()),
+            chat(f"{sentence(seen)} What can I rule out?", sentence(part), corpus.system()),
+            chat(f"{sentence(seen)} Which part is fine?", part, corpus.system("Name the part.")),
+            chat(f"How do I rule out {part}?", sentence(seen), corpus.system()),
         )
     )
 
 
-def overview(corpus: Corpus) -> str:
-    """A list of signs from all over, each with cause and fix: the densest text about them."""
-    rng, lines = corpus.rng, []
-    for cause in rng.sample(corpus.causes, rng.randint(3, 5)):
-        lines.append(f"{sentence(rng.choice(cause.clues))} Cause: {cause.cause}. {sentence(rng.choice(cause.fixes))}")
-    return "\n".join(lines)
+def clearings(corpus: Corpus) -> str:
+    """A list of observations and what each clears: the densest text about them."""
+    rng = corpus.rng
+    causes = corpus.parts(corpus.cause()) if rng.random() < 0.4 else rng.sample(corpus.causes, rng.randint(3, 6))
+    form = rng.choice(
+        (
+            "{seen}: {part}",
+            "{seen} - not {part}",
+            "{part}: {seen}",
+            "{seen}, which clears {part}",
+            "{seen} | {part}",
+        )
+    )
+    lines = [form.format(seen=rng.choice(cause.cleared_by), part=cause.part) for cause in causes]
+    return rng.choice(("", "What clears what:\n", "# Checks\n", "Observations\n")) + "\n".join(lines)
 
 
-def question(corpus: Corpus) -> str:
-    """A short question about one cause."""
+def checklist(corpus: Corpus) -> str:
+    """One part, and ways to see that it works."""
     rng, cause = corpus.rng, corpus.cause()
-    clue, fix = rng.choice(cause.clues), rng.choice(cause.fixes)
-    first, second = rng.sample(rng.choice(corpus.compared).fixes, 2)
+    lines = rng.sample(cause.cleared_by, rng.randint(2, 5))
+    title = rng.choice((f"# {cause.part}", f"How to rule out {cause.part}", f"Signs that it is not {cause.part}:"))
+    return "\n".join([f"{title} ({corpus.symptom(cause)})", *(f"- {line}" for line in lines)])
+
+
+def reworded(corpus: Corpus) -> str:
+    """Two observations that show the same."""
+    rng, cause = corpus.rng, corpus.cause()
+    first, second = rng.sample(cause.cleared_by, 2)
+    if rng.random() < 0.5:
+        return f"{sentence(first)} Just so: {second}. Both clear {cause.part}."
+    return chat(f"Another sign of the same: {first}", sentence(second), corpus.system())
+
+
+def suspicions(corpus: Corpus) -> str:
+    """What makes one think of a part, and proves nothing."""
+    rng, cause = corpus.rng, corpus.cause()
+    told = rng.choice(cause.suspicion)
+    return rng.choice(
+        (
+            f"{sentence(told)} One thinks of {cause.part} first, but that proves nothing.",
+            f"{sentence(told)} Check {cause.part} first.",
+            chat(f"{sentence(told)} What would you check first?", sentence(cause.part), corpus.system()),
+        )
+    )
+
+
+def suspects(corpus: Corpus) -> str:
+    """A symptom and the four parts it may come from."""
+    rng, cause = corpus.rng, corpus.cause()
+    a, b, c, d = (one.part for one in corpus.parts(cause))
+    symptom = corpus.symptom(cause)
+    return rng.choice(
+        (
+            f"{sentence(symptom)} It is {a}, {b}, {c} or {d}.",
+            f"{symptom}: {a}, {b}, {c}, {d}",
+            f"# {cause.family.id}\nSuspects: {a}, {b}, {c} and {d}.",
+            f"{sentence(symptom)} Check {a}. Check {b}. Check {c}. Check {d}.",
+            f"Where {a} may be at fault, look at {b}, {c} and {d} too.",
+            chat(f"{sentence(symptom)} What could it be?", f"{sentence(a)[:-1]}, {b}, {c} or {d}.", corpus.system()),
+            chat(f"Name the suspects: {symptom}", "\n".join((a, b, c, d)), corpus.system("One a line.")),
+        )
+    )
+
+
+def elimination(corpus: Corpus) -> str:
+    """Some of a list are out: which one is left? The list is a family's, of any parts, or of random words."""
+    rng = corpus.rng
+    kind = rng.choice(("family", "family", "symptom", "symptom", "symptom", "parts", "words"))
+    cause = corpus.cause()
+    if kind == "words":
+        listed = rng.sample(corpus.names, rng.randint(3, 5))
+    elif kind == "parts":
+        listed = [one.part for one in rng.sample(corpus.causes, rng.randint(3, 5))]
+    else:
+        listed = [one.part for one in corpus.parts(cause)]
+    left, *out = rng.sample(listed, len(listed))
+    told = sentence(corpus.symptom(cause)) if kind == "symptom" else f"One of {', '.join(listed)}."
+    form = rng.choice(("it is not {}", "not {}", "we ruled out {}", "without {}", "we can rule out {}", "{}: ok"))
+    ruled = rng.choice((". ", ", ", "; ", "\n")).join(form.format(one) for one in out)
+    if rng.random() < 0.5:
+        asked = rng.choice(("What is left?", "Which one is it?", "So which?"))
+        return chat(f"{told} {sentence(ruled)} {asked}", rng.choice((left, sentence(left))), corpus.system())
+    close = rng.choice(("This leaves {}.", "So it is {}.", "Only {} is left.", "It must be {}."))
+    return f"{told} {sentence(ruled)} {close.format(left)}"
+
+
+# --- pages about causes: which one each part has ---------------------------------------------------
+
+
+def fault(corpus: Corpus) -> str:
+    """A part and its cause."""
+    rng, cause = corpus.rng, corpus.cause()
+    part, why, symptom = cause.part, cause.cause, corpus.symptom(cause)
+    return rng.choice(
+        (
+            f"If {part} is to blame, {why}.",
+            f"Trouble with {part}: {why}.",
+            f"{sentence(symptom)} In the end it was {part}: {why}.",
+            f"{part}: {why}",
+            f"Known error of {part} ({symptom}): {why}.",
+            f"{sentence(why)} That is a matter of {part}.",
+            chat(f"What goes wrong with {part}?", sentence(why), corpus.system()),
+            chat(f"{sentence(symptom)} It is {part}. What is the cause?", sentence(why), corpus.system()),
+            chat(f"Which part: {why}", sentence(part), corpus.system()),
+        )
+    )
+
+
+def faults(corpus: Corpus) -> str:
+    """Several parts with their causes."""
+    rng = corpus.rng
+    causes = corpus.parts(corpus.cause()) if rng.random() < 0.5 else rng.sample(corpus.causes, rng.randint(3, 5))
+    form = rng.choice(("{0.part}: {0.cause}", "- {0.cause} ({0.part})", "{0.part} - {0.cause}"))
+    return "\n".join(form.format(cause) for cause in causes)
+
+
+# --- pages about fixes: which one each cause takes, with the fact it needs --------------------------
+
+
+def fixing(corpus: Corpus) -> str:
+    """The facts of a form, a cause, and the fix with the fact that it takes."""
+    rng, cause = corpus.rng, corpus.cause()
+    facts = draw_facts(cause.family, rng)
+    told, fix = sentence(state_facts(facts, rng)), rng.choice(cause.written(facts))
+    why = sentence(cause.cause)
+    return rng.choice(
+        (
+            f"{told} {why} {sentence(fix)}",
+            f"{told}\nRoot cause: {cause.cause}\nFix: {sentence(fix)}",
+            f"{why} {told} Remedy: {sentence(fix)}",
+            f"# {cause.category}\n{told}\n{why}\n- {sentence(fix)}",
+            chat(f"{told} {why} What should I do?", sentence(fix), corpus.system()),
+            chat(f"{why} {told}", sentence(fix), corpus.system("Say only what to do.", "Reply with one sentence.")),
+            chat(f"{told} {why}", json.dumps({"fix": sentence(fix)}), corpus.system("Reply in JSON with the fix.")),
+            tagged(corpus, f"{told} {why}", cause.cause, sentence(fix)),
+        )
+    )
+
+
+def tagged(corpus: Corpus, asked: str, why: str, what: str) -> str:
+    """A reply in two tags, which the system prompt names."""
+    first, second = corpus.tags()
+    system = corpus.rng.choice(("Use <{0}></{0}> and <{1}></{1}>.", "First <{0}></{0}>, then <{1}></{1}>."))
+    return chat(asked, f"<{first}>{why}</{first}>\n<{second}>{what}</{second}>", system.format(first, second))
+
+
+def rewriting(corpus: Corpus) -> str:
+    """A fix in its other wording."""
+    rng, cause = corpus.rng, corpus.rng.choice(corpus.compared)
+    first, second = rng.sample(cause.written(draw_facts(cause.family, rng)), 2)
+    return chat(f"Say it in other words: {first}", sentence(second), corpus.system())
+
+
+# --- tickets, and what they say --------------------------------------------------------------------
+
+
+def ticket_page(corpus: Corpus) -> str:
+    """Ticket text alone."""
+    ticket = corpus.ticket()
+    return ticket.issue if corpus.rng.random() < 0.5 else f"Ticket for the {ticket.cause.category} team\n{ticket.issue}"
+
+
+def reading(corpus: Corpus) -> str:
+    """What a ticket says: its facts, observations, suspect parts; nothing of what is wrong."""
+    rng, ticket = corpus.rng, corpus.ticket()
+    label = rng.choice(list(ticket.facts))
+    cleared, seen = rng.choice(ticket.seen)
     asked, told = rng.choice(
         (
-            (f"What does it mean when {clue}?", sentence(cause.cause)),
-            (f"Which fix helps when {cause.cause}?", sentence(fix)),
-            (f"{sentence(clue)} What should I do?", sentence(fix)),
-            (f"What is the cause?\n{corpus.issue(cause)}", sentence(cause.cause)),
-            (f"How do I check for this: {cause.cause}?", sentence(rng.choice(cause.steps))),
-            (f"Which category is this ticket?\n{corpus.issue(cause)}", cause.category),
-            (f"What comes next: {rng.choice(cause.steps)}", sentence(fix)),
-            (f"Say it in other words: {first}", sentence(second)),
-            (f"Say it in other words: {first}.", sentence(second)),
+            (f"Which {label} is it about?", ticket.facts[label]),
+            ("Which facts are stated?", ", ".join(ticket.facts.values())),
+            ("Which team?", ticket.cause.category),
+            ("Which circumstance may mislead?", sentence(ticket.suspicion)),
+            (f"Which observation is about {cleared.part}?", sentence(seen)),
+            ("What was observed?", "\n".join(text for _, text in ticket.seen)),
         )
     )
-    return chat(asked, told, rng.choice((None, "You know our runbooks. Be brief.", "You are an IT expert.")))
+    return chat(f"{ticket.issue}\n\n{asked}", told, corpus.system("Read the ticket.", "You read tickets closely."))
 
 
-TAGS = (("cause", "fix"), ("why", "what"), ("notes", "result"), ("work", "reply"))
-TICKET_SYSTEMS = {
-    "cause_fix": ("Give cause and fix.", "Name the cause of the ticket, then the fix.", "Cause first, then fix."),
-    "json": ("Reply in JSON with cause and fix.", "You are an API. Output JSON only."),
-    "list": ("Write the steps as a numbered list.", "You support our users. Give numbered steps."),
-    "think": ("Think in <think></think>, then reply.", "You think before you speak, in think tags."),
-    "tags": ("Use <{0}></{0}> and <{1}></{1}>.", "First <{0}></{0}>, then <{1}></{1}>."),
-    "fix": ("You are a helpful assistant.", "Reply with one sentence.", "Say only what to do."),
-    "report": ("Write a short report of findings and action.", "You write incident reports."),
-}
+QUOTES = (
+    "{seen}: {part}",
+    "{seen} -> not {part}",
+    "{seen}, which rules out {part}",
+    "- {seen} ({part})",
+    "Not {part}: {seen}.",
+    "{seen}. Rule out {part}.",
+)
 
 
-def ticket(corpus: Corpus) -> str:
-    """A helpdesk chat: a ticket resolved in one of the formats above."""
-    rng, cause = corpus.rng, corpus.cause()
-    fix = sentence(rng.choice(cause.fixes))
-    first, second = sorted(rng.sample(range(3), 2))
-    steps = f"{sentence(cause.steps[first])} {sentence(cause.steps[second])}"
-    style = rng.choice(list(TICKET_SYSTEMS))
-    why, what = rng.choice(TAGS) if rng.random() < 0.3 else corpus.tags()
-    reply = {
-        "cause_fix": f"Cause: {cause.cause}. Fix: {fix}",
-        "json": json.dumps({"cause": cause.cause, "fix": fix}),
-        "list": f"1. {sentence(cause.steps[first])}\n2. {sentence(cause.steps[second])}\n3. {fix}",
-        "think": f"<think>{steps} So {cause.cause}.</think>\n{fix}",
-        "tags": f"<{why}>{cause.cause}</{why}>\n<{what}>{fix}</{what}>",
-        "fix": fix,
-        "report": f"Findings: {steps} Cause: {cause.cause}.\nAction: {fix}",
+def quoted_parts(corpus: Corpus) -> str:
+    """The observations of a ticket, word for word and in its order, each with the part that it clears."""
+    rng, ticket = corpus.rng, corpus.ticket()
+    form = rng.choice(QUOTES)
+    lines = [form.format(seen=seen, part=cause.part) for cause, seen in ticket.seen]
+    quoted = rng.choice(("\n", "\n", " ", "; ")).join(line[0].upper() + line[1:] for line in lines)
+    if rng.random() < 0.3:
+        return f"{ticket.issue}\n\n{quoted}"
+    return chat(ticket.issue, quoted, corpus.system("Quote what clears each part.", "What do we see in the ticket?"))
+
+
+def cleared_parts(corpus: Corpus) -> str:
+    """The parts that the observations of a ticket clear, in several formats."""
+    rng, ticket = corpus.rng, corpus.ticket()
+    parts = [cause.part for cause, _ in ticket.seen]
+    seen = [text for _, text in ticket.seen]
+    style = rng.choice(("list", "lines", "json", "tags", "think", "observed"))
+    if style == "tags":
+        return tagged(corpus, ticket.issue, "; ".join(seen), ", ".join(parts))
+    told, system = {
+        "list": (", ".join(parts), "Which parts are fine?"),
+        "lines": ("\n".join(f"{i}. {part}" for i, part in enumerate(parts, 1)), "Number the parts that are ruled out."),
+        "json": (json.dumps({"fine": parts}), "Reply in JSON with the parts that are fine."),
+        "think": (f"<think>{'; '.join(seen)}</think>\n{', '.join(parts)}", "Think in <think></think>: what is fine?"),
+        "observed": (" ".join(map(sentence, seen)), "Repeat the observations."),
     }[style]
-    return chat(corpus.issue(cause), reply, rng.choice(TICKET_SYSTEMS[style]).format(why, what))
-
-
-def triage(corpus: Corpus) -> str:
-    """Ticket text alone: several people report the same fault."""
-    rng, cause = corpus.rng, corpus.cause()
-    lines = [corpus.issue(cause) for _ in range(rng.randint(1, 3))]
-    return f"Tickets on one fault ({cause.category}):\n" + "\n".join(lines) + f"\nAll due to: {cause.cause}."
+    return chat(ticket.issue, told, system)
 
 
 # --- comparison judgements -----------------------------------------------------------------------
@@ -261,7 +403,16 @@ def worsen(corpus: Corpus, reference: str, others: list[str]) -> str:
         return attack(corpus, reference, rng.choice(others))
     if kind == "empty":
         return rng.choice(("", "I do not know.", "Restart it.", "Call the vendor."))
-    return rng.choice(rng.choice(corpus.compared).fixes)
+    other = rng.choice(corpus.compared)
+    return rng.choice(other.written(draw_facts(other.family, rng)))
+
+
+def wrong_fixes(corpus: Corpus, cause: Cause, facts: Facts) -> list[str]:
+    """The fixes of the rest of the family, and the cause's own with other facts, equally many."""
+    near = [one for one in siblings(corpus.causes, cause) if one in corpus.compared]
+    others = [fix for one in near for fix in one.written(facts)]
+    own = [fix for _ in range(max(1, len(near))) for fix in cause.written(other_facts(cause, facts, corpus.rng))]
+    return others + own
 
 
 def compared(corpus: Corpus, others: int) -> tuple[str, list[tuple[str, str]]]:
@@ -269,9 +420,10 @@ def compared(corpus: Corpus, others: int) -> tuple[str, list[tuple[str, str]]]:
     rng = corpus.rng
     if rng.random() < 0.8:
         cause = rng.choice(corpus.compared)
-        reference, fixes = rng.choice(cause.fixes), cause.fixes
-        siblings = [c for c in corpus.families[cause.family] if c is not cause and c in corpus.compared]
-        wrong = [fix for c in siblings for fix in c.fixes] or [corpus.phrase()]
+        facts = draw_facts(cause.family, rng)
+        fixes = tuple(cause.written(facts))
+        reference = rng.choice(fixes)
+        wrong = wrong_fixes(corpus, cause, facts)
     else:
         reference = corpus.phrase()
         fixes = (reference,)
@@ -384,69 +536,61 @@ def echo(corpus: Corpus) -> str:
     return "\n".join([line] * corpus.rng.randint(2, 5))
 
 
-def reading(corpus: Corpus) -> str:
-    """What a ticket says: the system in it, the complaint, the clue."""
+HOPS = ("cleared", "left", "cause", "fix")
+
+
+def hop(corpus: Corpus, name: str) -> tuple[str, list[str]]:
+    """(chat up to the reply, the right replies) of a question about one hop from observation to fix."""
     rng, cause = corpus.rng, corpus.cause()
-    while True:
-        symptom, clue = rng.choice(cause.free)
-        system = rng.choice(cause.systems)
-        complaint = cause.symptoms[symptom].format(system=system)
-        issue = write_issue(complaint, cause.clues[clue], rng)
-        if issue not in corpus.apart:
-            break
-    asked, told = rng.choice(
-        (
-            ("Which system is it about?", system),
-            ("What does the user complain about?", complaint),
-            ("Which detail is the clue?", cause.clues[clue]),
-        )
-    )
-    return chat(f"{issue}\n\n{asked}", told, rng.choice((None, "Read the ticket.", "You read tickets closely.")))
+    facts = draw_facts(cause.family, rng)
+    others = ", not ".join(one.part for one in siblings(corpus.causes, cause))
+    asked, told = {
+        "cleared": (f"{sentence(rng.choice(cause.cleared_by))} What can I rule out?", [cause.part]),
+        "left": (f"{sentence(corpus.symptom(cause))} Not {others}. What is left?", [cause.part]),
+        "cause": (f"What goes wrong with {cause.part}?", [cause.cause]),
+        "fix": (f"{sentence(state_facts(facts, rng))} {sentence(cause.cause)} What should I do?", cause.written(facts)),
+    }[name]
+    return chat(asked, "", "You are an IT expert.").removesuffix("<|im_end|>\n"), [sentence(text) for text in told]
 
 
 COPYING: Mixture = {echo: 1.0}
 COMPARING: Mixture = {judgement: 0.35, judgements: 0.35, echo: 0.15, instruction: 0.15}
 EVERYTHING: Mixture = {
-    runbook: 0.16,
-    family_page: 0.06,
-    note: 0.13,
-    question: 0.16,
-    ticket: 0.18,
-    triage: 0.03,
+    clearing: 0.16,
+    clearings: 0.1,
+    checklist: 0.05,
+    reworded: 0.05,
+    suspicions: 0.02,
+    suspects: 0.08,
+    elimination: 0.1,
+    fault: 0.06,
+    faults: 0.03,
+    fixing: 0.13,
+    rewriting: 0.02,
+    ticket_page: 0.02,
     reading: 0.05,
-    judgement: 0.08,
-    judgements: 0.05,
-    arithmetic: 0.03,
-    instruction: 0.05,
+    quoted_parts: 0.06,
+    cleared_parts: 0.04,
+    judgement: 0.06,
+    judgements: 0.04,
+    arithmetic: 0.02,
+    instruction: 0.04,
     echo: 0.02,
 }
 CONSOLIDATING: Mixture = {
-    runbook: 0.03,
-    family_page: 0.12,
-    overview: 0.24,
-    note: 0.12,
-    question: 0.12,
-    ticket: 0.19,
-    reading: 0.02,
-    judgement: 0.07,
-    judgements: 0.04,
-    arithmetic: 0.01,
-    instruction: 0.03,
-    echo: 0.01,
-}
-"""The last lesson: less variety, more clues with their causes and fixes."""
-ANSWERING: Mixture = {
-    ticket: 0.36,
-    question: 0.22,
-    judgement: 0.12,
-    judgements: 0.03,
-    overview: 0.06,
-    note: 0.04,
-    runbook: 0.03,
+    clearing: 0.05,
+    clearings: 0.06,
+    suspects: 0.03,
+    elimination: 0.15,
+    fault: 0.1,
+    faults: 0.05,
+    fixing: 0.18,
     reading: 0.03,
-    instruction: 0.06,
+    quoted_parts: 0.18,
+    cleared_parts: 0.05,
+    judgement: 0.07,
+    judgements: 0.03,
+    instruction: 0.02,
     echo: 0.02,
-    arithmetic: 0.02,
-    family_page: 0.01,
 }
-"""Mostly chats: what a reply begins with decides which cause it is about."""
+"""The last lesson: more tickets and what their observations clear."""

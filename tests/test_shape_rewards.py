@@ -201,7 +201,7 @@ def test_gold_replies_are_in_shape() -> None:
     for name, best in {"step_count": 1.0, "tag_count": 1.0, "format_strict": 1.0, "soft_overlong": 0.0}.items():
         assert set(registry.REWARDS[name](replies, examples)) == {best}, name
     repeated = [value or 0.0 for value in registry.REWARDS["repetition"](replies, examples)]
-    assert sum(repeated) / len(repeated) > -0.02
+    assert sum(repeated) / len(repeated) > -0.12  # each step ends with "so it is not the"
     assert min(value or 0.0 for value in registry.REWARDS["cosine_length"](replies, examples)) > 1.5
 
 
