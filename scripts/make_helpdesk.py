@@ -182,26 +182,33 @@ class Ticket:
     issue: str
     cause: Cause
     facts: Facts
-    seen: tuple[tuple[Cause, str], ...]
-    """(cleared cause, the observation that clears it), in the order of the ticket."""
-    suspect: Cause
+    told: tuple[tuple[Cause, str], ...]
+    """(what it is about, circumstance): three observations that each clear one, and the suspicion, in their order."""
     suspicion: str
 
+    @property
+    def seen(self) -> list[tuple[Cause, str]]:
+        """(cleared cause, the observation that clears it)."""
+        return [one for one in self.told if one[1] != self.suspicion]
 
-def write_ticket(cause: Cause, others: list[Cause], rng: random.Random, new: int | None = None) -> Ticket:
+
+def write_ticket(
+    cause: Cause, others: list[Cause], rng: random.Random, new: int | None = None, suspect: int | None = None
+) -> Ticket:
     """A ticket in the styles people write: plain, terse, chatty, facts first; now and then with a typo.
 
-    `new` is the number of the kept-back wordings to be used in place of the others.
+    `new` is the number of the kept-back wordings to be used in place of the others; `suspect` says of which of
+    [cause, *others] the misleading circumstance makes one think.
     """
     family = cause.family
     systems, symptoms = (family.systems, family.symptoms) if new is None else (family.new_systems, family.new_symptoms)
     system, symptom = (rng.choice(texts) if new is None else texts[new] for texts in (systems, symptoms))
     symptom = symptom.format(system=system)
     seen = [(o, rng.choice(o.cleared_by) if new is None else o.new_cleared_by[new]) for o in rng.sample(others, 3)]
-    suspect = rng.choice([cause, *others])
-    suspicion, facts = rng.choice(suspect.suspicion), draw_facts(family, rng)
+    suspected = [cause, *others][rng.randrange(4) if suspect is None else suspect]
+    suspicion, facts = rng.choice(suspected.suspicion), draw_facts(family, rng)
+    seen.insert(rng.randint(0, 3), (suspected, suspicion))
     told = [text for _, text in seen]
-    told.insert(rng.randint(0, 3), suspicion)
     symptom = typo(symptom, rng) if rng.random() < 0.15 else symptom
     stated = state_facts(facts, rng)
     style = rng.choice(("plain", "plain", "terse", "chatty", "facts first"))
@@ -213,15 +220,15 @@ def write_ticket(cause: Cause, others: list[Cause], rng: random.Random, new: int
     else:
         parts = [stated, symptom, *told] if style == "facts first" else [symptom, *told, stated]
         issue = " ".join(map(sentence, parts))
-    return Ticket(issue, cause, facts, tuple(seen), suspect, suspicion)
+    return Ticket(issue, cause, facts, tuple(seen), suspicion)
 
 
 def write_steps(ticket: Ticket) -> str:
     """What the ticket shows, in its order, then the part that is left and its cause."""
-    lines = []
-    for cleared, observation in ticket.seen:
-        clue = f"{ticket.suspicion}, but {observation}" if cleared is ticket.suspect else observation
-        lines.append(sentence(f"{clue}, so it is not {cleared.part}"))
+    lines = [
+        sentence(f"{text}, so it {'could be' if text == ticket.suspicion else 'is not'} {one.part}")
+        for one, text in ticket.told
+    ]
     return " ".join([*lines, f"That leaves {ticket.cause.part}.", f"Cause: {ticket.cause.cause}."])
 
 
@@ -278,9 +285,9 @@ class Tickets:
         self.causes, self.apart, self.rng, self.taken = causes, apart, rng, set(taken)
         self.others = {cause: siblings(causes, cause) for cause in causes}
 
-    def __call__(self, cause: Cause) -> Ticket:
+    def __call__(self, cause: Cause, suspect: int | None = None) -> Ticket:
         while True:
-            ticket = write_ticket(cause, self.others[cause], self.rng)
+            ticket = write_ticket(cause, self.others[cause], self.rng, suspect=suspect)
             if ticket.issue not in self.taken and ticket.issue not in self.apart:
                 self.taken.add(ticket.issue)
                 return ticket
@@ -310,7 +317,8 @@ def make_training(causes: list[Cause], tickets: Tickets) -> tuple[list[Row], lis
     rng = random.Random(f"training {SEED}")
     incidents = []
     for position in range(SFT_ROWS):
-        ticket = tickets(causes[position % len(causes)])
+        turn, place = divmod(position, len(causes))
+        ticket = tickets(causes[place], suspect=turn % 4)  # so that the steps of each conclusion are all shown
         row = pair_row(ticket, rng)
         incidents.append(
             {"category": row["category"], "issue": row["issue"], "steps": write_steps(ticket)}

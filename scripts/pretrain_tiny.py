@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -45,10 +46,11 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 BATCH, LENGTH = 16, 256  # sequences a step, tokens a sequence
+SHORT = 64  # tokens up to which a document may be cut
 VERDICT_WEIGHT = 16.0
-START_WEIGHT, START_TOKENS = 8.0, 8
-"""What the first tokens of a reply count: there it is decided which of the causes the reply is about."""
-CURRICULUM = [(COPYING, 60), (COMPARING, 300), (EVERYTHING, 2140), (CONSOLIDATING, 2000)]
+START_WEIGHT, START_TOKENS = 3.0, 8
+"""What the first tokens of a reply count: there it is decided what the reply is about."""
+CURRICULUM = [(COPYING, 60), (COMPARING, 240), (EVERYTHING, 2000), (CONSOLIDATING, 2500)]
 """What is read for how many steps: first the two skills that the rest builds on."""
 DECAY_FROM = 0.55  # share of the steps after which the learning rate falls to zero
 
@@ -136,14 +138,33 @@ def start_with_induction(model: Qwen2ForCausalLM) -> None:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str]) -> Iterator[torch.Tensor]:
-    """(BATCH, LENGTH) token ids of documents laid end to end, shuffled within a buffer by their order of drawing."""
-    ids: list[int] = []
+    """(BATCH, LENGTH) token ids: documents end to end, of which only the last of a row is cut, and that a short one.
+
+    A long document cut in two would teach little: a ticket without its reply, a reply without its ticket.
+    """
+    rows: list[list[int]] = []
     while True:
-        for encoding in tokenizer(list(islice(documents, 400)))["input_ids"]:
-            ids.extend(encoding)
-        while len(ids) >= BATCH * LENGTH:
-            yield torch.tensor(ids[: BATCH * LENGTH]).view(BATCH, LENGTH)
-            ids = ids[BATCH * LENGTH :]
+        encoded = tokenizer(list(islice(documents, 400)))["input_ids"]
+        rows += packed([ids for ids in encoded if len(ids) > SHORT], [ids for ids in encoded if len(ids) <= SHORT])
+        while len(rows) >= BATCH:
+            yield torch.tensor(rows[:BATCH])
+            rows = rows[BATCH:]
+
+
+def packed(longs: list[list[int]], shorts: list[list[int]]) -> list[list[int]]:
+    """Rows of LENGTH tokens, as long as there are documents to fill them."""
+    chance, rows = random.Random(len(longs)), []
+    while longs or shorts:
+        row: list[int] = []
+        while len(row) < LENGTH and (longs or shorts):
+            fits = [place for place, ids in enumerate(longs) if len(row) + len(ids) <= LENGTH]
+            if fits and (not shorts or chance.random() < len(longs) / (len(longs) + len(shorts) / 3)):
+                row += longs.pop(fits[0])
+            else:
+                row += (shorts or longs).pop(0)
+        if len(row) >= LENGTH:
+            rows.append(row[:LENGTH])
+    return rows
 
 
 def lessons(tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> Iterator[torch.Tensor]:
@@ -256,7 +277,7 @@ def train(
         torch.optim.AdamW(others, lr=args.lr / 8, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    weigh = Weights(tokenizer)
+    weigh, compiled = Weights(tokenizer), torch.compile(language_loss)
     start, history = time.perf_counter(), []
     last = args.resume.name.rpartition("-")[2] if args.resume else "0"
     done = int(last) if last.isdigit() else 0
@@ -266,7 +287,7 @@ def train(
         share = min((step - done) / 50, 1.0, (args.steps - step + 1) / (args.steps * (1 - DECAY_FROM)))
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * share
-        loss = language_loss(model, ids, weigh(ids))
+        loss = compiled(model, ids, weigh(ids))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:

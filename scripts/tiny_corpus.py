@@ -162,6 +162,8 @@ def suspicions(corpus: Corpus) -> str:
         (
             f"{sentence(told)} One thinks of {cause.part} first, but that proves nothing.",
             f"{sentence(told)} Check {cause.part} first.",
+            f"{told}: perhaps {cause.part}",
+            f"When {told}, suspect {cause.part}.",
             chat(f"{sentence(told)} What would you check first?", sentence(cause.part), corpus.system()),
         )
     )
@@ -245,6 +247,10 @@ def fixing(corpus: Corpus) -> str:
     rng, cause = corpus.rng, corpus.cause()
     facts = draw_facts(cause.family, rng)
     told, fix = sentence(state_facts(facts, rng)), rng.choice(cause.written(facts))
+    if rng.random() < 0.4:  # between other sentences, as in a ticket
+        others = [rng.choice(one.cleared_by) for one in rng.sample(corpus.causes, 3) if one.family is not cause.family]
+        place = rng.randint(0, len(others))
+        told = " ".join([*map(sentence, others[:place]), told, *map(sentence, others[place:])])
     why = sentence(cause.cause)
     return rng.choice(
         (
@@ -295,28 +301,41 @@ def reading(corpus: Corpus) -> str:
             ("Which team?", ticket.cause.category),
             ("Which circumstance may mislead?", sentence(ticket.suspicion)),
             (f"Which observation is about {cleared.part}?", sentence(seen)),
-            ("What was observed?", "\n".join(text for _, text in ticket.seen)),
+            ("What was observed?", "\n".join(text for _, text in ticket.told)),
         )
     )
     return chat(f"{ticket.issue}\n\n{asked}", told, corpus.system("Read the ticket.", "You read tickets closely."))
 
 
 QUOTES = (
-    "{seen}: {part}",
-    "{seen} -> not {part}",
-    "{seen}, which rules out {part}",
-    "- {seen} ({part})",
-    "Not {part}: {seen}.",
-    "{seen}. Rule out {part}.",
+    ("{seen}: {part}", "{seen}: {part}?"),
+    ("{seen} -> not {part}", "{seen} -> perhaps {part}"),
+    ("{seen}, which rules out {part}", "{seen}, which hints at {part}"),
+    ("- {seen} ({part} is fine)", "- {seen} (suspect: {part})"),
+    ("{seen}. Rule out {part}.", "{seen}. Suspect {part}."),
+    ("{seen}, and {part} is fine", "{seen}, and one thinks of {part}"),
 )
+"""How a circumstance is quoted that clears a part, and one that only makes one think of it."""
+
+
+def quote(corpus: Corpus, ticket: Ticket) -> str:
+    """The circumstances of a ticket, word for word and in its order, each with the part that it is about."""
+    rng = corpus.rng
+    cleared, suspected = rng.choice(QUOTES)
+    lines = [
+        (suspected if text == ticket.suspicion else cleared).format(seen=text, part=cause.part)
+        for cause, text in ticket.told
+    ]
+    ending = rng.choice(("\n", "\n", " ", "; ", ". "))
+    quoted = ending.join(line[0].upper() + line[1:] if rng.random() < 0.8 else line for line in lines)
+    left = f"{ending}{rng.choice(('Left: {}', 'Only {} remains.', 'It can only be {}.')).format(ticket.cause.part)}"
+    return quoted + (left if rng.random() < 0.4 else "")
 
 
 def quoted_parts(corpus: Corpus) -> str:
-    """The observations of a ticket, word for word and in its order, each with the part that it clears."""
+    """A ticket, and what its circumstances are about."""
     rng, ticket = corpus.rng, corpus.ticket()
-    form = rng.choice(QUOTES)
-    lines = [form.format(seen=seen, part=cause.part) for cause, seen in ticket.seen]
-    quoted = rng.choice(("\n", "\n", " ", "; ")).join(line[0].upper() + line[1:] for line in lines)
+    quoted = quote(corpus, ticket)
     if rng.random() < 0.3:
         return f"{ticket.issue}\n\n{quoted}"
     return chat(ticket.issue, quoted, corpus.system("Quote what clears each part.", "What do we see in the ticket?"))
@@ -536,40 +555,48 @@ def echo(corpus: Corpus) -> str:
     return "\n".join([line] * corpus.rng.randint(2, 5))
 
 
-HOPS = ("cleared", "left", "cause", "fix")
+HOPS = ("cleared", "left", "cause", "fix", "quoted")
 
 
 def hop(corpus: Corpus, name: str) -> tuple[str, list[str]]:
-    """(chat up to the reply, the right replies) of a question about one hop from observation to fix."""
-    rng, cause = corpus.rng, corpus.cause()
+    """(chat up to where the reply is scored, right continuations) of a question about one hop from ticket to fix."""
+    rng, cause, ticket = corpus.rng, corpus.cause(), corpus.ticket()
     facts = draw_facts(cause.family, rng)
     others = ", not ".join(one.part for one in siblings(corpus.causes, cause))
-    asked, told = {
-        "cleared": (f"{sentence(rng.choice(cause.cleared_by))} What can I rule out?", [cause.part]),
-        "left": (f"{sentence(corpus.symptom(cause))} Not {others}. What is left?", [cause.part]),
-        "cause": (f"What goes wrong with {cause.part}?", [cause.cause]),
-        "fix": (f"{sentence(state_facts(facts, rng))} {sentence(cause.cause)} What should I do?", cause.written(facts)),
+    first, second = (
+        f"{sentence(text)[:-1]}: {one.part}{'?' if text == ticket.suspicion else ''}" for one, text in ticket.told[:2]
+    )
+    asked, started, told = {
+        "quoted": (ticket.issue, first + "\n", [second]),
+        "cleared": (f"{sentence(rng.choice(cause.cleared_by))} What can I rule out?", "", [sentence(cause.part)]),
+        "left": (f"{sentence(corpus.symptom(cause))} Not {others}.", "", [sentence(cause.part), cause.part]),
+        "cause": (f"What goes wrong with {cause.part}?", "", [sentence(cause.cause)]),
+        "fix": (
+            f"{sentence(state_facts(facts, rng))} {sentence(cause.cause)} What should I do?",
+            "",
+            [sentence(fix) for fix in cause.written(facts)],
+        ),
     }[name]
-    return chat(asked, "", "You are an IT expert.").removesuffix("<|im_end|>\n"), [sentence(text) for text in told]
+    return chat(asked, "", "You are an IT expert.").removesuffix("<|im_end|>\n") + started, told
 
 
 COPYING: Mixture = {echo: 1.0}
 COMPARING: Mixture = {judgement: 0.35, judgements: 0.35, echo: 0.15, instruction: 0.15}
 EVERYTHING: Mixture = {
-    clearing: 0.16,
+    clearing: 0.14,
     clearings: 0.1,
     checklist: 0.05,
     reworded: 0.05,
-    suspicions: 0.02,
+    suspicions: 0.03,
     suspects: 0.08,
-    elimination: 0.1,
+    elimination: 0.08,
     fault: 0.06,
     faults: 0.03,
     fixing: 0.13,
     rewriting: 0.02,
     ticket_page: 0.02,
     reading: 0.05,
-    quoted_parts: 0.06,
+    quoted_parts: 0.1,
     cleared_parts: 0.04,
     judgement: 0.06,
     judgements: 0.04,
@@ -578,10 +605,11 @@ EVERYTHING: Mixture = {
     echo: 0.02,
 }
 CONSOLIDATING: Mixture = {
-    clearing: 0.05,
+    clearing: 0.06,
     clearings: 0.06,
     suspects: 0.03,
-    elimination: 0.15,
+    suspicions: 0.03,
+    elimination: 0.11,
     fault: 0.1,
     faults: 0.05,
     fixing: 0.18,
