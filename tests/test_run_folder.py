@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import qreason
 from qreason.errors import DataError, RunFolderError
 from qreason.machine.files import read_jsonl, write_json, write_jsonl
 from qreason.recipe.load import load_recipe
 from qreason.recipe.schema import stage_folders
+from qreason.run.lock import HOLDER, LOCK, describe
 from qreason.run.session import Session
 
 RecipeWriter = Callable[..., Path]
@@ -28,7 +32,8 @@ def start(file: Path, *overrides: str, finished: int = 0, fresh: bool = False) -
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in (LOCK, HOLDER)]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def refused(file: Path, *overrides: str, fresh: bool = False) -> str:
@@ -228,3 +233,24 @@ def test_rows_read_back_as_written_whatever_their_text(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", rows[:1])
     write_jsonl(tmp_path / "rows.jsonl", rows[1:], append=True)
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_run_that_another_process_works_on_is_refused(write_recipe: RecipeWriter) -> None:
+    recipe, script = write_recipe(), "import sys; sys.path.insert(0, sys.argv[1]); from qreason.run.lock import hold; "
+    script += "from pathlib import Path; kept = hold(Path('out')); print('held', flush=True); sys.stdin.read()"
+    run = start(recipe, finished=1)
+    assert run.disk.lock is not None
+    run.disk.lock.release(force=True)
+    command = [sys.executable, "-c", script, str(Path(qreason.__file__).parents[1])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"held\n"
+        for fresh in (False, True):
+            with pytest.raises(RunFolderError, match=rf"in use by another qreason \(process {other.pid} on .*--out"):
+                Session.open(load_recipe(str(recipe)), Path("out"), fresh=fresh)
+        other.kill()
+    assert Session.open(load_recipe(str(recipe)), Path("out")).disk.finished == 1
+
+
+def test_a_lock_without_a_holder_says_that_it_has_just_started(tmp_path: Path) -> None:
+    assert describe(tmp_path) == "it has just started"

@@ -18,7 +18,7 @@ def plain_rows(share: float) -> dict[str, str]:
 class Training(Start):
     """What the training stages share, in TRL's terms; `trl` passes any further field of TRL's config through."""
 
-    not_trls: ClassVar[frozenset[str]] = frozenset({"rows", "trl", "start"})
+    not_trls: ClassVar[frozenset[str]] = frozenset({"rows", "trl", "start", "save_steps", "keep"})
     """Settings that are not fields of TRL's config."""
 
     per_device_train_batch_size: int = Field(8, gt=0)
@@ -36,6 +36,10 @@ class Training(Start):
     logging_steps: int = Field(5, gt=0)
     rows: int | None = Field(None, gt=0)
     """Use only the first rows."""
+    save_steps: int | None = Field(None, gt=0)
+    """Steps between two checkpoints, from which a stage that is cut off continues; about five minutes if not given."""
+    keep: int = Field(2, gt=0)
+    """Checkpoints that stay while the stage is trained; a finished stage has none."""
     trl: dict[str, Any] = Field({})
 
     @field_validator("trl")

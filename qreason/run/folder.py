@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from qreason import __version__
 from qreason.errors import RunFolderError, first_line
 from qreason.machine.files import free_name, hash_files, read_json, write_json, write_text
 from qreason.recipe.schema import Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
+from qreason.run.lock import LOCK, hold, is_empty
+from qreason.run.resume import checkpoints, cut_back, is_of, newest_checkpoint, step_of
 
 CHECKPOINT = "checkpoint"
 """The last adapter of a training step that ran out of memory."""
@@ -41,6 +44,8 @@ def silent(line: str) -> None:
 class RunFolder:
     """A run on disk; a `read_only` one is never written to."""
 
+    lock: FileLock | None = None
+
     def __init__(self, path: Path, recipe: Recipe, manifest: dict[str, Any], *, read_only: bool = False) -> None:
         self.path, self.recipe, self.manifest, self.read_only = path, recipe, manifest, read_only
         self.stage_names = stage_folders(recipe.steps)
@@ -54,17 +59,19 @@ class RunFolder:
         if path.is_file():
             raise RunFolderError(f"{path} is a file; choose a folder with --out")
         manifest: dict[str, Any] = {}
-        if path.exists() and any(path.iterdir()):
+        path.mkdir(parents=True, exist_ok=True)
+        if not ((path / LOCK).exists() or is_empty(path)):
+            read_manifest(path)  # nothing is written into a folder that is no run
+        lock = hold(path)
+        if not is_empty(path):
             earlier = read_manifest(path)
             if fresh:
-                aside = free_name(path)
-                path.rename(aside)
-                say(f"--fresh: the earlier run is kept in {aside}")
+                lock = start_afresh(path, lock, say)
             elif earlier["recipe"] != recipe.name or earlier["steps"]:
                 check_same(path, recipe, earlier)
                 manifest = earlier
-        path.mkdir(parents=True, exist_ok=True)
         run = cls(path, recipe, manifest or new_manifest(recipe))
+        run.lock = lock
         write_text(path / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
         run.save()
         return run
@@ -92,10 +99,24 @@ class RunFolder:
         """The folder of a step."""
         return self.path / self.stage_names[step]
 
-    def clear_stage(self, step: int, say: Say) -> Path:
-        """The folder of a step, emptied: an interrupted step starts again."""
+    def settings(self, step: int) -> dict[str, Any]:
+        """The settings of a step as JSON values."""
+        return {"seed": self.recipe.seed, **self.recipe.dump()["steps"][step]}
+
+    def resume_stage(self, step: int, say: Say) -> Path:
+        """The folder of a training step, cut back to its newest checkpoint; emptied where it has none."""
         folder = self.stage(step)
-        if (folder / CHECKPOINT).exists():
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint is None or not is_of(checkpoint, self.settings(step)):
+            return self.clear_stage(step, say)
+        cut_back(folder, checkpoint)
+        say(f"{folder.name} was not finished: continuing after step {step_of(checkpoint)}")
+        return folder
+
+    def clear_stage(self, step: int, say: Say) -> Path:
+        """The folder of a step, emptied: an interrupted step starts again. Kept aside where it has adapters."""
+        folder = self.stage(step)
+        if (folder / CHECKPOINT).exists() or checkpoints(folder) or any(folder.glob("checkpoint-*")):
             aside = free_name(folder)
             folder.rename(aside)
             say(f"{folder.name} was not finished: starting it again; its files are kept in {aside}")
@@ -134,6 +155,17 @@ class RunFolder:
             )
         self.manifest["hardware"] = hardware
         self.save()
+
+
+def start_afresh(path: Path, lock: FileLock | None, say: Say) -> FileLock | None:
+    """Move a run aside; the lock on the new, empty folder in its place."""
+    if lock:
+        lock.release(force=True)
+    aside = free_name(path)
+    path.rename(aside)
+    say(f"--fresh: the earlier run is kept in {aside}")
+    path.mkdir()
+    return hold(path)
 
 
 def new_manifest(recipe: Recipe) -> dict[str, Any]:

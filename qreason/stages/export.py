@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from qreason.export.exporter import Exporter
 from qreason.machine.files import read_json, write_json
 from qreason.recipe.settings import Export
 from qreason.run.session import Artifact, Session
+
+WORK = ".work-"
+"""How folders for intermediate files begin."""
 
 
 def stage(settings: Export, run: Session) -> Artifact:
@@ -38,7 +42,9 @@ def export_into(folder: Path, merged: Path, settings: Export, run: Session) -> A
     """All files of an export in a folder; ExportError for the first one that fails a check, which stays a draft."""
     need_engine()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
+    for leftover in folder.glob(f"{WORK}*"):  # of an export that was cut off
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as work:
         exporter = Exporter(folder, Path(work), merged, settings, run)
         try:
             exporter.make_all()

@@ -27,14 +27,16 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     from trl import GRPOConfig, GRPOTrainer
 
     from qreason.model.compat.trl import sharing_prompts
+    from qreason.training.resuming import open_checkpoints
     from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
     rewards = run.build_rewards(settings.rewards) if settings.rewards else run.rewards
-    folder = run.clear_stage_folder()
-    if settings.preflight:
+    checkpoints = open_checkpoints(run, settings)
+    folder = checkpoints.folder
+    if settings.preflight and not checkpoints.resumed:
         preflight(settings, run, rewards, examples, folder)
-    rollouts = Rollouts(run, rewards, examples, folder, stop=settings.stop_on_reward_hacking)
+    rollouts = checkpoints.memory = Rollouts(run, rewards, examples, folder, stop=settings.stop_on_reward_hacking)
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     adapter, state = train(
@@ -44,6 +46,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
         run,
         folder,
         shown=("reward", "rewards/correctness/mean", "entropy"),
+        checkpoints=checkpoints,
         reward_funcs=rollouts.reward_functions(),
         rollout_func=rollouts.make,
     )

@@ -65,6 +65,8 @@ def merge_again(run: Session, settings: Merge, folder: Path | None = None) -> Ar
         + [Path(adapter.removesuffix("/adapter")).name for adapter in settings.adapters]
         + [settings.blend or ""] * bool(settings.blend)
     )
+    if folder is None and not (run.folder / name / "merge.json").exists():
+        shutil.rmtree(run.folder / name, ignore_errors=True)  # of a merge that was cut off
     folder = folder or run.folder / name
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} already exists; remove it, or choose another folder with --out")
@@ -111,6 +113,7 @@ def fold_into(folder: Path, settings: Merge, run: Session) -> Artifact:
         figures = {}
         for base in bases:
             draft = folder / f"{base}.draft"
+            shutil.rmtree(draft, ignore_errors=True)  # of a merge that was cut off
             try:
                 figures[base] = merger.onto(base, draft)
                 if base == settings.base:

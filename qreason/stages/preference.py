@@ -35,14 +35,25 @@ def stage(settings: Preference, run: Session) -> Artifact:
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
+    from qreason.training.resuming import open_checkpoints
     from qreason.training.trainer import run_trainer, save_adapter, trl_config
 
     set_seed(run.recipe.seed)
     model = with_adapter(run, settings)
-    folder = run.clear_stage_folder()
+    checkpoints = open_checkpoints(run, settings)
+    folder = checkpoints.folder
     config = RewardConfig(**{"max_length": None} | trl_config(settings, run, folder))
     try:
-        trainer = run_trainer(RewardTrainer, config, rows, run, folder, model=model, shown=("loss", "accuracy"))
+        trainer = run_trainer(
+            RewardTrainer,
+            config,
+            rows,
+            run,
+            folder,
+            model=model,
+            shown=("loss", "accuracy"),
+            checkpoints=checkpoints,
+        )
     except torch.OutOfMemoryError:
         raise OutOfMemoryError(
             "the GPU has not enough memory for a micro-batch of pairs; lower preference.per_device_train_batch_size"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qreason.training.alarms import Alarm, Watchdog
 from qreason.training.reasoning import ReasoningWatch, reasoning_metrics
 from qreason.types import Example, Messages, Reply, Score
 
+COUNTS = ("groups", "groups_without_variance", "unjudged")
 LogMetric = Callable[[str, float], None]
 
 
@@ -32,6 +34,7 @@ class Rollouts:
         self.watchdog = Watchdog(self.scorer.weights)
         gain = rewards.gain or run.reasoning_gain()
         self.reasoning = ReasoningWatch(run.reference_steps, gain, rewarded=rewards.gain is not None)
+        self.judge = rewards.judge
         self.replies: list[Reply] = []
         self.scores: list[Score] = []
         self.groups = self.groups_without_variance = self.unjudged = 0
@@ -100,6 +103,26 @@ class Rollouts:
             log_metric(name, value)
         for alarm in self.watchdog.look(step, self.replies, examples, self.scores, reasoned):
             self.report(alarm)
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def remember(self) -> Callable[[], dict[str, Any]]:
+        counts, watched = {name: getattr(self, name) for name in COUNTS}, self.watchdog.remember()
+        verdicts = self.judge.verdicts if self.judge else {}
+        known = len(verdicts)  # later ones come after these
+
+        def memory() -> dict[str, Any]:
+            rows = [[*pair, value] for pair, value in islice(verdicts.items(), known)]
+            return {"counts": counts, "verdicts": rows, "watchdog": watched()}
+
+        return memory
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        for name, count in memory["counts"].items():
+            setattr(self, name, count)
+        if self.judge:
+            self.judge.verdicts.update({(reference, reply): value for reference, reply, value in memory["verdicts"]})
+        self.watchdog.recall(memory["watchdog"], {example.id: example for example in self.examples})
 
     def report(self, alarm: Alarm) -> None:
         """A message of what looks like gaming, with the replies kept; TrainingError where that stops the run."""
