@@ -102,7 +102,12 @@ def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     return set_step
 
 
-@pytest.mark.parametrize("stage", STAGES)
+QUICK = ("sft", "grpo")
+
+
+@pytest.mark.parametrize(
+    "stage", [*QUICK, *(pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES if stage not in QUICK)]
+)
 def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(
     write_recipe: RecipeWriter, cut_at: Any, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +129,9 @@ def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(
     assert any(weight.any() for name, weight in weights.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("moment", ["make", "score", "report"])
+@pytest.mark.parametrize(
+    "moment", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("make", "score")), "report"]
+)
 def test_a_signal_stops_at_once_and_keeps_the_last_full_step(
     write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
