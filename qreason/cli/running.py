@@ -46,15 +46,21 @@ def run_recipe(
     overrides: tuple[str, ...],
     fresh: bool,
     as_json: bool,
+    mirror: str | None = None,
     only: str | None = None,
 ) -> None:
     """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
+    from qreason.hub.mirror import open_mirror
     from qreason.recipe.load import load_recipe
     from qreason.run.session import Session
 
     loaded = load_recipe(recipe, overrides, seed)
     folder = out or Path("runs") / loaded.name
+    copy = open_mirror(mirror, folder, say) if mirror else None
+    if copy and not fresh:
+        copy.pull()
     opened = Session.open(loaded, folder, fresh=fresh, say=say)
+    opened.mirror = copy
     finished, last = opened.disk.finished, len(loaded.steps)
     if finished:
         say(f"{folder}: {finished} of {last} steps are done, continuing (--fresh starts over)")

@@ -17,7 +17,7 @@ from typing import Any
 
 from qreason.machine.files import hash_files, read_json
 
-RESUME = "resume"
+RESUME, DRAFT = "resume", "draft"
 RECORDS = ("metrics.jsonl", "replies.jsonl", "alarms.jsonl")
 """Files of a stage that grow with its steps."""
 

@@ -71,6 +71,8 @@ class Session:
         self.recipe, self.disk, self.say = recipe, disk, say
         self.step = 0
         """The current step."""
+        self.mirror: Callable[[], None] | None = None
+        """Copies the run folder elsewhere."""
         self._judges: dict[JudgeSettings, Judge] = {}
         self._preferences: dict[str, PreferenceModel] = {}
         self._examples: dict[str, list[Example]] = {}

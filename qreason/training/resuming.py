@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from qreason.errors import RunFolderError
 from qreason.machine.files import flush, hash_files, read_json, write_json
 from qreason.recipe.training import Training
-from qreason.run.resume import RECORDS, RESUME, checkpoints, newest_checkpoint, step_of
+from qreason.run.resume import DRAFT, RECORDS, RESUME, checkpoints, newest_checkpoint, step_of
 from qreason.run.session import Session
 
 SECONDS = 300.0
@@ -64,6 +64,8 @@ class Checkpoints:
     """Writes and reads the checkpoints of one training stage."""
 
     memory: Remembers = Nothing()
+    mirror: Callable[[], None] | None = None
+    """Called after each checkpoint."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, steps: int | None, keep: int) -> None:
         """`settings` are the step's, which a checkpoint must share; `steps` between two of them, else by time."""
@@ -99,6 +101,8 @@ class Checkpoints:
         made = write_checkpoint(self.folder / RESUME, trainer, self.snapshot)
         for old in checkpoints(self.folder)[: -self.keep]:
             shutil.rmtree(old)
+        if self.mirror:
+            self.mirror()
         self.written = time.monotonic()
         self.cost = self.written - start
         return made
@@ -171,7 +175,9 @@ class Checkpoints:
 def open_checkpoints(run: Session, settings: Training) -> Checkpoints:
     """Those of the current training step, whose folder is cut back to the newest one, or emptied."""
     folder = run.resume_stage_folder()
-    return Checkpoints(folder, run.disk.settings(run.step), steps=settings.save_steps, keep=settings.keep)
+    opened = Checkpoints(folder, run.disk.settings(run.step), steps=settings.save_steps, keep=settings.keep)
+    opened.mirror = run.mirror
+    return opened
 
 
 def take_snapshot(trainer: Any, folder: Path, memory: Remembers, settings: Mapping[str, Any]) -> Snapshot | None:
@@ -197,7 +203,7 @@ def write_checkpoint(folder: Path, trainer: Any, snapshot: Snapshot) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    draft, made = folder / "draft", folder / f"step-{snapshot.trainer_state['global_step']:06d}"
+    draft, made = folder / DRAFT, folder / f"step-{snapshot.trainer_state['global_step']:06d}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     trained = {n: p.detach().contiguous() for n, p in trainer.model.named_parameters() if p.requires_grad}
