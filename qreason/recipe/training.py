@@ -38,11 +38,23 @@ class Training(Start):
     """Use only the first rows."""
     trl: dict[str, Any] = Field({})
 
+    @field_validator("max_steps")
+    @classmethod
+    def trains(cls, steps: int) -> int:
+        if steps == 0 or steps < -1:
+            raise ValueError(
+                f"{steps} trains nothing, and TRL would take it for no limit; leave the step out to train nothing, or "
+                "leave max_steps out to train num_train_epochs"
+            )
+        return steps
+
     @field_validator("trl")
     @classmethod
     def publishes_nothing(cls, trl: dict[str, Any]) -> dict[str, Any]:
         if trl.get("push_to_hub"):
             raise ValueError("push_to_hub: a run publishes nothing by itself; use `qreason push` when it is done")
+        if isinstance(steps := trl.get("max_steps"), int):
+            cls.trains(steps)
         return trl
 
     def trl_arguments(self) -> dict[str, Any]:
