@@ -55,8 +55,8 @@ def examine(
 ) -> Findings:
     """Everything that can be known before the base is loaded; `examples` by use, those that could be read.
 
-    `fetch`: for a run, which needs the base in any case; otherwise it is only looked at where it is on this machine, and
-    torch and its kin are imported only where the recipe asks for something that is not known without them.
+    `fetch`: for a run, which needs the base in any case; otherwise it is looked at only where it is on this machine,
+    and torch and its kin are imported only where the recipe asks for something that is not known without them.
     """
     found = Findings()
     for step in recipe.steps:

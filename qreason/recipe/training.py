@@ -95,7 +95,7 @@ class Grpo(Training):
     leaves_adapter: ClassVar[bool] = True
     draws: ClassVar[str] = "grpo compares different replies"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls.union(
-        ("rewards", "plain_share", "preflight", "stop_on_reward_hacking")
+        ("rewards", "plain_share", "preflight", "stop_on_reward_hacking", "stop_on_unjudged")
     )
 
     rewards: Rewards | None = None
@@ -126,6 +126,8 @@ class Grpo(Training):
     """Before training, score the references and a few completions, and stop where GRPO could not learn."""
     stop_on_reward_hacking: bool = False
     """Stop, without an adapter, at a sign of reward hacking; otherwise it is only reported."""
+    stop_on_unjudged: bool = True
+    """Stop, without an adapter, when most replies of three steps in a row could not be judged."""
 
     @model_validator(mode="after")
     def whole_groups(self) -> Grpo:
