@@ -38,7 +38,7 @@ def base(tmp_path: Path) -> Path:
     [
         ("grpo.lr_scheduler_type=cosin", "grpo.lr_scheduler_type: there is no 'cosin' (did you mean 'cosine'?)"),
         ("grpo.optim=adamw_32bit", "grpo.optim: there is no 'adamw_32bit' (did you mean "),
-        ("grpo.trl={reprot_to: none}", "grpo.trl.reprot_to: GRPOConfig of this TRL has no such field (did you mean 'report_"),
+        ("grpo.trl={reprot_to: none}", "GRPOConfig of this TRL has no such field (did you mean 'report_to'?)"),
         ("sft.trl={warmup_ratio: 0.1}", "SFTConfig of this TRL has no such field (did you mean 'warmup_"),
         ("grpo.trl={report_to: wandbb}", "grpo.trl.report_to: there is no 'wandbb' (did you mean 'wandb'?)"),
         ("grpo.trl={delta: high}", "grpo.trl.delta: 'high': "),

@@ -102,8 +102,14 @@ def fit_template(base: str, tokenizer: Any) -> None:
     )
 
 
-def check_vocabulary(base: str, tokenizer: Any, rows: int) -> None:
-    """ModelError where the tokenizer has tokens beyond the rows of the model's embedding."""
+def check_vocabulary(base: str, tokenizer: Any) -> None:
+    """ModelError where the tokenizer has tokens beyond the rows that the config gives the model's embedding."""
+    from transformers import AutoConfig
+
+    try:
+        rows = AutoConfig.from_pretrained(locate(base)).get_text_config().vocab_size
+    except Exception as error:
+        raise ModelError(f"{base}: {cannot_load(error)}") from error
     ids = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
     if ids:
         first = min(ids, key=lambda token: ids[token])

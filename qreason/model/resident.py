@@ -34,8 +34,8 @@ class Resident:
         quiet()
         self.settings, self.hardware, self.say, self.backend = settings, hardware, say, backend
         self.tokenizer = load_tokenizer(settings.base)
+        check_vocabulary(settings.base, self.tokenizer)
         self.model = load_base(settings, hardware, backend)
-        check_vocabulary(settings.base, self.tokenizer, len(self.model.get_input_embeddings().weight))
         self.adapter: Path | None = None
         self.wrapped = False
 

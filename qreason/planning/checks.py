@@ -71,13 +71,15 @@ def examine(
         return found
     embedded, shape = recipe.model.base in EMBEDDED, None
     if fetch or not embedded or recipe.model.lora.target_modules != "all-linear":
-        if (shape := found.attempt(lambda: shape_of(recipe.model.base))) is None:
+        base = recipe.model.base
+        if (tokenizer := found.attempt(lambda: load_tokenizer(base))) is not None:
+            found.attempt(lambda: check_vocabulary(base, tokenizer))
+        if tokenizer is None or (shape := found.attempt(lambda: shape_of(base))) is None:
             return found
-        found.problems += target_problems(recipe, shape)
-        found.attempt(lambda: check_disk(recipe, shape, folder))
-        if (tokenizer := found.attempt(lambda: load_tokenizer(recipe.model.base))) is None:
-            return found
-        found.attempt(lambda: check_vocabulary(recipe.model.base, tokenizer, shape.vocabulary))
+        if targets := target_problems(recipe, shape):
+            found.problems += targets
+        else:
+            found.attempt(lambda: check_disk(recipe, shape, folder))
     context = (
         shape.context
         if shape
