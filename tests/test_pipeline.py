@@ -204,8 +204,8 @@ def test_where_all_is_right_already_the_step_keeps_its_adapter_and_the_run_goes_
     # Such a run used to stop with an error.
     monkeypatch.setattr("qreason.stages.grpo.check_rollouts", lambda *_, **__: "every reply is right")
     monkeypatch.setattr("qreason.stages.grpo.check_gold", lambda *_: None)
-    sft, grpo, out = "{rows: 8, max_steps: 1}", "{num_generations: 2}", tmp_path / "run"
-    steps = f"steps=[{{sft: {sft}}}, {{grpo: {grpo}}}, {{grpo: {{num_generations: 2, from: base}}}}, {{merge: {{rows: 2}}}}]"
+    out = tmp_path / "run"
+    steps = "steps=[sft: {rows: 8, max_steps: 1}, grpo: {}, grpo: {from: base}, merge: {rows: 2}]"
     result = call("run", "smoke", "--out", str(out), "--set", steps)
     assert result.exit_code == 0, result.output
     assert result.stderr.count("0 steps: nothing is left to learn, every reply is right; the adapter is unchanged") == 2
