@@ -186,3 +186,17 @@ def test_a_base_that_is_elsewhere_is_not_looked_at_and_that_is_said(write_recipe
     result = qreason("validate", write_recipe(), *settings("model.base=nobody/nothing"))
     assert result.exit_code == 0
     assert "skipped, since nobody/nothing is not on this machine: its chat template" in result.stderr
+
+
+def test_a_reward_is_tried_on_rows_it_is_for_and_not_without_any(write_recipe: RecipeWriter, workplace: Path) -> None:
+    (workplace / "plain_only.py").write_text(
+        "def reward(replies, examples):\n    assert all(row.plain for row in examples)\n    return [1 / len(replies)]\n"
+    )
+    (workplace / "plain.jsonl").write_text(jsonl([{"id": "h", "prompt": "Hi", "reference": "Hello."}]))
+    recipe = write_recipe(("format: 0.1", "plain_only:reward: {weight: 0.1, only: plain}"))
+    assert qreason("validate", recipe).exit_code == 0
+    assert qreason("validate", recipe, *settings("data.plain=plain.jsonl")).exit_code == 0
+    result = qreason(
+        "validate", recipe, *settings("data.plain=plain.jsonl", "rewards.plain_only:reward.only=reasoning")
+    )
+    assert "plain_only:reward' raised AssertionError" in result.stderr

@@ -16,7 +16,6 @@ from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer
 from qreason.planning.memory import check_disk, shape_of
 from qreason.planning.phases import Shape
 from qreason.recipe.schema import Recipe, Step
-from qreason.recipe.sections import Weighted
 from qreason.recipe.training import Training
 from qreason.rewards.registry import CALL_SECONDS, build
 from qreason.rewards.scoring import Raised, ask
@@ -107,19 +106,17 @@ def is_here(base: str) -> bool:
 
 def own_reward_problems(recipe: Recipe, examples: Mapping[str, Sequence[Example]]) -> list[str]:
     """What is wrong with rewards of one's own, each called once on two made-up replies."""
-    rows = next((list(examples[use][:2]) for use in ("prompts", "heldout", "sft") if examples.get(use)), [])
-    asked: dict[str, Weighted] = {}
-    for step in recipe.steps:
-        asked |= {name: one for name, one in recipe.rewards_of(step).items() if ":" in one.kind(name)}
-    problems = []
-    for name, one in asked.items():
+    asked = {(name, repr(one)): one for step in recipe.steps for name, one in recipe.rewards_of(step).items()}
+    completion, problems = recipe.sampling.max_completion_length, []
+    for (name, _), one in asked.items():
+        uses = ("plain",) if one.only == "plain" else ("prompts", "heldout", "sft")
+        rows = next((list(examples[use][:2]) for use in uses if examples.get(use)), [])
+        if ":" not in (kind := one.kind(name)) or not rows:  # on the Hub, for `validate`
+            continue
         replies = [made_up(demonstrate(row) if place else OWN_WORDS) for place, row in enumerate(rows)]
         seconds = {name: one.call_timeout or CALL_SECONDS}
         try:
-            completion = recipe.sampling.max_completion_length
-            built = build(
-                {name: one.settings}, lambda _: None, completion, kinds={name: one.kind(name)}, seconds=seconds
-            )
+            built = build({name: one.settings}, lambda _: None, completion, kinds={name: kind}, seconds=seconds)
             ask(name, built[name], replies, rows)
         except (Raised, ValueError, QReasonError) as error:
             problems.append(f"{error} (on made-up replies, before the run)")
