@@ -19,12 +19,12 @@ import difflib
 from collections.abc import Iterable
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def kind_and_line(error: Exception) -> str:
+def kind_and_line(error: BaseException) -> str:
     """The type of an error and the first line of its message, at most 200 characters of it."""
     kind, line = type(error).__name__, first_line(error)[:200]
     return kind if line == kind else f"{kind}: {line}"

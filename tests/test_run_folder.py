@@ -215,6 +215,17 @@ def test_newest_adapter_of_the_finished_steps_counts(write_recipe: RecipeWriter)
     assert run.disk.adapter() == run.folder / "02-grpo" / "adapter"
 
 
+def test_an_adapter_that_is_gone_is_not_replaced_by_another_one(write_recipe: RecipeWriter) -> None:
+    # Training used to start from an older adapter, or from the base, and to say nothing.
+    run = start(write_recipe(), finished=4)
+    (run.folder / "01-sft" / "adapter").mkdir(parents=True)
+    for start_from in ("newest", "02-grpo"):
+        with pytest.raises(RunFolderError, match=r"02-grpo/adapter: the adapter to start from is missing; restore it"):
+            run.disk.adapter(start_from)
+    assert run.disk.adapter("01-sft") == run.folder / "01-sft" / "adapter"
+    assert run.disk.adapter("base") is None
+
+
 def test_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     write_json(file, {"rows": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import click
@@ -54,20 +55,31 @@ def init(name: str, to: Path) -> None:
 @click.argument("recipe")
 @set_option
 def validate(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Check RECIPE and its JSONL files, without loading any model."""
+    """Check RECIPE, its data, its rewards and what fits its base, without loading any model: all problems at once."""
     from qreason.data.examples import read_examples
     from qreason.data.pairs import read_pairs
+    from qreason.planning.checks import Findings, examine
     from qreason.recipe.load import load_recipe
     from qreason.run.session import check_steps
 
-    loaded = load_recipe(recipe, overrides)
+    loaded, found = load_recipe(recipe, overrides), Findings()
     local = {use: source for use, source in loaded.data.all_sources.items() if source.endswith(".jsonl")}
-    examples = {use: read_examples(source, loaded.data, use) for use, source in local.items() if use != "pairs"}
-    counts = {use: len(rows) for use, rows in examples.items()}
-    if "pairs" in local:
-        counts["pairs"] = len(read_pairs(local["pairs"], loaded.data))
+    read = {
+        use: found.attempt(partial(read_pairs, source, loaded.data))
+        if use == "pairs"
+        else found.attempt(partial(read_examples, source, loaded.data, use))
+        for use, source in local.items()
+    }
+    counts = {use: len(rows) for use, rows in read.items() if rows is not None}
+    pairs = read.pop("pairs", None) or []
+    examples = {use: rows for use, rows in read.items() if rows is not None}
     if loaded.asks_for("consistent_steps") and examples.keys() == loaded.data.sources.keys():
-        check_steps(examples)
+        found.attempt(partial(check_steps, examples))
+    looked = examine(loaded, examples, pairs, Path("runs") / loaded.name, fetch=False)
+    if problems := [*found.problems, *looked.problems]:
+        raise InputError("\n".join(problems))
+    for note in looked.notes:
+        say(f"note: {note}")
     steps = ", ".join(step.stage for step in loaded.steps)
     rows = ", ".join(f"{use} {count}" for use, count in counts.items())
     click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}\nvalid")

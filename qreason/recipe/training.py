@@ -42,11 +42,23 @@ class Training(Start):
     """Checkpoints that stay while the stage is trained; a finished stage has none."""
     trl: dict[str, Any] = Field({})
 
+    @field_validator("max_steps")
+    @classmethod
+    def trains(cls, steps: int) -> int:
+        if steps == 0 or steps < -1:
+            raise ValueError(
+                f"{steps} trains nothing, and TRL would take it for no limit; leave the step out to train nothing, or "
+                "leave max_steps out to train num_train_epochs"
+            )
+        return steps
+
     @field_validator("trl")
     @classmethod
     def publishes_nothing(cls, trl: dict[str, Any]) -> dict[str, Any]:
         if trl.get("push_to_hub"):
             raise ValueError("push_to_hub: a run publishes nothing by itself; use `qreason push` when it is done")
+        if isinstance(steps := trl.get("max_steps"), int):
+            cls.trains(steps)
         return trl
 
     def trl_arguments(self) -> dict[str, Any]:
@@ -87,7 +99,7 @@ class Grpo(Training):
     leaves_adapter: ClassVar[bool] = True
     draws: ClassVar[str] = "grpo compares different replies"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls.union(
-        ("rewards", "plain_share", "preflight", "stop_on_reward_hacking")
+        ("rewards", "plain_share", "preflight", "stop_on_reward_hacking", "stop_on_unjudged")
     )
 
     rewards: Rewards | None = None
@@ -118,6 +130,8 @@ class Grpo(Training):
     """Before training, score the references and a few completions, and stop where GRPO could not learn."""
     stop_on_reward_hacking: bool = False
     """Stop, without an adapter, at a sign of reward hacking; otherwise it is only reported."""
+    stop_on_unjudged: bool = True
+    """Stop, without an adapter, when most replies of three steps in a row could not be judged."""
 
     @model_validator(mode="after")
     def whole_groups(self) -> Grpo:

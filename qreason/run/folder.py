@@ -26,7 +26,7 @@ from filelock import FileLock
 from qreason import __version__
 from qreason.errors import RunFolderError, first_line
 from qreason.machine.files import free_name, hash_files, read_json, write_json, write_text
-from qreason.recipe.schema import Recipe, stage_folders
+from qreason.recipe.schema import STAGES, Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
 from qreason.run.lock import LOCK, hold, is_empty
 from qreason.run.resume import checkpoints, cut_back, is_of, newest_checkpoint, step_of
@@ -137,10 +137,17 @@ class RunFolder:
         return [self.path / done["folder"] for done in self.manifest["steps"] if done["stage"] == "evaluate"]
 
     def adapter(self, start: str = NEWEST) -> Path | None:
-        """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base."""
-        if start == NEWEST:
-            return self.newest("adapter")
-        return None if start == BASE else self.path / start / "adapter"
+        """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base.
+
+        RunFolderError where a step that left one was finished, and it is gone.
+        """
+        done = [entry["folder"] for entry in self.manifest["steps"] if STAGES[entry["stage"]].leaves_adapter]
+        if start == BASE or (start == NEWEST and not done):
+            return None
+        adapter = self.path / (done[-1] if start == NEWEST else start) / "adapter"
+        if not adapter.is_dir():
+            raise RunFolderError(f"{adapter}: the adapter to start from is missing; restore it, or use --fresh")
+        return adapter
 
     def newest(self, name: str) -> Path | None:
         """The newest file or folder of this name that a finished step wrote; None where there is none."""

@@ -37,6 +37,8 @@ REWARD_MODEL = "reward_model"
 
 MEASURED = 8
 """Replies whose reasoning is measured at a time in a run without GRPO."""
+Check = Callable[[Recipe, Mapping[str, Sequence[Example]], Sequence[Pair]], None]
+"""What looks at a recipe, its examples by use and its pairs before a run starts."""
 STEPS = ("sft", "prompts")
 """Data whose rows may have reference steps."""
 
@@ -78,12 +80,19 @@ class Session:
         self._examples: dict[str, list[Example]] = {}
 
     @classmethod
-    def open(cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent) -> Session:
-        """Start a run in a folder, or continue the one in it. All data are read before the folder is changed."""
+    def open(
+        cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent, check: Check | None = None
+    ) -> Session:
+        """Start a run in a folder, or continue the one in it.
+
+        All data are read, and given to `check`, before the folder is changed.
+        """
         examples = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
         pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else None
         if recipe.asks_for("consistent_steps"):
             check_steps(examples)
+        if check:
+            check(recipe, examples, pairs or [])
         session = cls(recipe, RunFolder.open(recipe, path, fresh=fresh, say=say), say)
         session._examples = examples
         if pairs is not None:
@@ -240,6 +249,7 @@ class Session:
             self.recipe.sampling.max_completion_length,
             kinds={name: reward.kind(name) for name, reward in wanted.items()},
             only={name: reward.only for name, reward in wanted.items()},
+            seconds={name: reward.call_timeout for name, reward in wanted.items() if reward.call_timeout},
         )
         weights = {name: reward.weight for name, reward in wanted.items()}
         return Rewards(Scorer(functions, weights), judges[-1] if judges else None, gains[-1] if gains else None)

@@ -57,6 +57,8 @@ DECAYED = 0.1
 """Fall in the share of consistent reasonings."""
 UNNEEDED, NATS = 0.5, 1.0
 """Share of the early gain in nats that is lost, and nats that are at least, when reasoning counts as not needed."""
+UNJUDGED, UNJUDGED_STEPS = 0.5, WINDOW // 2
+"""A step has too few judged replies above this share; so many such steps in a row stop a run."""
 TRIED, SHOWN = 20, 3
 
 

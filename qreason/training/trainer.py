@@ -20,6 +20,7 @@ from qreason.recipe.training import Training
 from qreason.run.folder import CHECKPOINT
 from qreason.run.resume import RESUME, step_of
 from qreason.run.session import Session
+from qreason.training.arguments import trl_arguments
 from qreason.training.recovery import Recovery
 from qreason.training.resuming import Checkpoints
 
@@ -31,22 +32,7 @@ MOST_OVERFLOWS = 20
 
 def trl_config(settings: Training, run: Session, folder: Path) -> dict[str, Any]:
     """The keyword arguments of TRL's configs, every one explicit."""
-    hardware = run.resident.hardware
-    return {
-        **settings.trl_arguments(),
-        "output_dir": str(folder),
-        "seed": run.recipe.seed,
-        "use_cpu": hardware.device == "cpu",
-        "bf16": hardware.autocast == "bfloat16",
-        "fp16": hardware.autocast == "float16",
-        "dataloader_pin_memory": hardware.device == "cuda",
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_nan_inf_filter": False,
-        **settings.trl,
-    }
+    return trl_arguments(settings, run.recipe.seed, run.resident.hardware, folder)
 
 
 def start_adapter(run: Session, settings: Training) -> None:
