@@ -50,7 +50,7 @@ class Commands(click.Group):
             say(f"qreason: {error}")
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            say("qreason: stopped; run the same command again to continue after the last finished stage")
+            say("qreason: stopped; run the same command again to continue")
             sys.exit(1)
 
 

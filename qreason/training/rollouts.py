@@ -126,6 +126,15 @@ class Rollouts:
                 "no adapter was written; see that it can judge: that its server answers, that rows have what it reads"
             )
 
+    def report(self, alarm: Alarm) -> None:
+        """A message of what looks like gaming, with the replies kept; TrainingError where that stops the run."""
+        file = self.folder / "alarms.jsonl"
+        write_jsonl(file, [asdict(alarm)], append=True)
+        message = f"step {alarm.step}: looks like reward hacking: {alarm.text}; replies that show it are in {file}"
+        if self.stop:
+            raise TrainingError(f"{message}. Stopped (stop_on_reward_hacking); no adapter was written")
+        self.run.say(message)
+
     # --- checkpoints ---------------------------------------------------------------------------
 
     def remember(self) -> Callable[[], dict[str, Any]]:
@@ -145,15 +154,6 @@ class Rollouts:
         if self.judge:
             self.judge.verdicts.update({(reference, reply): value for reference, reply, value in memory["verdicts"]})
         self.watchdog.recall(memory["watchdog"], {example.id: example for example in self.examples})
-
-    def report(self, alarm: Alarm) -> None:
-        """A message of what looks like gaming, with the replies kept; TrainingError where that stops the run."""
-        file = self.folder / "alarms.jsonl"
-        write_jsonl(file, [asdict(alarm)], append=True)
-        message = f"step {alarm.step}: looks like reward hacking: {alarm.text}; replies that show it are in {file}"
-        if self.stop:
-            raise TrainingError(f"{message}. Stopped (stop_on_reward_hacking); no adapter was written")
-        self.run.say(message)
 
 
 def judge_agreement(scores: Sequence[Score]) -> float | None:
