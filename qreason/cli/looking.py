@@ -54,14 +54,15 @@ def init(name: str, to: Path) -> None:
 @click.argument("recipe")
 @set_option
 def validate(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Check RECIPE and its JSONL files, without loading any model."""
+    """Check RECIPE and its data files, without loading any model."""
     from qreason.data.examples import read_examples
     from qreason.data.pairs import read_pairs
     from qreason.recipe.load import load_recipe
+    from qreason.recipe.sections import is_hub_id
     from qreason.run.session import check_steps
 
     loaded = load_recipe(recipe, overrides)
-    local = {use: source for use, source in loaded.data.all_sources.items() if source.endswith(".jsonl")}
+    local = {use: source for use, source in loaded.data.all_sources.items() if not is_hub_id(source)}
     examples = {use: read_examples(source, loaded.data, use) for use, source in local.items() if use != "pairs"}
     counts = {use: len(rows) for use, rows in examples.items()}
     if "pairs" in local:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
-from qreason.machine.files import read_jsonl, write_json, write_jsonl
+from qreason.errors import RunFolderError
+from qreason.machine.files import RESTORE, read_json, read_jsonl, write_json, write_jsonl
 from qreason.report.reasoning import WORTHS, measure_reasoning
 from qreason.report.statistics import gain, mean, share, sign_test
 from qreason.run.folder import RunFolder
 
 Rows = list[dict[str, Any]]
+MEASURED = ("id", "prompt", "reply", "reference", "parts", "total", "split", "accurate", "pass_at_1")
+"""Columns of evaluation.jsonl that a report needs, beside the ones that earlier versions lack."""
 
 
 def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
@@ -86,6 +90,15 @@ def shorten(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else round(value, 4)
 
 
+def read_pass(folder: Path) -> Rows:
+    """The rows of an evaluation; RunFolderError where some are gone."""
+    file, expected = folder / "evaluation.jsonl", read_json(folder / "evaluation.json", "rows")["rows"]
+    rows = read_jsonl(file, *MEASURED)
+    if len(rows) != expected:
+        raise RunFolderError(f"{file}: {len(rows)} rows of {expected}; {RESTORE}")
+    return rows
+
+
 def column(rows: Rows, key: str) -> list[Any]:
     return [row[key] for row in rows]
 
@@ -93,7 +106,7 @@ def column(rows: Rows, key: str) -> list[Any]:
 def write_report(run: RunFolder) -> dict[str, Any]:
     """Write the finished evaluations of a run to report.json and replies.jsonl; returns the report."""
     evaluations, steps = run.evaluations(), run.manifest["steps"]
-    passes = [read_jsonl(folder / "evaluation.jsonl") for folder in evaluations]
+    passes = [read_pass(folder) for folder in evaluations]
     names = [folder.name for folder in evaluations]
     seconds = {entry["folder"]: entry["seconds"] for entry in steps if entry["stage"] == "evaluate"}
     pairs = [(index, index + 1) for index in range(len(passes) - 1)]
