@@ -75,7 +75,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         accept_any_text()
         sys.excepthook = print_traceback
-        with redirect_stderr(Redacted(sys.stderr)):  # type: ignore[type-var]
+        with redirect_stderr(Redacted(sys.stderr)):
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -31,7 +31,7 @@ def parse_yaml(text: str) -> tuple[Any, dict[tuple[Any, ...], int]]:
     for event in yaml.parse(text, BASE):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)  # type: ignore[arg-type]
     try:
         return yaml.load(text, Loader), read_lines(text)
     except RecursionError:

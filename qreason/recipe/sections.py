@@ -14,9 +14,7 @@ from qreason.types import Sampling
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Endings of data files, in any case."""
-OTHER_FILES = tuple(
-    [".txt", ".ndjson", ".xlsx", ".xls", ".ods", ".gz", ".bz2", ".xz", ".zip", ".zst", ".arrow", ".yaml", ".yml"]
-)
+OTHER_FILES = (".txt", ".ndjson", ".xlsx", ".xls", ".ods", ".gz", ".bz2", ".xz", ".zip", ".zst", ".arrow", ".yaml")
 """Endings of files that are no data files."""
 HUB_ID = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
 USES = ("sft", "prompts", "heldout", "plain")
