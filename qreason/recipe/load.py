@@ -147,6 +147,8 @@ def set_value(raw: dict[str, Any], override: str) -> None:
     """Apply `a.b=value` (the value is YAML); `sft.x=value` reaches every sft step."""
     path, equals, value = override.partition("=")
     override = override[:MOST_SHOWN]
+    if any("\ud800" <= character <= "\udfff" for character in path + value):
+        raise RecipeError(f"--set {override}: not UTF-8; write it in UTF-8")
     keys = path.strip().split(".")
     if not equals or not all(keys) or (keys[0] in STAGES and len(keys) == 1):
         raise RecipeError(f"--set {override}: write it as key=value, for example --set model.base=qreason/tiny")

@@ -75,7 +75,10 @@ def compare(before: Rows, after: Rows, names: tuple[str, str]) -> dict[str, Any]
 
 def trace(run: RunFolder, folder: str) -> dict[str, Any]:
     """The mean reward and its parts over the logged steps of a GRPO step; None where no reply was judged."""
-    rows = [row for row in read_jsonl(run.path / folder / "metrics.jsonl") if "reward" in row]
+    file = run.path / folder / "metrics.jsonl"
+    if not (logged := read_jsonl(file)):
+        raise RunFolderError(f"{file}: empty; {RESTORE}")
+    rows = [row for row in logged if "reward" in row]
     parts = {name.split("/")[1]: name for name in (rows[0] if rows else ()) if re.fullmatch("rewards/[^/]+/mean", name)}
     return {
         "folder": folder,

@@ -82,12 +82,12 @@ def read_completion(response: Any) -> Completion:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return Completion("", problem=f"not a chat completion ({type(error).__name__})")
     usage = body.get("usage")
-    tokens = {key: count(usage, key) for key in ("prompt_tokens", "completion_tokens")}
+    tokens = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
     if content is None and choice["message"].get("reasoning_content") is not None:
         content = ""  # the server keeps thoughts apart, and there was no room for more
     if not isinstance(content, str):
-        return Completion("", finished, **tokens, problem="the message has no text")
-    return Completion(content.encode(errors="replace").decode(), finished, **tokens)
+        return Completion("", finished, *tokens, "the message has no text")
+    return Completion(content.encode(errors="replace").decode(), finished, *tokens)
 
 
 def count(usage: Any, key: str) -> int:
