@@ -298,6 +298,7 @@ def test_damaged_file_is_named_with_its_cure(evaluated: Path, name: str, command
 
 ALLOWED = {
     ("gone", "01-sft/evaluation.json", "lineage"),
+    ("gone", "01-sft/evaluation.json", "report"),
     ("gone", "report.json", "push"),
     ("other", "02-grpo/metrics.jsonl", "report"),  # no step was logged
 }
@@ -307,6 +308,9 @@ ALLOWED = {
 def test_missing_rows_of_an_evaluation_are_counted(evaluated: Path) -> None:
     write_jsonl(evaluated / "base" / "evaluation.jsonl", ROWS[:3])
     with pytest.raises(RunFolderError, match=r"base/evaluation.jsonl: 3 rows of 4; restore it"):
+        write_report(RunFolder.reopen(evaluated))
+    (evaluated / "base" / "evaluation.json").unlink()
+    with pytest.raises(RunFolderError, match=r"different rows \(base 3, 01-sft 4\)"):
         write_report(RunFolder.reopen(evaluated))
 
 

@@ -95,8 +95,9 @@ def shorten(value: float | None) -> float | None:
 
 def read_pass(folder: Path) -> Rows:
     """The rows of an evaluation; RunFolderError where some are gone."""
-    file, expected = folder / "evaluation.jsonl", read_json(folder / "evaluation.json", "rows")["rows"]
+    file, summary = folder / "evaluation.jsonl", folder / "evaluation.json"
     rows = read_jsonl(file, *MEASURED)
+    expected = read_json(summary, "rows")["rows"] if summary.is_file() else max(1, len(rows))
     if len(rows) != expected:
         raise RunFolderError(f"{file}: {len(rows)} rows of {expected}; {RESTORE}")
     return rows
@@ -111,6 +112,9 @@ def write_report(run: RunFolder) -> dict[str, Any]:
     evaluations, steps = run.evaluations(), run.manifest["steps"]
     passes = [read_pass(folder) for folder in evaluations]
     names = [folder.name for folder in evaluations]
+    if len({len(rows) for rows in passes}) > 1:
+        counts = ", ".join(f"{name} {len(rows)}" for name, rows in zip(names, passes, strict=True))
+        raise RunFolderError(f"{run.path}: its evaluation.jsonl have different rows ({counts}); {RESTORE}")
     seconds = {entry["folder"]: entry["seconds"] for entry in steps if entry["stage"] == "evaluate"}
     pairs = [(index, index + 1) for index in range(len(passes) - 1)]
     if len(passes) > 2:
