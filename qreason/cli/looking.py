@@ -60,10 +60,11 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     from qreason.data.pairs import read_pairs
     from qreason.planning.checks import Findings, examine
     from qreason.recipe.load import load_recipe
+    from qreason.recipe.sections import is_hub_id
     from qreason.run.session import check_steps
 
     loaded, found = load_recipe(recipe, overrides), Findings()
-    local = {use: source for use, source in loaded.data.all_sources.items() if source.endswith(".jsonl")}
+    local = {use: source for use, source in loaded.data.all_sources.items() if not is_hub_id(source)}
     read = {
         use: found.attempt(partial(read_pairs, source, loaded.data))
         if use == "pairs"

@@ -150,7 +150,7 @@ def show_report(run: Session, as_json: bool) -> None:
 
 @main.command()
 @click.argument("target", metavar="DIR|MODEL")
-@click.option("--task", type=click.Path(path_type=Path), required=True, help="JSONL, CSV or Parquet.")
+@click.option("--task", type=click.Path(path_type=Path), required=True, help="JSONL, JSON, CSV, TSV or Parquet.")
 @settings_options(Evaluate, "samples", "rows", "reasoning")
 @settings_options(Evaluate, pass_at="pass-at", cons_at="cons-at", best_of="best-of")
 @settings_options(Evaluate, "best_by", "right_by")

@@ -114,10 +114,8 @@ class HubMirror(Mirror):
             return Mirror(found, self.run, self.say).fetch(folder)
 
     def ask(self, what: str, call: Callable[[], None]) -> None:
-        from huggingface_hub import get_token
-
         denied = "take a token with write access (huggingface.co/settings/tokens)"
-        attempt(f"{what} ({self.repo})", call, self.say, token=get_token(), denied=denied)
+        attempt(f"{what} ({self.repo})", call, self.say, denied=denied)
 
 
 def mirrored(folder: Path) -> list[Path]:

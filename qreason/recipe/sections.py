@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,9 +12,18 @@ from qreason.errors import nearest
 from qreason.rewards.registry import NAMES, settings_model
 from qreason.types import Sampling
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of data files, in any case."""
+OTHER_FILES = (".txt", ".ndjson", ".xlsx", ".xls", ".ods", ".gz", ".bz2", ".xz", ".zip", ".zst", ".arrow", ".yaml")
+"""Endings of files that are no data files."""
+HUB_ID = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
 USES = ("sft", "prompts", "heldout", "plain")
 """Data keys whose rows are examples."""
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source can be a data set on the Hub: it does not look like a file."""
+    return HUB_ID.fullmatch(source) is not None and not source.lower().endswith(SUFFIXES + OTHER_FILES)
 
 
 class Strict(BaseModel):
@@ -41,7 +51,7 @@ class Model(Strict):
 
 
 class Data(Strict):
-    """Where examples come from: a JSONL, CSV or Parquet file, or a Hub id (`name` and `split` with it)."""
+    """Where examples come from: a file (JSONL, JSON, CSV, TSV, Parquet) or a Hub id (`name` and `splits` with it)."""
 
     sft: str | None = None
     prompts: str | None = None

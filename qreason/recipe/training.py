@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from qreason.recipe.sections import Data, Draw, Rewards, Strict, Weighted
 from qreason.recipe.stage import Start, Work
+from qreason.types import Address, Variable
 
 
 def plain_rows(share: float) -> dict[str, str]:
@@ -201,9 +202,9 @@ class Teacher(Strict):
     """A Hub id, a model's folder, or a run folder (its newest adapter); with an endpoint, the model's name there."""
     quantization: Literal["none", "nf4"] = "none"
     """Of a local model; a run folder has its own setting."""
-    endpoint: str | None = None
+    endpoint: Address | None = None
     """The server's address without /chat/completions."""
-    api_key: str = "OPENAI_API_KEY"
+    api_key: Variable = "OPENAI_API_KEY"
     """The environment variable that holds the key; it may be unset."""
     timeout: float = Field(120.0, gt=0)
     """Seconds per reply at most."""

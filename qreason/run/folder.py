@@ -25,7 +25,8 @@ from filelock import FileLock
 
 from qreason import __version__
 from qreason.errors import RunFolderError, first_line
-from qreason.machine.files import free_name, hash_files, read_json, write_json, write_text
+from qreason.machine.files import RESTORE, free_name, hash_files, read_json, write_json, write_text
+from qreason.recipe.parse import parse_yaml
 from qreason.recipe.schema import STAGES, Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
 from qreason.run.lock import LOCK, hold, is_empty
@@ -33,6 +34,8 @@ from qreason.run.resume import checkpoints, cut_back, is_of, newest_checkpoint, 
 
 CHECKPOINT = "checkpoint"
 """The last adapter of a training step that ran out of memory."""
+RECORDED = {"step", "stage", "folder", "seconds"}
+"""What the manifest says of a finished step."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
 Say = Callable[[str], None]
 
@@ -79,7 +82,10 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """The run in a folder, with the recipe it was made with, read-only."""
-        return cls(path, read_recipe(path), read_manifest(path), read_only=True)
+        manifest, recipe = read_manifest(path), read_recipe(path)
+        if len(manifest["steps"]) > len(recipe.steps):
+            raise RunFolderError(f"{path / 'recipe.yaml'}: fewer steps than were finished; restore it from a copy")
+        return cls(path, recipe, manifest, read_only=True)
 
     @classmethod
     def unwritten(cls, path: Path, recipe: Recipe) -> RunFolder:
@@ -154,6 +160,12 @@ class RunFolder:
         done = [self.path / entry["folder"] / name for entry in self.manifest["steps"]]
         return next((path for path in reversed(done) if path.exists()), None)
 
+    def need(self, name: str) -> Path:
+        """The same; RunFolderError where there is none."""
+        if (file := self.newest(name)) is None:
+            raise RunFolderError(f"{self.path}: {name} of its sample step is missing; {RESTORE}")
+        return file
+
     def record_base(self, base: dict[str, str], hardware: dict[str, Any]) -> None:
         """Record the base of the run; RunFolderError where its weights changed."""
         if self.manifest.setdefault("base", base)["fingerprint"] != base["fingerprint"]:
@@ -201,12 +213,16 @@ def is_run_folder(path: Path) -> bool:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run folder; RunFolderError for any other folder."""
+    file, cure = path / "manifest.json", "restore it from a copy, or choose another folder with --out"
     try:
-        manifest: dict[str, Any] = read_json(path / "manifest.json")
-        manifest["recipe"], manifest["steps"], manifest["data"]
-        (path / "recipe.yaml").stat()
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{path} is not empty and not a run folder; choose another one with --out") from None
+        manifest: dict[str, Any] = read_json(file, "recipe", "steps", "data", cure=cure)
+    except RunFolderError as error:
+        raise RunFolderError(f"{path} is not empty and not a run folder: {error}") from None
+    steps = manifest["steps"]
+    if not isinstance(steps, list) or not all(isinstance(one, dict) and one.keys() >= RECORDED for one in steps):
+        raise RunFolderError(f"{path} is not empty and not a run folder: {file}: no list of steps; {cure}")
+    if not (path / "recipe.yaml").exists():
+        raise RunFolderError(f"{path} is not empty and not a run folder: it has no recipe.yaml; {cure}")
     return manifest
 
 
@@ -214,8 +230,8 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe that a run folder was made with."""
     file = path / "recipe.yaml"
     try:
-        return Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValueError) as error:
+        return Recipe.model_validate(parse_yaml(file.read_text(encoding="utf-8"))[0])
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise RunFolderError(
             f"{file}: not a recipe of this version ({first_line(error)}); --fresh starts over"
         ) from None

@@ -38,9 +38,9 @@ def hold(folder: Path) -> FileLock | None:
 def describe(folder: Path) -> str:
     """Who holds the lock, as far as it is known: the holder may be about to say so."""
     try:
-        holder: dict[str, Any] = read_json(folder / HOLDER)
+        holder: dict[str, Any] = read_json(folder / HOLDER, "process", "host", "since")
         return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except RunFolderError:
         return "it has just started"
 
 

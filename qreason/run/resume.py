@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qreason.errors import RunFolderError
 from qreason.machine.files import hash_files, read_json
 
 RESUME, DRAFT = "resume", "draft"
@@ -40,7 +41,7 @@ def is_whole(checkpoint: Path) -> bool:
     try:
         hashes = read_json(checkpoint / "manifest.json")
         return all(hash_files([checkpoint / name]) == digest for name, digest in hashes.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, RunFolderError, AttributeError):
         return False
 
 

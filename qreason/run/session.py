@@ -159,15 +159,11 @@ class Session:
 
     def sampled(self) -> list[Example]:
         """What the newest finished sample step kept."""
-        file = self.disk.newest(SAMPLED)
-        assert file, "the recipe has a sample step before"
-        return read_examples(file, use="sampled")
+        return read_examples(self.disk.need(SAMPLED), use="sampled")
 
     def draws(self) -> Path:
         """The file with every draw of the newest finished sample step."""
-        file = self.disk.newest(DRAWS)
-        assert file, "the recipe has a sample step before"
-        return file
+        return self.disk.need(DRAWS)
 
     # --- models --------------------------------------------------------------------------------
 
@@ -267,7 +263,7 @@ class Session:
         from qreason.judge.verdict import open_judge
 
         if settings not in self._judges:
-            self._judges[settings] = open_judge(settings, lambda: self.generator)
+            self._judges[settings] = open_judge(settings, lambda: self.generator, self.say)
         return self._judges[settings]
 
     def preference_model(self, model: str) -> PreferenceModel:

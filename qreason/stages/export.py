@@ -31,7 +31,8 @@ def find_merged(run: Session) -> Path:
             return folder / "model"
         if (folder / "adapter").exists():
             for file in sorted(run.folder.glob("merged-*/merge.json")):
-                made_of = read_json(file)
+                cure = f"remove {file.parent}, then `qreason merge {run.folder}`"
+                made_of = read_json(file, "base", "adapters", cure=cure)
                 if (made_of["base"], made_of["adapters"]) == ("trained", [f"{folder.name}/adapter"]):
                     return file.parent / "model"
             break

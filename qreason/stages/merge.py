@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def fold_apart(folder: Path, settings: Merge, run: Session) -> Artifact:
         else:
             text = ",".join(map(str, value)) if key == "weights" else str(value)
             command += [f"--{key.replace('_', '-')}", text]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", env=environment, check=False)
     if done.returncode:
         kind = RunFolderError if done.returncode == RunFolderError.exit_code else TrainingError
         raise kind(f"{folder}: the merge failed; the line above says why")

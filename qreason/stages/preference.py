@@ -16,6 +16,7 @@ from qreason.model.load import lora_config
 from qreason.recipe.training import Preference
 from qreason.report.statistics import mean, share
 from qreason.run.session import REWARD_MODEL, Artifact, Session
+from qreason.sampling.draws import DRAWN
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
@@ -23,7 +24,7 @@ HEAD = "base_model.model.score.weight"
 
 def stage(settings: Preference, run: Session) -> Artifact:
     """Train a reward model on data.pairs or on what was sampled, and measure what was saved on held-out pairs."""
-    pairs = rank_draws(run.draws(), read_jsonl(run.draws())) if settings.data == "sampled" else run.pairs
+    pairs = rank_draws(run.draws(), read_jsonl(run.draws(), *DRAWN)) if settings.data == "sampled" else run.pairs
     pairs = filter_by_topic(pairs, settings.about)
     learnt, kept_out = hold_out(pairs[: settings.rows], settings.heldout_share, run.recipe.seed)
     resident = run.resident

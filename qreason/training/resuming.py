@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from qreason.errors import RunFolderError
-from qreason.machine.files import flush, hash_files, read_json, write_json
+from qreason.machine.files import flush, hash_files, read_json, write_json, write_text
 from qreason.recipe.training import Training
 from qreason.run.resume import DRAFT, RECORDS, RESUME, checkpoints, newest_checkpoint, step_of
 from qreason.run.session import Session
@@ -216,8 +217,9 @@ def write_checkpoint(folder: Path, trainer: Any, snapshot: Snapshot) -> Path:
         "random": snapshot.random,
     }
     torch.save(state, draft / "state.pt")
-    write_json(draft / "trainer_state.json", snapshot.trainer_state)
-    write_json(draft / "progress.json", {**snapshot.progress, "memory": snapshot.memory()})
+    progress = {**snapshot.progress, "memory": snapshot.memory()}
+    for name, value in (("trainer_state", snapshot.trainer_state), ("progress", progress)):
+        write_text(draft / f"{name}.json", json.dumps(value))  # replies as they are
     files = sorted(draft.iterdir())
     write_json(draft / "manifest.json", {file.name: hash_files([file]) for file in files})
     for file in [*draft.iterdir(), draft]:
