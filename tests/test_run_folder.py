@@ -353,7 +353,7 @@ def test_missing_rows_of_an_evaluation_are_counted(evaluated: Path) -> None:
 
 def test_an_adapter_that_is_gone_is_not_replaced_by_an_earlier_one(evaluated: Path) -> None:
     (evaluated / "02-grpo" / "adapter").rmdir()
-    with pytest.raises(RunFolderError, match=r"02-grpo/adapter is missing, though its step was finished"):
+    with pytest.raises(RunFolderError, match=r"02-grpo/adapter: the adapter to start from is missing"):
         RunFolder.reopen(evaluated).adapter()
 
 
