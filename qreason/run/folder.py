@@ -29,7 +29,7 @@ from qreason.machine.files import RESTORE, free_name, hash_files, read_json, wri
 from qreason.recipe.parse import parse_yaml
 from qreason.recipe.schema import STAGES, Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
-from qreason.run.lock import LOCK, hold, is_empty
+from qreason.run.lock import LOCK, hold, is_empty, sign
 from qreason.run.resume import checkpoints, cut_back, is_of, newest_checkpoint, step_of
 
 CHECKPOINT = "checkpoint"
@@ -75,6 +75,7 @@ class RunFolder:
                 manifest = earlier
         run = cls(path, recipe, manifest or new_manifest(recipe))
         run.lock = lock
+        sign(path)
         write_text(path / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
         run.save()
         return run

@@ -31,8 +31,12 @@ def hold(folder: Path) -> FileLock | None:
         ) from None
     except NotImplementedError:
         return None
-    write_json(folder / HOLDER, {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
     return lock
+
+
+def sign(folder: Path) -> None:
+    """Write down who holds the lock."""
+    write_json(folder / HOLDER, {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
 
 
 def describe(folder: Path) -> str:
