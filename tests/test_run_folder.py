@@ -251,11 +251,10 @@ def test_rows_read_back_as_written_whatever_their_text(tmp_path: Path) -> None:
 
 
 def test_a_run_that_another_process_works_on_is_refused(write_recipe: RecipeWriter) -> None:
-    recipe, script = (
-        write_recipe(),
-        "import sys; sys.path.insert(0, sys.argv[1]); from qreason.run.lock import hold, sign; ",
-    )
-    script += "from pathlib import Path; kept = hold(Path('out')); sign(Path('out')); print('held', flush=True); sys.stdin.read()"
+    recipe = write_recipe()
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from qreason.run.lock import hold, sign; "
+    script += "from pathlib import Path; out = Path('out'); kept = hold(out); sign(out); print('held', flush=True); "
+    script += "sys.stdin.read()"
     run = start(recipe, finished=1)
     assert run.disk.lock is not None
     run.disk.lock.release(force=True)
