@@ -96,6 +96,25 @@ def lineage(folder: Path) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("runs"))
+@click.option("--clean", is_flag=True, help="Remove what is left over from work that was cut off.")
+def runs(folder: Path, clean: bool) -> None:
+    """List the runs in FOLDER [default: runs]: state and size."""
+    from qreason.report.table import runs_table
+    from qreason.run import listing
+
+    found = listing.list_runs(folder)
+    if not found:
+        raise InputError(f"{folder}: no run in it")
+    if clean:
+        for run in found:
+            listing.clean(run.path)
+        say(f"{sum(run.leftover for run in found) / 1e6:.1f} MB of leftovers removed")
+        found = listing.list_runs(folder)
+    show(runs_table(found))
+
+
+@main.command()
 def doctor() -> None:
     """Check whether this machine can train, what a run will use, and what to fix."""
     from qreason.cli.doctor import examine, findings_table, healthy

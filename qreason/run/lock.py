@@ -39,6 +39,20 @@ def sign(folder: Path) -> None:
     write_json(folder / HOLDER, {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process works in a run folder."""
+    lock = FileLock(folder / LOCK, is_singleton=True)
+    if lock.is_locked or not (folder / LOCK).exists():
+        return False
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a folder that may not be written to
+        return False
+
+
 def describe(folder: Path) -> str:
     """Who holds the lock, as far as it is known: the holder may be about to say so."""
     try:
