@@ -16,15 +16,60 @@ QReasonError
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
+from typing import Any
+
+HIDDEN = "***"
+"""In place of a secret."""
+SECRETS = (
+    re.compile(r"(://)[^\s/?#'\"<>:@]*(?::[^\s'\"<>]*)?(?=@)"),
+    re.compile(r"([?&;](?:[\w-]*key|[\w-]*token|auth|passw(?:or)?d|pwd|secret|sig(?:nature)?)=)[^\s&#'\"<>]+", re.I),
+    re.compile(r"(\bbearer\s+|\bauthorization\b['\"]?\s*[:=]\s*b?['\"]?(?:\w+\s+)?)[^\s'\",;)}\]]+", re.I),
+    re.compile(r"\b(hf_|ghp_)[A-Za-z0-9]{10,}"),
+    re.compile(r"\b(sk-)[\w-]{10,}"),
+)
+"""User and password of an address, values in its query, credentials in headers, and tokens by their first letters."""
+NAMES = ("API_KEY", "TOKEN", "SECRET", "PASSWORD")
+"""Ends of the names of environment variables that hold secrets."""
+LEAST_SECRET = 8
+"""Characters of a secret; shorter values, such as `none`, are words."""
+_known: set[str] = set()
 
 
-def first_line(error: Exception) -> str:
+def hide(secret: str) -> None:
+    """Let `redact` leave out this text, and each part of it between spaces and line ends."""
+    _known.update(part for part in secret.split() if len(part) >= LEAST_SECRET)
+
+
+def redact(text: str) -> str:
+    """A text without keys, tokens and passwords: for everything that is printed, stored or published."""
+    for pattern in SECRETS:
+        text = pattern.sub(lambda found: f"{found[1]}{HIDDEN}", text)
+    for name, value in os.environ.items():
+        if name.upper().endswith(NAMES):
+            hide(value)
+    for secret in sorted(_known, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def redact_values(value: Any) -> Any:
+    """Plain values with every text redacted."""
+    if isinstance(value, dict):
+        return {key: redact_values(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [redact_values(inner) for inner in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def kind_and_line(error: Exception) -> str:
+def kind_and_line(error: BaseException) -> str:
     """The type of an error and the first line of its message, at most 200 characters of it."""
     kind, line = type(error).__name__, first_line(error)[:200]
     return kind if line == kind else f"{kind}: {line}"
@@ -37,9 +82,12 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 class QReasonError(Exception):
-    """Base of all errors that are shown without a traceback."""
+    """Base of all errors that are shown without a traceback; their text holds no secret."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
 
 
 class InputError(QReasonError):

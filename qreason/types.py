@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import AfterValidator
 
 Messages = list[dict[str, str]]
 """Chat messages, each with `role` and `content`."""
@@ -141,3 +143,21 @@ class Generator(Protocol):
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
+
+
+def check_address(address: str) -> str:
+    if any(character.isspace() for character in address):
+        raise ValueError("an address has no spaces or line ends")
+    return address
+
+
+def check_variable(name: str) -> str:
+    if not name.isidentifier():
+        raise ValueError("the name of the environment variable that holds the key, not the key itself")
+    return name
+
+
+Address = Annotated[str, AfterValidator(check_address)]
+"""Of a server, before /chat/completions."""
+Variable = Annotated[str, AfterValidator(check_variable)]
+"""The name of an environment variable."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qreason.data.examples import check_lengths, read_examples
+from qreason.data.examples import check_lengths, read_examples, to_example
 from qreason.data.prompts import render
 from qreason.errors import DataError
 from qreason.recipe.sections import Data
@@ -120,6 +121,77 @@ def test_csv_error_names_the_line(tmp_path: Path, tables: None) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("question,answer\nSix times seven?,forty-two\nSix times eight?,\n", "utf-8")
     assert refused(file).startswith(f"{file}:3: 'answer' is empty")
+
+
+@pytest.mark.parametrize(
+    "cell", ["02201", "True", "NA", "None", "null", "1e400", "4", "10000000000000001", "6.50", " x "]
+)
+@pytest.mark.parametrize(("name", "mark"), [("rows.csv", ","), ("rows.TSV", "\t")])
+def test_cell_of_a_table_is_text_as_written(tmp_path: Path, name: str, mark: str, cell: str) -> None:
+    # A whole column was read as numbers, booleans or missing values: 02201 became 2201, NA an empty cell.
+    file = tmp_path / name
+    file.write_text(f"id{mark}question{mark}answer\n{cell}{mark}What?{mark}{cell}\n", "utf-8")
+    (example,) = read_examples(file)
+    assert (example.id, example.reference) == (cell, cell)
+
+
+def test_quoted_cell_keeps_its_lines_and_the_next_row_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text('question,answer\r\n"a\nb, c",d\r\n\r\ne,\r\n', "utf-8-sig")
+    assert refused(file).startswith(f"{file}:5: 'answer' is empty")
+    file.write_text('question,answer,\n"a\nb, c",d\ne,f,\n', "utf-8-sig")
+    assert [(one.prompt, one.source) for one in read_examples(file)] == [("a\nb, c", f"{file}:2"), ("e", f"{file}:4")]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "line", "said"),
+    [
+        ("semi.csv", b"question;answer\nWie viel?;2,50\n", 1, "separated by semicolons, not by commas"),
+        ("tab.csv", b"question\tanswer\na\tb\n", 1, "separated by tabs, not by commas; name it .tsv"),
+        ("comma.tsv", b"question,answer\na,b\n", 1, "separated by commas, not by tabs"),
+        ("latin.csv", "question,answer\nGröße?,5\n".encode("cp1252"), 2, "not UTF-8 (perhaps Windows-1252)"),
+        ("wide.csv", "question,answer\na,b\n".encode("utf-16"), 1, "not UTF-8 (UTF-16)"),
+        ("more.csv", b"question,answer\na,b\nc,d,e\n", 3, "3 cells, but the first line names 2 columns"),
+        ("open.csv", b'question,answer\na,b\n"c,d\n', 3, "is a quote missing"),
+        ("twice.csv", b"question,answer,answer\na,b,c\n", 1, "two columns are called 'answer'"),
+        ("list.json", b'[{"question": "a", "answer": "b"},\n {"question": "c"', 2, "not JSON"),
+        ("open.json", b'[{"question": "a", "answer": "b"}\n', 2, "the list has no end"),
+        ("plain.json", b'[\n"a"]', 2, "not an object"),
+        ("nan.jsonl", b'\n{"question": "a", "answer": NaN}', 2, "NaN is not a finite number"),
+        ("large.jsonl", b'{"question": "a", "answer": 1e400}', 1, "1e400 is not a finite number"),
+        ("digits.jsonl", b'{"question": "a", "answer": ' + b"9" * 5000 + b"}", 1, "Exceeds the limit"),
+        ("half.jsonl", b'{"question": "a", "answer": "\\ud800"}', 1, "half of a surrogate pair"),
+        ("deep.jsonl", b"[" * 20_000, 1, "nested too deeply"),
+        ("two.jsonl", b'{"question": "a", "answer": "b"} {}', 1, "not JSON at column 33: extra data"),
+    ],
+)
+def test_what_a_file_does_not_hold_is_named_by_line_with_its_cure(
+    tmp_path: Path, name: str, raw: bytes, line: int, said: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(raw)
+    message = refused(file)
+    assert message.startswith(f"{file}:{line}: ")
+    assert said in message
+
+
+@pytest.mark.parametrize("text", ["[{0},\n{1}]", "{0}\n{1}", "\ufeff[{0}, {1}]\n"])
+def test_json_file_is_a_list_of_rows_with_their_lines(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "rows.JSON"
+    file.write_text(text.replace("{0}", json.dumps(ROW)).replace("{1}", json.dumps(ROW | {"id": "b"})), "utf-8")
+    assert [example.id for example in read_examples(file)] == ["a", "b"]
+    assert read_examples(file)[1].source == f"{file}:{2 if chr(10) in text[:-1] else 1}"
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows.xlsx", "a/b/rows", "gone.jsonl.gz", "my rows", "C:\\rows"])
+def test_path_is_never_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert refused(Path(name)).startswith(f"{name}: a data file ends with .jsonl, .json, .csv, .tsv, .parquet")
+
+
+def test_number_of_a_table_that_is_not_finite_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="x:1: 'answer' is float, not text"):
+        to_example({"question": "a", "answer": float("nan")}, {}, "x:1", needs_reasoning=False)
 
 
 def test_parquet_reads_like_jsonl(tmp_path: Path, tables: None) -> None:

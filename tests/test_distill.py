@@ -73,9 +73,8 @@ def other_tokens(folder: Path, *, same_tokens: bool) -> None:
 
     config = AutoConfig.from_pretrained(EMBEDDED["qreason/tiny"])
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED["qreason/tiny"])
-    if same_tokens:
-        config.vocab_size += 64
-    else:
+    config.vocab_size += 64
+    if not same_tokens:
         tokenizer.add_tokens(["entirely-new"])
     config.num_hidden_layers = 1
     config.layer_types = config.layer_types[:1]

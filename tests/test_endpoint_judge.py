@@ -182,3 +182,53 @@ def test_groupwise_asks_in_both_orders_and_counts_wins(server: Server) -> None:
     judge = judge_at(server, mode="groupwise")
     assert judge([("r", "a"), ("r", "b"), ("r", "a"), ("r", "c")]) == [0.5, 0.5, 0.5, 0.5]
     assert len(server.requests) == 6
+
+
+def cut(text: str) -> tuple[int, object]:
+    return 200, {"choices": [{"message": {"content": text}, "finish_reason": "length"}]}
+
+
+@pytest.mark.parametrize("beginning", ["<think>\nOkay, the reference says", "", "<think>a</think>\n"])
+def test_a_judge_that_thinks_is_given_more_tokens(server: Server, beginning: str) -> None:
+    # A reasoning model was cut off at 16 tokens inside its thoughts, and never gave a verdict.
+    server.answers = [cut(beginning), says("<think>Okay.</think>yes")]
+    judge = judge_at(server, max_tokens=500, concurrency=1)
+    assert judge([("a", "b"), ("a", "c")]) == [1.0, 1.0]
+    assert [request["max_tokens"] for request in server.requests] == [16, 500, 500]
+
+
+def test_a_verdict_cut_off_inside_its_thoughts_says_so_once(server: Server) -> None:
+    server.answers = [cut("<think>Okay, but")]
+    said: list[str] = []
+    settings = JudgeSettings(endpoint=server.url, model="m", max_tokens=40)
+    judge = open_judge(settings, lambda: None, said.append)  # type: ignore[arg-type, return-value]
+    assert judge([("a", "b"), ("a", "c")]) == [None, None]
+    (line,) = said
+    assert "cut off inside <think> at 40 tokens" in line
+    assert "raise max_tokens" in line
+
+
+@pytest.mark.parametrize("usage", [None, "many", [1], {"prompt_tokens": [3]}, {"prompt_tokens": 1e300}, 7])
+def test_a_text_counts_whatever_the_server_says_of_its_tokens(server: Server, usage: object) -> None:
+    server.answers = [(200, {"choices": [{"message": {"content": "yes"}}], "usage": usage})]
+    assert Endpoint(server.url, "m", "NO_KEY", timeout=5, retries=0).complete([]) == Completion("yes")
+
+
+@pytest.mark.parametrize("body", ["[" * 20_000, '{"choices": [{"message": {"content": ["yes"]}}]}', "no JSON", "{}"])
+def test_a_body_that_is_no_completion_says_why(server: Server, body: str) -> None:
+    server.answers = [(200, body)]
+    found = Endpoint(server.url, "m", "NO_KEY", timeout=5, retries=0).complete([])
+    assert found.text == ""
+    assert found.problem
+
+
+def test_half_a_surrogate_pair_in_an_answer_can_be_stored(server: Server) -> None:
+    server.answers = [(200, '{"choices": [{"message": {"content": "a\\ud800"}}]}')]
+    assert Endpoint(server.url, "m", "NO_KEY", timeout=5, retries=0).complete([]).text == "a?"
+
+
+@pytest.mark.parametrize("address", ["http://me:planted@h:x/v1", "http://***@host/v1"])
+def test_an_address_that_is_none_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        Endpoint(address, "m", "NO_KEY", timeout=5, retries=0)
+    assert "me:planted" not in str(caught.value)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import give_weights
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from qreason.errors import ModelError
@@ -53,6 +54,90 @@ def test_a_base_that_pads_with_its_stop_token_is_refused(broken: Path) -> None:
     set_config(broken, "tokenizer_config.json", pad_token="<|im_end|>")
     with pytest.raises(ModelError, match="unlearn stopping"):
         load_tokenizer(str(broken))
+
+
+@pytest.mark.parametrize(("token", "named"), [("pad_token", "padding token"), ("eos_token", "end-of-reply token")])
+def test_a_base_without_a_token_that_training_needs_is_refused(broken: Path, token: str, named: str) -> None:
+    # The message used to say that the padding token were the end-of-reply token.
+    set_config(broken, "tokenizer_config.json", **{token: None})
+    with pytest.raises(ModelError, match=rf"no {named} \({token}\).* tokenizer_config.json"):
+        load_tokenizer(str(broken))
+
+
+TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "So."},
+]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TURNS,
+        TURNS.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"),
+    ],
+)
+def test_a_template_without_a_system_role_gets_its_text_in_the_users_turn(
+    broken: Path, tmp_path: Path, template: str
+) -> None:
+    (broken / "chat_template.jinja").write_text(template)
+    tokenizer = load_tokenizer(str(broken))
+    folded = "<|im_start|>user\nBe brief.\n\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n"
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == folded
+    assert tokenizer.apply_chat_template(CHAT[1:], tokenize=False) == folded.replace("Be brief.\n\n", "")
+    tokenizer.save_pretrained(tmp_path / "merged")  # whoever serves the merged model folds in the same way
+    assert load_tokenizer(str(tmp_path / "merged")).apply_chat_template(CHAT, tokenize=False) == folded
+
+
+def test_a_template_with_a_system_role_stays_as_it_is() -> None:
+    assert load_tokenizer("qreason/tiny").chat_template == (TINY / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+            "does not end within 0.5 sec",
+        ),
+        ("{{ messages[1].content * 2000 }}" * 40, "makes .* characters of a short chat"),
+        (" " * 1_000_001, "has 1000001 characters"),
+        ("{{ raise_exception('not today') }}", "fails .*not today"),
+        ("Hello", "leaves out what the user says"),
+        ("{% for %}", "fails"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
+) -> None:
+    monkeypatch.setattr("qreason.model.load.RENDERING", 0.5)
+    (broken / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_tokenizer(str(broken))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [4000, 4095])
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(broken: Path, rows: int) -> None:
+    set_config(broken, "config.json", vocab_size=rows)
+    with pytest.raises(ModelError, match=f"its tokenizer has 4096 tokens, its embedding {rows} rows: '"):
+        Resident(Model(base=str(broken)), detect())
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_weights_that_do_not_fit_the_config_are_refused(broken: Path, missing: bool) -> None:
+    # A missing weight used to be drawn at random.
+    weights, name = load_file(broken / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    weights = {k: (w if k != name else w[:-1].contiguous()) for k, w in weights.items() if not missing or k != name}
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    said = f"{name} is missing" if missing else rf"{name} has the shape \[1023, 256\], not \[1024, 256\]"
+    with pytest.raises(ModelError, match=said):
+        load_base(Model(base=str(broken)), detect())
 
 
 def test_a_base_variant_that_ends_documents_learns_to_end_turns(broken: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qreason.cli import main
@@ -195,6 +196,26 @@ def test_a_reward_that_raises_stops_the_run_and_keeps_the_reply(
     assert failed["reward"] == "length"
     assert failed["id"]
     assert not (out / "01-grpo" / "adapter").exists()
+
+
+def test_where_all_is_right_already_the_step_keeps_its_adapter_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Such a run used to stop with an error.
+    monkeypatch.setattr("qreason.stages.grpo.check_rollouts", lambda *_, **__: "every reply is right")
+    monkeypatch.setattr("qreason.stages.grpo.check_gold", lambda *_: None)
+    out = tmp_path / "run"
+    steps = "steps=[sft: {rows: 8, max_steps: 1}, grpo: {}, grpo: {from: base}, merge: {rows: 2}]"
+    result = call("run", "smoke", "--out", str(out), "--set", steps)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("0 steps: nothing is left to learn, every reply is right; the adapter is unchanged") == 2
+    trained, kept, fresh = (
+        load_file(out / name / "adapter" / "adapter_model.safetensors") for name in ("01-sft", "02-grpo", "03-grpo")
+    )
+    assert kept.keys() == trained.keys()
+    assert all(torch.equal(kept[name], trained[name]) for name in kept)
+    assert not any(weight.any() for name, weight in fresh.items() if "lora_B" in name)
+    assert (out / "04-merge" / "model").is_dir()
 
 
 def test_replies_without_a_total_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

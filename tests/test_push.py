@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from qreason.cli import main
 from qreason.errors import RecipeError
 from qreason.hub import access as talking
+from qreason.hub.mirror import mirrored, open_mirror
 from qreason.machine.files import write_json
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
@@ -374,3 +375,19 @@ def test_a_pulled_adapter_of_another_base_is_refused(made: Path, hub: FakeHub, t
     folder = tmp_path / "pulled"
     assert call("pull", "me/helper", "--out", folder).exit_code == 0
     assert "changed since this run began" in refused(call("merge", folder))
+
+
+def test_a_run_is_mirrored_to_a_private_repository_and_fetched_from_it(
+    hub: FakeHub, made: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    open_mirror("hf://me/runs", run, print)()
+    there = {name.removeprefix("run/") for name in hub.files("me/runs") if name.startswith("run/")}
+    assert there == {str(file.relative_to(run)) for file in mirrored(run)}
+    assert hub.repos["me/runs"]["private"]
+    before = (run / WEIGHTS.replace("adapter/", "01-sft/adapter/", 1)).read_bytes()
+    shutil.rmtree(run)
+    open_mirror("hf://me/runs", run, print).pull()
+    assert (run / WEIGHTS.replace("adapter/", "01-sft/adapter/", 1)).read_bytes() == before
+    assert {str(file.relative_to(run)) for file in mirrored(run)} == there

@@ -10,6 +10,7 @@ import yaml
 
 from qreason.errors import RecipeError
 from qreason.recipe.load import load_recipe
+from qreason.recipe.schema import Recipe
 from qreason.recipe.training import Grpo, Sft
 from qreason.rewards import registry
 from qreason.types import Example, Reply
@@ -216,6 +217,79 @@ def test_binary_file_is_refused_in_one_line(workplace: Path) -> None:
     file.write_bytes(b"name: \x00\x01")
     (problem,) = problems(file)
     assert problem.startswith(f"{file}: not YAML")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("2020-13-01", "'2020-13-01' is no timestamp"),
+        ("!!float x", "'x' is no float"),
+        ("!!int ''", "'' is no int"),
+        ("!!bool maybe", "'maybe' is no bool"),
+        ("9" * 5000, "is no int"),
+        ("[" * 3000 + "]" * 3000, "nest"),
+        ("[" * 200 + "]" * 200, "nested too deeply"),
+        ("&a [*a]", "a value that contains itself"),
+    ],
+)
+def test_value_that_yaml_cannot_build_is_refused_with_its_line(
+    write_recipe: RecipeWriter, value: str, said: str
+) -> None:
+    file = write_recipe(("max_completion_length: 12", f"max_completion_length: {value}"))
+    (problem,) = problems(file)
+    assert problem.startswith(f"{file}: not YAML" if "itself" in said else f"{file}:8: not YAML")
+    assert said in problem
+    assert len(problem) < len(str(file)) + 200
+
+
+@pytest.mark.parametrize("value", ["2020-13-01", "!!float x", "[" * 3000, "9" * 5000])
+def test_set_value_that_yaml_cannot_build_is_text(write_recipe: RecipeWriter, value: str) -> None:
+    (problem,) = problems(write_recipe(), f"sampling.max_completion_length={value}")
+    assert "sampling.max_completion_length: " in problem
+    assert "integer" in problem
+    (problem,) = problems(write_recipe(), "name=\ud800")
+    assert "not UTF-8" in problem
+
+
+def test_folder_is_no_recipe_and_an_overlong_path_no_traceback(write_recipe: RecipeWriter, workplace: Path) -> None:
+    assert problems(workplace)[0].startswith(f"{workplace}: a folder; give a recipe file")
+    assert problems(Path())[0].startswith(".: a folder")
+    assert "no such recipe file" in problems(Path("x" * 5000))[0]
+    for path in ("x" * 300 + ".jsonl", "~nobody/x.jsonl", "a\0b.csv"):
+        assert "data.sft: no file" in problems(write_recipe(), f'data.sft="{path}"'.replace("\0", "\\0"))[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["rows.json", "rows.tsv", "ROWS.JSONL", "rows.txt", "a/b/c", "C:\\rows.csv", "my rows"]
+)
+def test_what_looks_like_a_file_is_no_hub_id(write_recipe: RecipeWriter, workplace: Path, name: str) -> None:
+    (problem,) = problems(write_recipe(), f"data.sft='{name}'")
+    assert f"data.sft: no file {name} here" in problem
+
+
+def test_null_survives_the_way_through_a_run_folder(write_recipe: RecipeWriter) -> None:
+    # A null whose default is another value was left out, and the same recipe was then refused as changed.
+    steps = "steps=[{sample: {language: null, keep: {}}}, {sft: {data: sampled}}]"
+    recipe = load_recipe(write_recipe(), [steps])
+    assert Recipe.model_validate(recipe.dump()) == recipe
+    assert recipe.dump()["steps"][0]["sample"]["language"] is None
+
+
+def test_no_secret_is_in_a_dumped_recipe(write_recipe: RecipeWriter) -> None:
+    address = "http://me:planted@host/v1?api_key=planted"
+    judge = f"rewards={{judge: {{weight: 1, endpoint: '{address}', model: m}}}}"
+    recipe = load_recipe(write_recipe(), [judge])
+    assert recipe.rewards["judge"].settings["endpoint"] == address
+    assert recipe.dump()["rewards"]["judge"]["endpoint"] == "http://***@host/v1?api_key=***"
+
+
+@pytest.mark.parametrize("setting", ["api_key: sk-planted", 'endpoint: "http://me:planted @host/v1"'])
+def test_a_key_in_place_of_its_name_is_refused_and_not_shown(write_recipe: RecipeWriter, setting: str) -> None:
+    given = {"endpoint": "'http://h/v1'"} if "api_key" in setting else {}
+    inner = ", ".join([setting, "model: m", *(f"{key}: {value}" for key, value in given.items())])
+    (problem,) = problems(write_recipe(), f"rewards={{judge: {{weight: 1, {inner}}}}}")
+    assert "planted" not in problem
+    assert "not the key itself" in problem or "no spaces" in problem
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- list\n"])

@@ -9,7 +9,7 @@ from qreason.rewards import registry
 from qreason.rewards.judged import PreferenceSettings
 from qreason.rewards.scoring import combine
 from qreason.rewards.tags import follows_format, read_answer
-from qreason.rewards.text import normalize, read_number
+from qreason.rewards.text import is_mentioned, normalize, read_number
 from qreason.types import Example, Reply
 
 GOLD = "<reasoning>Read the log.</reasoning>\n<answer>Restart the spooler.</answer>"
@@ -152,6 +152,35 @@ def test_wrong_number_earns_nothing(answer: str, reference: str) -> None:
     assert marked(answer, reference) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("−5", "-5"), ("–5", "-5"), ("-$5", "-5"), ("minus 5", "-5"), ("(−5)", "-5"),
+        ("70 000", "70000"), ("70\u202f000", "70000"), ("1'234'567", "1234567"), ("1.234,56", "1234.56"),
+        ("2,50 €", "2.5"), ("0,125", ".125"), ("٣٫٥", "3.5"), ("２０", "20"),
+        ("½", "0.5"), ("1½", "1.5"), ("3/4", "0.75"), ("2 1/2", "2.5"), (r"\boxed{-\frac{3}{4}}", "-0.75"),
+        ("3e8", "300000000"), ("3 × 10⁸", "3e8"), ("20 thousand", "20000"), ("5 m²", "5"),
+        ("Straße", "STRASSE"), ("cafe\u0301", "café"), ("„Größe“", "größe"),
+    ],
+)  # fmt: skip
+def test_right_answer_in_any_script_earns(answer: str, reference: str) -> None:
+    assert marked(answer, reference) in (1.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("−5", "5"), ("-$5", "5"), ("minus 5", "5"), ("20-5", "-5"), ("20-5", "5"), ("3–5", "5"), ("±5", "5"),
+        ("1/2", "2"), ("½", "2"), (r"\boxed{\frac{3}{4}}", "4"), ("2 1/2", "0.5"), ("1/0", "0"),
+        ("10^18", "18"), ("10²", "102"), ("3e8", "8"), (r"\sqrt{2}", "2"), ("2π", "2"), ("5x", "5"), ("12 + 6", "6"),
+        ("2,50 €", "50"), ("20 thousand", "20"), ("12:30", "30"), ("10.0.0.1", "1"), ("x²", "x2"), ("Böse", "Büse"),
+        ("9" * 5000, "9" * 4999),
+    ],
+)  # fmt: skip
+def test_wrong_sign_fraction_or_part_of_an_expression_earns_nothing(answer: str, reference: str) -> None:
+    assert marked(answer, reference) == 0.0
+
+
 def test_port_number_inside_a_sentence_is_no_numeric_match() -> None:
     assert marked("Close port 10000.", "Allow port 10000 on the firewall.") == 0.0
     assert marked("10000", "Allow port 10000 on the firewall.") == 0.0
@@ -170,6 +199,33 @@ def test_rouge_l_is_the_value_of_rouge_score() -> None:
     expected = RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure
     assert 0 < expected < 1
     assert mark("rouge_l", f"<answer>{answer}</answer>", reference) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "重启打印服务",
+        "Перезапустите службу печати",
+        "再起動してください",
+        "Επανεκκίνηση",
+        "إعادة التشغيل",
+        "सेवा पुनः आरंभ करें",
+        "รีสตาร์ท",
+        "다시 시작",
+    ],
+)
+def test_reference_in_any_script_earns_full_marks(text: str) -> None:
+    assert mark("rouge_l", f"<answer>{text}</answer>", text) == 1.0
+    assert mark("length", f"<answer>{text}</answer>", text) == 1.0
+    assert mark("rouge_l", "<answer>Restart it</answer>", text) == 0.0
+    assert is_mentioned((text,), f"1. {text}!")
+
+
+def test_rouge_l_compares_letters_not_their_encoding() -> None:
+    assert mark("rouge_l", "<answer>Bo\u0308se</answer>", "Böse") == 1.0
+    assert mark("rouge_l", "<answer>Böse</answer>", "Büse") == 0.0
+    assert mark("rouge_l", "<answer>重启服务</answer>", "重启打印服务") == pytest.approx(0.8)
+    assert mark("length", "<answer>重启</answer>", "重启打印服务") == pytest.approx(1 / 3)
 
 
 def test_rouge_l_takes_the_best_accepted_wording() -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import qreason
+from qreason.cli import main
 from qreason.errors import DataError, RunFolderError
 from qreason.machine.files import read_jsonl, write_json, write_jsonl
 from qreason.recipe.load import load_recipe
 from qreason.recipe.schema import stage_folders
+from qreason.report.build import write_report
+from qreason.run.folder import RunFolder
+from qreason.run.lock import HOLDER, LOCK, describe
 from qreason.run.session import Session
 
 RecipeWriter = Callable[..., Path]
@@ -28,7 +36,8 @@ def start(file: Path, *overrides: str, finished: int = 0, fresh: bool = False) -
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in (LOCK, HOLDER)]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def refused(file: Path, *overrides: str, fresh: bool = False) -> str:
@@ -210,6 +219,17 @@ def test_newest_adapter_of_the_finished_steps_counts(write_recipe: RecipeWriter)
     assert run.disk.adapter() == run.folder / "02-grpo" / "adapter"
 
 
+def test_an_adapter_that_is_gone_is_not_replaced_by_another_one(write_recipe: RecipeWriter) -> None:
+    # Training used to start from an older adapter, or from the base, and to say nothing.
+    run = start(write_recipe(), finished=4)
+    (run.folder / "01-sft" / "adapter").mkdir(parents=True)
+    for start_from in ("newest", "02-grpo"):
+        with pytest.raises(RunFolderError, match=r"02-grpo/adapter: the adapter to start from is missing; restore it"):
+            run.disk.adapter(start_from)
+    assert run.disk.adapter("01-sft") == run.folder / "01-sft" / "adapter"
+    assert run.disk.adapter("base") is None
+
+
 def test_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     write_json(file, {"rows": 1})
@@ -228,3 +248,119 @@ def test_rows_read_back_as_written_whatever_their_text(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", rows[:1])
     write_jsonl(tmp_path / "rows.jsonl", rows[1:], append=True)
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_run_that_another_process_works_on_is_refused(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe()
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from qreason.run.lock import hold, sign; "
+    script += "from pathlib import Path; out = Path('out'); kept = hold(out); sign(out); print('held', flush=True); "
+    script += "sys.stdin.read()"
+    run = start(recipe, finished=1)
+    assert run.disk.lock is not None
+    run.disk.lock.release(force=True)
+    command = [sys.executable, "-c", script, str(Path(qreason.__file__).parents[1])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"held\n"
+        for fresh in (False, True):
+            with pytest.raises(RunFolderError, match=rf"in use by another qreason \(process {other.pid} on .*--out"):
+                Session.open(load_recipe(str(recipe)), Path("out"), fresh=fresh)
+        other.kill()
+    assert Session.open(load_recipe(str(recipe)), Path("out")).disk.finished == 1
+
+
+def test_a_lock_without_a_holder_says_that_it_has_just_started(tmp_path: Path) -> None:
+    assert describe(tmp_path) == "it has just started"
+
+
+# --- damaged files ---------------------------------------------------------------------------------
+
+ROWS = [
+    {"id": i, "prompt": "p", "reply": "r", "reference": "r", "parts": {}, "total": 1.0, "split": None}
+    | {"accurate": True, "pass_at_1": 1.0, "well_formed": True, "words": 1, "finished": True}
+    for i in range(4)
+]
+
+
+@pytest.fixture
+def evaluated(write_recipe: RecipeWriter) -> Path:
+    """A run folder with a finished evaluation, a GRPO step and what the commands read of them."""
+    run = start(write_recipe(), finished=4)
+    mean = {key: {"mean": 0.5} for key in ("accuracy", "pass_at_1", "reward")}
+    for name in ("base", "01-sft"):
+        write_jsonl(run.folder / name / "evaluation.jsonl", ROWS)
+        write_json(run.folder / name / "evaluation.json", {"rows": len(ROWS), **mean})
+    (run.folder / "01-sft" / "adapter").mkdir()
+    (run.folder / "02-grpo" / "adapter").mkdir()
+    write_jsonl(run.folder / "02-grpo" / "metrics.jsonl", [{"step": 1, "reward": 0.5}])
+    write_report(run.disk)
+    return run.folder
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "gone", "other", "binary"])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("base/evaluation.jsonl", "report"),
+        ("01-sft/evaluation.json", "report"),
+        ("02-grpo/metrics.jsonl", "report"),
+        ("01-sft/evaluation.json", "lineage"),
+        ("manifest.json", "lineage"),
+        ("manifest.json", "chat"),
+        ("manifest.json", "merge"),
+        ("manifest.json", "export"),
+        ("manifest.json", "push"),
+        ("recipe.yaml", "lineage"),
+        ("report.json", "push"),
+    ],
+)
+def test_damaged_file_is_named_with_its_cure(evaluated: Path, name: str, command: str, damage: str) -> None:
+    file, arguments = evaluated / name, ["--to", "me/x", "--dry-run"] if command == "push" else []
+    if command == "push":
+        write_json(evaluated / "02-grpo" / "adapter" / "adapter_config.json", {})
+    raw = file.read_bytes()
+    broken = {"half": raw[: len(raw) // 2 - 3], "empty": b"", "other": b'{"a": 1}', "binary": b"\xff\x00"}
+    file.unlink() if damage == "gone" else file.write_bytes(broken[damage])
+    if (damage, name, command) in ALLOWED:
+        return
+    if command == "report":
+        with pytest.raises(RunFolderError) as caught:
+            write_report(RunFolder.reopen(evaluated))
+        said = str(caught.value)
+    else:
+        result = CliRunner().invoke(main, [command, str(evaluated), *arguments])
+        assert result.exit_code == 2, result.output
+        said = result.stderr.splitlines()[-1]
+    assert (file.name if damage == "gone" else str(file)) in said
+    assert any(cure in said for cure in ("restore it", "--fresh", "give the folder of a run", "writes it anew"))
+
+
+ALLOWED = {
+    ("gone", "01-sft/evaluation.json", "lineage"),
+    ("gone", "01-sft/evaluation.json", "report"),
+    ("gone", "report.json", "push"),
+    ("other", "02-grpo/metrics.jsonl", "report"),  # no step was logged
+}
+"""What a command can do without."""
+
+
+def test_missing_rows_of_an_evaluation_are_counted(evaluated: Path) -> None:
+    write_jsonl(evaluated / "base" / "evaluation.jsonl", ROWS[:3])
+    with pytest.raises(RunFolderError, match=r"base/evaluation.jsonl: 3 rows of 4; restore it"):
+        write_report(RunFolder.reopen(evaluated))
+    (evaluated / "base" / "evaluation.json").unlink()
+    with pytest.raises(RunFolderError, match=r"different rows \(base 3, 01-sft 4\)"):
+        write_report(RunFolder.reopen(evaluated))
+
+
+def test_an_adapter_that_is_gone_is_not_replaced_by_an_earlier_one(evaluated: Path) -> None:
+    (evaluated / "02-grpo" / "adapter").rmdir()
+    with pytest.raises(RunFolderError, match=r"02-grpo/adapter: the adapter to start from is missing"):
+        RunFolder.reopen(evaluated).adapter()
+
+
+def test_a_recipe_with_fewer_steps_than_were_finished_is_refused(evaluated: Path) -> None:
+    file = evaluated / "recipe.yaml"
+    file.write_text(file.read_text().partition("- grpo")[0])
+    with pytest.raises(RunFolderError, match=r"recipe.yaml: fewer steps than were finished; restore it"):
+        RunFolder.reopen(evaluated)

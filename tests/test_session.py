@@ -92,6 +92,25 @@ def test_replies_that_come_back_in_another_order_stop_the_run(run: Session, work
     assert [row["id"] for row in read_jsonl(workplace / "replies.jsonl")] == ["p0", "p0", "p1", "p1"]
 
 
+@pytest.mark.parametrize("stop", [True, False])
+def test_steps_that_are_mostly_unjudged_stop_the_run(run: Session, workplace: Path, stop: bool) -> None:
+    # A judge whose server was down used to train on nothing to the end, and to leave an adapter.
+    judged = iter([0, 1, 3, 1, 0, 1])
+    rewards = {"judge": lambda replies, examples: [1.0] * (now := next(judged)) + [None] * (len(replies) - now)}
+    rollouts = Rollouts(
+        run, Rewards(Scorer(rewards, {"judge": 1.0}), None), [], workplace, stop=False, stop_unjudged=stop
+    )
+    rollouts.replies = [Reply("x")] * 4
+    for step in range(1, 6):
+        rollouts.score(run.examples("prompts")[:4], step, lambda name, value: None)
+    if stop:
+        with pytest.raises(TrainingError, match=r"step 6: 3 of 4 .*'judge': None for 3.*stop_on_unjudged"):
+            rollouts.score(run.examples("prompts")[:4], 6, lambda name, value: None)
+    else:
+        rollouts.score(run.examples("prompts")[:4], 6, lambda name, value: None)
+        assert rollouts.summary.endswith("18 replies could not be judged")
+
+
 def test_one_generator_serves_the_whole_session(run: Session) -> None:
     assert run.generator is run.generator
     judge = run.rewards.judge

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from qreason import __version__
-from qreason.errors import QReasonError, RunFolderError
+from qreason.errors import QReasonError, RunFolderError, redact
 from qreason.machine.hardware import prepare_process
 
 if TYPE_CHECKING:
@@ -40,8 +43,40 @@ def open_finished(folder: Path) -> Session:
     return Session.reopen(folder, say)
 
 
+class Redacted:
+    """A text stream whose lines hold no secret, whichever library prints them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(redact(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of ours that nothing caught, without secrets."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
+def accept_any_text() -> None:
+    """Let a console that lacks a character show its code, and read a byte that is no text as a question mark."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
+
+
 class Commands(click.Group):
-    """qreason errors become one clear line and their exit code, without a traceback."""
+    """qreason errors become one clear line and their exit code, without a traceback; nothing printed holds a secret."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        accept_any_text()
+        sys.excepthook = print_traceback
+        with redirect_stderr(Redacted(sys.stderr)):
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -49,8 +84,13 @@ class Commands(click.Group):
         except QReasonError as error:
             say(f"qreason: {error}")
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            say(f"qreason: {error.filename}: {error.strerror}")
+            sys.exit(1)
         except KeyboardInterrupt:
-            say("qreason: stopped; run the same command again to continue after the last finished stage")
+            say("qreason: stopped; run the same command again to continue")
             sys.exit(1)
 
 

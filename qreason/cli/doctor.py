@@ -137,10 +137,10 @@ def nvidia_smi() -> Card | None:
     """The first NVIDIA GPU that the driver's tool lists."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        seen = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        done = subprocess.run(command, capture_output=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    name, _, driver = seen.partition("\n")[0].partition(", ")
+    name, _, driver = done.stdout.decode(errors="replace").partition("\n")[0].partition(", ")
     return Card(name, driver) if driver else None
 
 

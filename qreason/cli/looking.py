@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import click
@@ -54,20 +55,32 @@ def init(name: str, to: Path) -> None:
 @click.argument("recipe")
 @set_option
 def validate(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Check RECIPE and its JSONL files, without loading any model."""
+    """Check RECIPE, its data, its rewards and what fits its base, without loading any model: all problems at once."""
     from qreason.data.examples import read_examples
     from qreason.data.pairs import read_pairs
+    from qreason.planning.checks import Findings, examine
     from qreason.recipe.load import load_recipe
+    from qreason.recipe.sections import is_hub_id
     from qreason.run.session import check_steps
 
-    loaded = load_recipe(recipe, overrides)
-    local = {use: source for use, source in loaded.data.all_sources.items() if source.endswith(".jsonl")}
-    examples = {use: read_examples(source, loaded.data, use) for use, source in local.items() if use != "pairs"}
-    counts = {use: len(rows) for use, rows in examples.items()}
-    if "pairs" in local:
-        counts["pairs"] = len(read_pairs(local["pairs"], loaded.data))
+    loaded, found = load_recipe(recipe, overrides), Findings()
+    local = {use: source for use, source in loaded.data.all_sources.items() if not is_hub_id(source)}
+    read = {
+        use: found.attempt(partial(read_pairs, source, loaded.data))
+        if use == "pairs"
+        else found.attempt(partial(read_examples, source, loaded.data, use))
+        for use, source in local.items()
+    }
+    counts = {use: len(rows) for use, rows in read.items() if rows is not None}
+    pairs = read.pop("pairs", None) or []
+    examples = {use: rows for use, rows in read.items() if rows is not None}
     if loaded.asks_for("consistent_steps") and examples.keys() == loaded.data.sources.keys():
-        check_steps(examples)
+        found.attempt(partial(check_steps, examples))
+    looked = examine(loaded, examples, pairs, Path("runs") / loaded.name, fetch=False)
+    if problems := [*found.problems, *looked.problems]:
+        raise InputError("\n".join(problems))
+    for note in looked.notes:
+        say(f"note: {note}")
     steps = ", ".join(step.stage for step in loaded.steps)
     rows = ", ".join(f"{use} {count}" for use, count in counts.items())
     click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}\nvalid")
@@ -80,6 +93,25 @@ def lineage(folder: Path) -> None:
     from qreason.run.lineage import lineage, lineage_tree
 
     show(lineage_tree(lineage(open_finished(folder))))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("runs"))
+@click.option("--clean", is_flag=True, help="Remove what is left over from work that was cut off.")
+def runs(folder: Path, clean: bool) -> None:
+    """List the runs in FOLDER [default: runs]: state and size."""
+    from qreason.report.table import runs_table
+    from qreason.run import listing
+
+    found = listing.list_runs(folder)
+    if not found:
+        raise InputError(f"{folder}: no run in it")
+    if clean:
+        for run in found:
+            listing.clean(run.path)
+        say(f"{sum(run.leftover for run in found) / 1e6:.1f} MB of leftovers removed")
+        found = listing.list_runs(folder)
+    show(runs_table(found))
 
 
 @main.command()

@@ -38,6 +38,9 @@ recipe_options = stack(
     click.option("--seed", type=click.IntRange(0), help="In place of the recipe's seed."),
     set_option,
     click.option("--fresh", is_flag=True, help="Start over; an earlier run is kept beside the folder."),
+    click.option(
+        "--mirror", metavar="DIR|hf://USER/REPO", help="Keep a copy there, and start from it on a new machine."
+    ),
     json_option,
 )
 """What every command on a recipe takes."""

@@ -27,6 +27,7 @@ def merge(
     overrides: tuple[str, ...],
     fresh: bool,
     as_json: bool,
+    mirror: str | None,
     **settings: Any,
 ) -> None:
     """Run RECIPE up to its next merge step, or merge a run folder once more.
@@ -37,10 +38,19 @@ def merge(
     if not Path(recipe).is_dir():
         given = wanted.model_dump(mode="json", exclude_unset=True)
         overrides += tuple(f"merge.{key}={json.dumps(value)}" for key, value in given.items())
-        run_recipe(recipe, out=out, seed=seed, overrides=overrides, fresh=fresh, as_json=as_json, only="merge")
+        given_options: dict[str, Any] = {
+            "out": out,
+            "seed": seed,
+            "overrides": overrides,
+            "fresh": fresh,
+            "as_json": as_json,
+        }
+        run_recipe(recipe, **given_options, mirror=mirror, only="merge")
         return
-    if overrides or fresh or seed is not None:
-        raise InputError("--set, --seed and --fresh are for a recipe; a run folder keeps the settings it was made with")
+    if overrides or fresh or mirror or seed is not None:
+        raise InputError(
+            "--set, --seed, --fresh and --mirror are for a recipe; a run folder keeps the settings it was made with"
+        )
     opened = open_finished(Path(recipe))
     from qreason.stages.merge import merge_again
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from qreason.recipe.schema import STAGES
 from qreason.recipe.settings import Evaluate
 
 if TYPE_CHECKING:
+    from qreason.recipe.schema import Recipe
     from qreason.run.session import Session
+    from qreason.types import Example, Pair
 
 
 @main.command()
@@ -46,37 +49,62 @@ def run_recipe(
     overrides: tuple[str, ...],
     fresh: bool,
     as_json: bool,
+    mirror: str | None = None,
     only: str | None = None,
 ) -> None:
     """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
+    from qreason.hub.mirror import open_mirror
     from qreason.recipe.load import load_recipe
+    from qreason.run.folder import is_run_folder
     from qreason.run.session import Session
 
     loaded = load_recipe(recipe, overrides, seed)
     folder = out or Path("runs") / loaded.name
-    opened = Session.open(loaded, folder, fresh=fresh, say=say)
+    copy = open_mirror(mirror, folder, say) if mirror else None
+    if copy and not fresh:
+        copy.pull()
+    starting = fresh or not is_run_folder(folder)
+    opened = Session.open(
+        loaded, folder, fresh=fresh, say=say, check=partial(check, folder=folder) if starting else None
+    )
+    opened.mirror = copy
     finished, last = opened.disk.finished, len(loaded.steps)
     if finished:
         say(f"{folder}: {finished} of {last} steps are done, continuing (--fresh starts over)")
     if finished < last:
+        if not starting:
+            examples = {use: opened.examples(use) for use in loaded.data.sources}
+            check(loaded, examples, opened.pairs if loaded.data.pairs else [], folder=folder)
         make_it_fit(opened)
     for step in range(finished, next_step(opened, only) + 1 if only else last):
         run_and_say(opened, step)
     show_report(opened, as_json)
 
 
+def check(recipe: Recipe, examples: Mapping[str, Sequence[Example]], pairs: Sequence[Pair], *, folder: Path) -> None:
+    """Say what is known before anything is loaded; InputError with all problems."""
+    from qreason.model.backends import start
+
+    start(recipe.model.backend)  # before transformers is imported
+    from qreason.planning.checks import examine
+
+    found = examine(recipe, examples, pairs, folder, fetch=True)
+    if found.problems:
+        raise InputError("\n".join(found.problems))
+    for note in found.notes:
+        say(f"note: {note}")
+
+
 def make_it_fit(run: Session) -> None:
-    """Look at disk and GPU before anything is loaded, and cut batches down to what the GPU's memory holds."""
+    """Look at the GPU before anything is loaded, and cut batches down to what its memory holds."""
     _ = run.backend  # chosen before transformers is imported
     from qreason.planning.fit import fit
-    from qreason.planning.memory import check_disk, find_card, is_planned, peak_line, read_lengths
-    from qreason.planning.phases import read_shape
+    from qreason.planning.memory import find_card, is_planned, peak_line, read_lengths, shape_of
 
-    shape = read_shape(run.recipe.model.base)
-    check_disk(run.recipe, shape, run.folder)
     card = find_card()
     if card is None or run.recipe.fit == "none" or not is_planned(run.recipe):
         return
+    shape = shape_of(run.recipe.model.base)
     lengths = read_lengths(run.recipe)
     run.recipe, changes = fit(run.recipe, shape, card, lengths)
     run.disk.manifest["fit"] = changes
@@ -122,7 +150,7 @@ def show_report(run: Session, as_json: bool) -> None:
 
 @main.command()
 @click.argument("target", metavar="DIR|MODEL")
-@click.option("--task", type=click.Path(path_type=Path), required=True, help="JSONL, CSV or Parquet.")
+@click.option("--task", type=click.Path(path_type=Path), required=True, help="JSONL, JSON, CSV, TSV or Parquet.")
 @settings_options(Evaluate, "samples", "rows", "reasoning")
 @settings_options(Evaluate, pass_at="pass-at", cons_at="cons-at", best_of="best-of")
 @settings_options(Evaluate, "best_by", "right_by")

@@ -1,4 +1,4 @@
-"""JSONL, CSV and Parquet files and Hub data sets -> examples, with file and line in every error.
+"""Data files and Hub data sets -> examples, with file and line in every error.
 
 The usual column names are recognized automatically (COLUMNS, first match wins); `data.fields` names others.
 A reference with `####` is split as in GSM8K: reasoning before it, the final answer after.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from qreason.data.formats import read_jsonl, read_table
+from qreason.data.formats import read_rows
 from qreason.errors import DataError
 from qreason.recipe.sections import Data
 from qreason.types import Example
@@ -38,11 +39,9 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
     Raises DataError with `file:line` for the first row that cannot be used.
     """
     data = data or Data()
-    name = str(source)
-    rows = read_jsonl(Path(name)) if name.endswith(".jsonl") else read_table(name, data, use)
     examples: list[Example] = []
     locations: dict[str, str] = {}
-    for location, row in rows:
+    for location, row in read_rows(source, data, use):
         if not is_selected(row, data, location):
             continue
         if data.choices:
@@ -56,7 +55,7 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
         examples.append(example)
     if not examples:
         what = f"no rows with {' and '.join(data.where)} as in data.where" if data.where else "no rows"
-        raise DataError(f"{name}: {what}; a data file needs at least one")
+        raise DataError(f"{source}: {what}; a data file needs at least one")
     return examples
 
 
@@ -65,7 +64,7 @@ def is_selected(row: Mapping[str, Any], data: Data, location: str) -> bool:
     for column in data.where:
         if column not in row:
             raise DataError(f"{location}: no column '{column}', which data.where asks for")
-    return all(str(row[column]) in values for column, values in data.where.items())
+    return all(("" if row[column] is None else str(row[column])) in values for column, values in data.where.items())
 
 
 def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str, needs_reasoning: bool) -> Example:
@@ -80,7 +79,7 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str,
             raise DataError(
                 f"{location}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields"
             )
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
             value = str(value)
         if value is not None and not isinstance(value, str):
             raise DataError(f"{location}: '{column}' is {type(value).__name__}, not text")

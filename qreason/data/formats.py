@@ -2,54 +2,180 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import json
+import math
+import re
+import sys
 from collections.abc import Iterator
+from io import StringIO
+from itertools import zip_longest
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import DataError, first_line
-from qreason.recipe.sections import SUFFIXES, Data
+from qreason.recipe.sections import SUFFIXES, Data, is_hub_id
 
 Row = tuple[str, dict[str, Any]]
 """(`file:line`, the row)"""
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def read_rows(source: str | Path, data: Data, use: str) -> Iterator[Row]:
+    """The rows of a JSONL, JSON, CSV, TSV or Parquet file, in any case of its ending, or of a Hub data set.
+
+    Raises DataError with `file:line` for what cannot be read; a path is never looked up on the Hub.
+    """
+    file = Path(source)
+    readers = {".jsonl": read_jsonl, ".json": read_json_list, ".csv": read_table, ".tsv": read_table}
+    readers[".parquet"] = read_parquet
+    if reader := readers.get(file.suffix.lower()):
+        return reader(file)
+    if is_hub_id(str(source)) and not isfile(source):
+        return read_hub(str(source), data, use)
+    raise DataError(f"{source}: a data file ends with {', '.join(SUFFIXES)}; save its rows as one of them")
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark."""
+    try:
+        return (raw := file.read_bytes()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        kind = "UTF-16" if wide else "perhaps Windows-1252"
+        raise DataError(f"{file}:{line}: not UTF-8 ({kind}); save the file as UTF-8") from None
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or first_line(error)
+        raise DataError(f"{file}: {problem}; give the path of a readable file") from None
+
+
+# --- JSON ------------------------------------------------------------------------------------------
 
 
 def read_jsonl(file: Path) -> Iterator[Row]:
     """The rows of a JSON Lines file; empty lines are skipped."""
+    for number, line in enumerate(read_text(file).split("\n"), 1):
+        if line.strip():
+            location = f"{file}:{number}"
+            row, end = read_object(line, len(line) - len(line.lstrip()), file, (number, number), "one object per line")
+            if line[end:].strip():
+                raise DataError(f"{location}: not JSON at column {end + 1}: extra data; one object per line")
+            yield location, row
+
+
+def read_json_list(file: Path) -> Iterator[Row]:
+    """The objects of a JSON file: a list of them, or one after the other."""
+    text = read_text(file)
+    gap = re.compile(r"[\s,]*")
+    listed = text.lstrip().startswith("[")
+    position = text.index("[") + 1 if listed else 0
+    line, counted = 1, 0
+    while (start := gap.match(text, position).end()) < len(text) and not (listed and text[start] == "]"):  # type: ignore[union-attr]
+        line, counted = line + text.count("\n", counted, start), start
+        row, position = read_object(text, start, file, (1, line), "the file is a list of objects")
+        yield f"{file}:{line}", row
+    if listed and (start >= len(text) or text[start + 1 :].strip()):
+        line += text.count("\n", counted)
+        raise DataError(f"{file}:{line}: not JSON: the list has no end, or something follows it; was it cut off?")
+
+
+def read_object(text: str, start: int, file: Path, lines: tuple[int, int], form: str) -> tuple[dict[str, Any], int]:
+    """(the JSON object at a place of a text, where it ends); DataError for anything else, and for half a character.
+
+    `lines` are the lines of the file where the text and the object start, `form` says what the file should look like.
+    """
+    first, line = lines
     try:
-        text = file.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; give the path of a readable file") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: not UTF-8; save the file as UTF-8") from None
-    for number, line_text in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-        if not line_text.strip():
-            continue
-        try:
-            row = json.loads(line_text)
-        except json.JSONDecodeError as error:
-            problem = f"not JSON at column {error.colno}: {error.msg}; one object per line"
-            raise DataError(f"{file}:{number}: {problem}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: not an object; write a row as {{...}}")
-        yield f"{file}:{number}", row
+        row, end = DECODER.raw_decode(text, start)
+        if "\\ud" in text[start:end].lower():
+            json.dumps(row, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        line, problem = first + error.lineno - 1, f"not JSON at column {error.colno}: {error.msg}; {form}"
+    except UnicodeEncodeError:
+        problem = "half of a surrogate pair (\\ud800 to \\udfff), which is no character; write the character itself"
+    except RecursionError:
+        problem = "nested too deeply; a row is an object with texts"
+    except ValueError as error:
+        problem = f"{first_line(error).partition(':')[0]}; write it as a text, in quotes"
+    else:
+        if isinstance(row, dict):
+            return row, end
+        problem = "not an object; write a row as {...}"
+    raise DataError(f"{file}:{line}: {problem}")
 
 
-def read_table(source: str, data: Data, use: str) -> Iterator[Row]:
-    """The rows of a CSV or Parquet file or a Hub data set, through `datasets`."""
+def finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
+
+
+DECODER = json.JSONDecoder(parse_float=finite, parse_constant=finite)
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def read_table(file: Path) -> Iterator[Row]:
+    """The rows of a CSV or TSV file: every cell is text as written, an empty one is None."""
+    separator = "\t" if file.suffix.lower() == ".tsv" else ","
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        for cells in reader:
+            location, line = f"{file}:{line}", reader.line_num + 1
+            if not any(cells):
+                continue
+            if not header:
+                header = check_header(cells, separator, location)
+                continue
+            if any(cells[len(header) :]):
+                problem = f"{len(cells)} cells, but the first line names {len(header)} columns"
+                raise DataError(f"{location}: {problem}; put quotes around a cell with {SEPARATORS[separator]} in it")
+            yield location, {name: cell or None for name, cell in zip_longest(header, cells[: len(header)])}
+    except csv.Error as error:
+        raise DataError(f"{file}:{line}: {error}; is a quote missing, or one too many?") from None
+
+
+def check_header(cells: list[str], separator: str, location: str) -> list[str]:
+    """The column names of a table; DataError where another character separates them, or one is there twice."""
+    for other, name in SEPARATORS.items():
+        if len(cells) == 1 and other in cells[0]:
+            cure = "name it .tsv" if other == "\t" else "save it as CSV with commas"
+            raise DataError(f"{location}: separated by {name}, not by {SEPARATORS[separator]}; {cure}")
+    names = [cell.strip() for cell in cells]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise DataError(f"{location}: two columns are called '{twice[0]}'; rename one")
+    return names
+
+
+def read_parquet(file: Path) -> Iterator[Row]:
+    """The rows of a Parquet file."""
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        rows = (row for batch in ParquetFile(file).iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"{file}:{number}", row
+    except Exception as error:
+        raise DataError(f"{file}: cannot be loaded ({first_line(error)}); is it a Parquet file?") from error
+
+
+def read_hub(source: str, data: Data, use: str) -> Iterator[Row]:
+    """The rows of a Hub data set, through `datasets`."""
     import datasets
 
+    split = data.splits.get(use, "test" if use == "heldout" else "train")  # type: ignore[call-overload]
     try:
-        if source.endswith(SUFFIXES):
-            kind = "csv" if source.endswith(".csv") else "parquet"
-            table = datasets.load_dataset(kind, data_files=source, split="train")
-        else:
-            split = data.splits.get(use, "test" if use == "heldout" else "train")  # type: ignore[call-overload]
-            table = datasets.load_dataset(source, data.name, split=split)
+        table = datasets.load_dataset(source, data.name, split=split)
     except Exception as error:
         raise DataError(
-            f"{source}: cannot be loaded ({first_line(error)}); check the file or the Hub id, and the connection"
+            f"{source}: cannot be loaded ({first_line(error)}); check the Hub id, and the connection"
         ) from error
-    for number, row in enumerate(table, 2 if source.endswith(".csv") else 1):
+    for number, row in enumerate(table, 1):
         yield f"{source}:{number}", row

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.data.formats import read_jsonl, read_table
+from qreason.data.formats import read_rows
 from qreason.errors import DataError
 from qreason.recipe.sections import Data
 from qreason.types import Pair
@@ -16,12 +16,11 @@ COLUMNS = ("prompt", "chosen", "rejected")
 
 
 def read_pairs(source: str, data: Data) -> list[Pair]:
-    """The pairs of a JSONL, CSV or Parquet file or a Hub data set with `prompt`, `chosen` and `rejected`.
+    """The pairs of a data file or a Hub data set with `prompt`, `chosen` and `rejected`.
 
     Raises DataError with `file:line` for the first row that is not a pair, or whose replies are equal.
     """
-    rows = read_jsonl(Path(source)) if source.endswith(".jsonl") else read_table(source, data, "pairs")
-    pairs = [to_pair(row, location) for location, row in rows]
+    pairs = [to_pair(row, location) for location, row in read_rows(source, data, "pairs")]
     if not pairs:
         raise DataError(f"{source}: no rows; one pair per line, with prompt, chosen and rejected")
     return pairs

@@ -53,7 +53,7 @@ class Original:
         with trained.inference() as model:
             logits = reference.write_logits(model, self.replies, self.work / "trained")
         file = adapter.parent / "evaluation.jsonl"
-        rows = read_jsonl(file) if file.is_file() else []
+        rows = read_jsonl(file, "id", "accurate") if file.is_file() else []
         known = {row["id"]: row["accurate"] for row in rows if row["accurate"] is not None}
         ids = [row.id for row in self.heldout.examples[: self.heldout.rows]]
         if all(name in known for name in ids):

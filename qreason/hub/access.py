@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qreason.errors import HubError, InputError, first_line
+from qreason.errors import HubError, InputError, RunFolderError, first_line, hide, redact
 from qreason.machine.files import read_json
 
 ATTEMPTS = 4
@@ -36,12 +36,10 @@ def check_name(repo: str) -> str:
     return repo
 
 
-def attempt(
-    what: str, call: Callable[[], Result], say: Callable[[str], None], *, token: str | None, denied: str
-) -> Result:
+def attempt(what: str, call: Callable[[], Result], say: Callable[[str], None], *, denied: str) -> Result:
     """Call the Hub; retry while it or the connection fails.
 
-    Raises InputError for a refused token (403: `denied` is the cure), HubError otherwise; no message holds the token.
+    Raises InputError for a refused token (403: `denied` is the cure), HubError otherwise.
     """
     for turn in range(ATTEMPTS):
         try:
@@ -54,8 +52,9 @@ def attempt(
                 cure = NO_TOKEN if status == 401 else denied
                 raise InputError(f"{what}: the Hub refused the token ({status}); {cure}") from None
             if (status is not None and status != 429 and status < 500) or turn == ATTEMPTS - 1:
-                hidden = reason.replace(token, "…") if token else reason
-                raise HubError(f"{what} failed ({hidden[:200]}); run the same command again to continue") from None
+                raise HubError(
+                    f"{what} failed ({redact(reason)[:200]}); run the same command again to continue"
+                ) from None
             say(f"{what}: {status or 'no connection'}, trying again")
             time.sleep(WAIT_SECONDS * 2**turn)
     raise AssertionError("the last turn returns or raises")
@@ -95,7 +94,8 @@ def fetch_adapter(repo: str, revision: str | None, say: Callable[[str], None]) -
         except RevisionNotFoundError:
             return f"{repo} has no revision {revision}; leave out --revision, or name a branch, tag or commit"
 
-    folder = attempt(f"fetching {repo}", download, say, token=get_token(), denied="ask its owner for access")
+    hide(get_token() or "")
+    folder = attempt(f"fetching {repo}", download, say, denied="ask its owner for access")
     if isinstance(folder, str):
         raise InputError(folder)
     places = [place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()]
@@ -106,6 +106,6 @@ def fetch_adapter(repo: str, revision: str | None, say: Callable[[str], None]) -
         )
     try:
         about = read_json(folder / ABOUT)
-    except (OSError, ValueError):
+    except RunFolderError:
         about = {}
     return places[0], about if isinstance(about, dict) else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qreason import __version__
-from qreason.errors import HubError, InputError
+from qreason.errors import HubError, InputError, hide, redact
 from qreason.hub.access import ABOUT, NO_TOKEN, attempt, check_name
 from qreason.hub.card import model_card, newest_merge, public_base
 from qreason.machine.files import read_json
@@ -76,7 +76,7 @@ def about(run: Session) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return (redact(json.dumps(value, indent=2, ensure_ascii=False)) + "\n").encode()
 
 
 # --- pushing ---------------------------------------------------------------------------------------
@@ -94,12 +94,13 @@ class Pusher:
         self.token = get_token()
         if not self.token:
             raise InputError(f"no token for the Hub: {NO_TOKEN}")
+        hide(self.token)
         self.api = HfApi(token=self.token)
         self.address = f"{constants.ENDPOINT}/{repo}"
 
     def ask(self, what: str, call: Callable[[], Any]) -> Any:
         denied = f"use a token that may write to {self.repo}, or another name"
-        return attempt(what, call, self.say, token=self.token, denied=denied)
+        return attempt(what, call, self.say, denied=denied)
 
     def check_rights(self) -> bool:
         """Whether the repository exists; InputError for a wrong token, another user's name, or a public repository."""

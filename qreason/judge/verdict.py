@@ -22,7 +22,7 @@ from qreason.types import Generator, Messages
 Pairs = Sequence[tuple[str, str]]
 """(reference, response)"""
 NEW_TOKENS = 16
-"""Length limit of a server's answer."""
+"""Length limit of a server's answer, until one is cut off inside its thoughts."""
 
 
 class Answerer(Protocol):
@@ -45,8 +45,9 @@ class LocalModel:
 class RemoteModel:
     """A server that speaks OpenAI's chat completions, asked in parallel; unexpected answers are no verdict."""
 
-    def __init__(self, settings: JudgeSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: JudgeSettings, say: Callable[[str], None]) -> None:
+        self.settings, self.say = settings, say
+        self.limit, self.told = min(NEW_TOKENS, settings.max_tokens), False
         address, model = settings.endpoint or "", settings.model or ""
         self.server = Endpoint(address, model, settings.api_key, timeout=settings.timeout, retries=settings.retries)
 
@@ -57,16 +58,27 @@ class RemoteModel:
         return [[read_verdict(next(answers), values) for _ in group] for group in groups]
 
     def complete(self, messages: Messages) -> str:
-        """The answer as text; empty if there was none."""
+        """The answer as text; empty if there was none. The first one cut off inside its thoughts raises the limit."""
+        limit, most = self.limit, self.settings.max_tokens
         try:
-            return self.server.complete(messages, max_tokens=NEW_TOKENS, temperature=0).text
+            answer = self.server.complete(messages, max_tokens=limit, temperature=0)
+            if answer.cut_in_thoughts and limit < most:
+                self.limit = most
+                answer = self.server.complete(messages, max_tokens=most, temperature=0)
         except NoAnswerError:
             return ""
+        if answer.cut_in_thoughts and not self.told:
+            self.told = True
+            self.say(
+                f"judge {self.settings.model}: a reply was cut off inside <think> at {most} tokens, which gives no "
+                "verdict; raise max_tokens of the judge"
+            )
+        return answer.text
 
 
 def read_verdict(text: str, values: Mapping[str, float]) -> float | None:
     """The value of an answer's first word after its thoughts; None for any other word."""
-    word = re.match(r"\W*(\w+)", re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL))
+    word = re.match(r"\W*(\w+)", text.rpartition("</think>")[2])
     return values.get(word[1]) if word else None
 
 
@@ -124,15 +136,17 @@ class GroupwiseJudge(Judge):
         return [verdicts[pair] for pair in pairs]
 
 
-def open_judge(settings: JudgeSettings, generator: Callable[[], Generator]) -> Judge:
+def open_judge(
+    settings: JudgeSettings, generator: Callable[[], Generator], say: Callable[[str], None] = lambda line: None
+) -> Judge:
     """The judge of a recipe; `generator` opens the policy's base, and is called only if the judge uses it."""
     kind = GroupwiseJudge if settings.mode == "groupwise" else Judge
-    return kind(open_answerer(settings, generator))
+    return kind(open_answerer(settings, generator, say))
 
 
-def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator]) -> Answerer:
+def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator], say: Callable[[str], None]) -> Answerer:
     if settings.endpoint:
-        return RemoteModel(settings)
+        return RemoteModel(settings, say)
     if settings.base:
         from qreason.inference.generate import open_generator
 

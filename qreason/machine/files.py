@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from qreason.errors import RunFolderError, first_line, redact
 
 
 def free_name(folder: Path) -> Path:
@@ -22,12 +25,45 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write the whole file or nothing."""
-    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write the whole file or nothing, without secrets."""
+    write_text(file, redact(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
-def read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder (which Windows does by itself)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+RESTORE = "restore it from a copy, or make the run anew with `qreason run RECIPE --fresh`"
+
+
+def read_json(file: Path, *keys: str, cure: str = RESTORE) -> Any:
+    """The value in a file, with `keys` an object that has them; RunFolderError with the cure for anything else."""
+    return read_value(file, read_text(file, cure), keys, cure)
+
+
+def read_text(file: Path, cure: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{file}: {getattr(error, 'strerror', None) or 'not UTF-8'}; {cure}") from None
+
+
+def read_value(place: Path | str, text: str, keys: Sequence[str], cure: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problem = "empty" if not text.strip() else f"not JSON, perhaps cut off ({first_line(error)})"
+        raise RunFolderError(f"{place}: {problem}; {cure}") from None
+    if keys and (missing := [key for key in keys if not isinstance(value, dict) or key not in value]):
+        raise RunFolderError(f"{place}: no {missing[0]} in it; {cure}")
+    return value
 
 
 def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool = False) -> None:
@@ -40,9 +76,11 @@ def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool =
         write_text(file, lines)
 
 
-def read_jsonl(file: Path) -> list[dict[str, Any]]:
+def read_jsonl(file: Path, *keys: str, cure: str = RESTORE) -> list[dict[str, Any]]:
+    """The rows of a file, which all have `keys`; RunFolderError with the line and the cure for anything else."""
     # not splitlines(): a reply may hold U+2028 or U+0085, which JSON leaves as they are
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    lines = enumerate(read_text(file, cure).split("\n"), 1)
+    return [read_value(f"{file}:{number}", line, keys, cure) for number, line in lines if line]
 
 
 def hash_files(files: list[Path]) -> str:

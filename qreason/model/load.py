@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qreason.errors import ModelError, first_line
+from qreason.errors import ModelError, first_line, kind_and_line
 from qreason.machine.files import hash_files
+from qreason.machine.foreign import TimedOut, within
 from qreason.machine.hardware import Hardware
 from qreason.model.backends import Name
 from qreason.model.compat.bitsandbytes import four_bit_trouble, keep_layout
@@ -17,6 +20,14 @@ EMBEDDED = {"qreason/tiny": Path(__file__).parents[1] / "assets" / "tiny"}
 """Bases that come with the package: name -> folder."""
 TURN_END = "<|im_end|>"
 """The token that ends a turn of Qwen's chats."""
+FOLD = (
+    "{%- if messages and messages[0]['role'] == 'system' %}{%- set messages = [{'role': 'user', 'content': "
+    "messages[0]['content'] + '\n\n' + messages[1]['content']}] + messages[2:] %}{%- endif %}"
+)
+"""In front of a chat template that refuses or drops the system role: the user's turn begins with the system prompt."""
+PROBE = ({"role": "system", "content": "qreason asks"}, {"role": "user", "content": "does this arrive"})
+RENDERING, MOST_TEMPLATE = 10.0, 10**6
+"""Seconds for rendering one short chat, and characters of a template and of what it makes of that chat."""
 
 
 def locate(base: str) -> str:
@@ -39,13 +50,73 @@ def load_tokenizer(base: str) -> Any:
         tokenizer.eos_token = TURN_END  # a base variant: its own mark ends a document, not a turn
     if not tokenizer.chat_template:
         raise ModelError(f"{base}: the tokenizer has no chat template; take the instruct variant of the model")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        missing = "end-of-reply token (eos_token)" if tokenizer.eos_token_id is None else "padding token (pad_token)"
+        raise ModelError(
+            f"{base}: the tokenizer has no {missing}, so training cannot tell where a reply ends; set one in the "
+            "base's tokenizer_config.json, a special token that chats do not use, or take the instruct variant"
+        )
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError(
             f"{base}: the padding token is the end-of-reply token ({tokenizer.eos_token}), so training would unlearn "
             "stopping; set another pad_token in the base's tokenizer_config.json, or take the instruct variant"
         )
     tokenizer.padding_side = "left"
+    fit_template(base, tokenizer)
     return tokenizer
+
+
+def fit_template(base: str, tokenizer: Any) -> None:
+    """Fold the system prompt into the user's turn where the chat template refuses or drops it.
+
+    ModelError for a template that does not end, is huge, or loses what the user says.
+    """
+    own = tokenizer.chat_template
+    if not isinstance(own, str):  # named templates, of which apply_chat_template takes the default one
+        own = tokenizer.get_chat_template()
+    if len(own) > MOST_TEMPLATE:
+        raise ModelError(f"{base}: its chat template has {len(own)} characters; give it a template for chats alone")
+    trouble = ""
+    for template in (own, FOLD + own):
+        try:
+            text = within(
+                RENDERING, partial(tokenizer.apply_chat_template, [*PROBE], chat_template=template, tokenize=False)
+            )
+        except TimedOut:
+            raise ModelError(
+                f"{base}: its chat template does not end within {RENDERING:g} seconds for a short chat; correct "
+                "chat_template in the base's folder"
+            ) from None
+        except Exception as error:
+            trouble = trouble or kind_and_line(error)
+            continue
+        if len(text) > MOST_TEMPLATE:
+            raise ModelError(f"{base}: its chat template makes {len(text)} characters of a short chat; correct it")
+        if all(message["content"] in text for message in PROBE):
+            if template != own:
+                tokenizer.chat_template = template
+            return
+    raise ModelError(
+        f"{base}: its chat template {f'fails ({trouble})' if trouble else 'leaves out what the user says'}; correct "
+        "chat_template in the base's folder, or take the instruct variant"
+    )
+
+
+def check_vocabulary(base: str, tokenizer: Any) -> None:
+    """ModelError where the tokenizer has tokens beyond the rows that the config gives the model's embedding."""
+    from transformers import AutoConfig
+
+    try:
+        rows = AutoConfig.from_pretrained(locate(base)).get_text_config().vocab_size
+    except Exception as error:
+        raise ModelError(f"{base}: {cannot_load(error)}") from error
+    ids = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if ids:
+        first = min(ids, key=lambda token: ids[token])
+        raise ModelError(
+            f"{base}: its tokenizer has {max(ids.values()) + 1} tokens, its embedding {rows} rows: '{first}' and "
+            f"{len(ids) - 1} more have none; take tokenizer and weights from the same model, or resize its embedding"
+        )
 
 
 def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
@@ -75,13 +146,26 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
         if backend == "unsloth":
             base = load_with_unsloth(path, model, hardware, config.get_text_config().max_position_embeddings)
         else:
-            base = AutoModelForCausalLM.from_pretrained(path, **options)
+            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            base, told = AutoModelForCausalLM.from_pretrained(path, **options)
+            check_weights(model.base, told)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"{model.base}: {cannot_load(error)}") from error
     base.requires_grad_(False)
     return base.eval()
+
+
+def check_weights(base: str, told: Mapping[str, Any]) -> None:
+    """ModelError where weights are missing or have another shape than the config says, by transformers' report."""
+    troubles = [
+        f"{name} has the shape {list(found)}, not {list(wanted)}" for name, found, wanted in told["mismatched_keys"]
+    ]
+    troubles += [f"{name} is missing" for name in sorted(told["missing_keys"])]
+    if troubles:
+        more = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
+        raise ModelError(f"{base}: its weights do not fit its config.json: {troubles[0]}{more}; get the model again")
 
 
 def four_bit(hardware: Hardware) -> Any:

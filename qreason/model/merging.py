@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qreason.errors import InputError, ModelError, TrainingError, first_line
+from qreason.errors import InputError, ModelError, RunFolderError, TrainingError, first_line
 from qreason.machine.files import read_json
 from qreason.machine.hardware import GIB, free_bytes
 from qreason.model.compat.bitsandbytes import to_float32
@@ -63,11 +63,11 @@ def check_adapter(folder: Path, base: Mapping[str, str]) -> None:
     """ModelError for an adapter of another base (`id` and `fingerprint`), or a folder without one."""
     try:
         config = read_json(folder / "adapter_config.json")
-    except (OSError, ValueError):
+    except RunFolderError:
         raise ModelError(f"{folder}: no adapter there (adapter_config.json); give its folder, or a stage's") from None
     try:
         own = read_json(folder.parent.parent / "manifest.json")["base"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RunFolderError, KeyError, TypeError):
         own = None
     if own is not None:
         if own["fingerprint"] != base["fingerprint"]:

@@ -14,7 +14,7 @@ from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import JUDGE, folded, judge_adapter
 from qreason.model.compat.transformers import grouped_queries
 from qreason.model.compat.unsloth import adapt_with_unsloth, patch_with_unsloth
-from qreason.model.load import load_base, load_tokenizer, lora_config
+from qreason.model.load import check_vocabulary, load_base, load_tokenizer, lora_config
 from qreason.recipe.sections import Lora, Model
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Resident:
         quiet()
         self.settings, self.hardware, self.say, self.backend = settings, hardware, say, backend
         self.tokenizer = load_tokenizer(settings.base)
+        check_vocabulary(settings.base, self.tokenizer)
         self.model = load_base(settings, hardware, backend)
         self.adapter: Path | None = None
         self.wrapped = False

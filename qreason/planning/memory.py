@@ -62,6 +62,11 @@ CARDS = {
     for capability, cards in ALLOCATABLE.items()
     for name, gib in cards.items()
 }
+GGUF_BITS = {
+    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.5, "q4_k_m": 4.9,
+    "q4_k_s": 4.6, "q3_k_m": 3.9, "q2_k": 3.4,
+}  # fmt: skip
+"""Bits per weight of a GGUF file, the mixture of its types included; llama.cpp's own figures for 7B models."""
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
 
@@ -252,18 +257,21 @@ def peak_line(recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> str
 
 
 def check_disk(recipe: Recipe, shape: Shape, folder: Path) -> None:
-    """InputError where the adapters and merged models of a run would not fit on the disk of its folder."""
+    """InputError where adapters, merged models and exported files of a run would not fit on the disk of its folder."""
     adapter = 4 * sum(adapter_sizes(shape, recipe.model.lora))
     written = [
         BYTES[step.merge.dtype] * shape.parameters if step.merge else adapter
         for step in recipe.steps
         if step.merge or isinstance(step.settings, Training)
     ]
+    written += [
+        int(GGUF_BITS[kind] / 8 * shape.parameters) for step in recipe.steps if step.export for kind in step.export.gguf
+    ]
     free = free_bytes(folder)
     if sum(written) > free:
         raise InputError(
-            f"{folder}: its adapters and merged models need {gib(sum(written))}, and {gib(free)} are free there; free "
-            "some, or take a folder on another disk with --out"
+            f"{folder}: its adapters, merged models and exported files need {gib(sum(written))}, and {gib(free)} are "
+            "free there; free some, or take a folder on another disk with --out"
         )
 
 

@@ -23,6 +23,8 @@ from qreason.recipe.sections import Draw, Lora, Model
 from qreason.recipe.stage import Work
 from qreason.recipe.training import Training
 
+ADAPTABLE = ("Linear", "Conv1D", "Embedding")
+"""Kinds of layers that PEFT adapts in a language model."""
 NUMBER = 2
 """Bytes per number of the base and its activations on a GPU: float16 or bfloat16."""
 FRAGMENTATION = 0.05
@@ -65,6 +67,8 @@ class Shape:
     head_dim: int
     vocabulary: int
     context: int
+    adaptable: tuple[str, ...] = ()
+    """The names of all layers that PEFT can put an adapter on."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def read_shape(base: str) -> Shape:
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
             context=text.max_position_embeddings,
+            adaptable=tuple(name for name, module in model.named_modules() if type(module).__name__ in ADAPTABLE),
         )
     except Exception as error:
         raise ModelError(f"{base}: {cannot_load(error)}") from error

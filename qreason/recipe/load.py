@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from qreason.errors import RecipeError, nearest
+from qreason.recipe.parse import parse_yaml
 from qreason.recipe.schema import OWN_FOLDER, STAGES, Recipe, Step
-from qreason.recipe.sections import SUFFIXES, Weighted
+from qreason.recipe.sections import Weighted, is_hub_id
 
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's loader, ten times faster, where PyYAML was built with it."""
+MOST_SHOWN = 200
+"""Characters of a value that a message repeats."""
 
 
 def shipped() -> Path:
@@ -36,13 +38,15 @@ def recipe_name(file: Path) -> str:
 def find_recipe(name: str | Path) -> Path:
     """A recipe file: the path as given, or the name of a shipped recipe."""
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
+    if os.path.isdir(path):
+        raise RecipeError(f"{name}: a folder; give a recipe file (a run folder has its own in recipe.yaml)")
     named = {recipe_name(recipe): recipe for recipe in shipped_recipes()}
     if str(name) in named:
         return named[str(name)]
-    close = nearest(str(path.with_suffix("")), named) or nearest(path.stem, named)
-    raise RecipeError(f"{name}: no such recipe file{close}; `qreason recipes` lists the shipped ones")
+    close = nearest(os.path.splitext(path)[0], named) or nearest(path.stem, named)
+    raise RecipeError(f"{str(name)[:MOST_SHOWN]}: no such recipe file{close}; `qreason recipes` lists the shipped ones")
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -52,10 +56,11 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | Non
     """
     file = find_recipe(name)
     try:
-        text = file.read_text(encoding="utf-8")
-        raw, lines = yaml.load(text, YAML), read_lines(text)
+        raw, lines = parse_yaml(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{file}: not UTF-8 (byte {error.start}); save the recipe as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{file}: {error.strerror}; give a recipe that can be read") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
@@ -82,13 +87,15 @@ MODEL_KEYS = {"judge": ("adapter", "base"), "preference": ("model",)}
 
 
 def find_files(recipe: Recipe, file: Path, lines: dict[tuple[Any, ...], int]) -> Recipe:
-    """Make local paths absolute; paths with a data suffix must exist, others may be Hub ids."""
+    """Make local paths absolute; what does not look like a Hub id must exist."""
     data, cure = recipe.data, "here or beside the recipe; give its path, or a Hub id"
     found = {key: find_file(value, file) for key, value in data.files.items()}
     missing = {key: value for key, value in data.files.items() if found[key] is None}
     if missing:
         places = {key: f"{file}:{lines.get(('data', key), 1)}" for key in missing}
-        raise RecipeError("\n".join(f"{places[k]}: data.{k}: no file {v} {cure}" for k, v in missing.items()))
+        raise RecipeError(
+            "\n".join(f"{places[k]}: data.{k}: no file {v[:MOST_SHOWN]} {cure}" for k, v in missing.items())
+        )
     updates = {
         "data": data.model_copy(update=found),
         "model": recipe.model.model_copy(update={"base": absolute(recipe.model.base)}),
@@ -123,27 +130,30 @@ def absolute(model: str) -> str:
     """A model's folder as an absolute path; a Hub id, an embedded base or a stage of the run unchanged."""
     if OWN_FOLDER.fullmatch(model):
         return model
-    if model.startswith((".", "/", "~")) or Path(model).is_dir():
-        return str(Path(model).expanduser().resolve())
+    if model.startswith((".", "/", "~")) or os.path.isdir(model):
+        return os.path.realpath(os.path.expanduser(model))
     return model
 
 
 def find_file(value: str, recipe_file: Path) -> str | None:
     """A data file in the recipe's folder, one above it, or the current folder; a Hub id unchanged; None for neither."""
     for folder in (*recipe_file.resolve().parents, Path.cwd()):
-        if (file := folder / Path(value).expanduser()).is_file():
-            return str(file.resolve())
-    return None if value.endswith(SUFFIXES) or value.startswith((".", "/", "~")) else value
+        if os.path.isfile(file := folder / os.path.expanduser(value)):
+            return os.path.realpath(file)
+    return value if is_hub_id(value) else None
 
 
 def set_value(raw: dict[str, Any], override: str) -> None:
     """Apply `a.b=value` (the value is YAML); `sft.x=value` reaches every sft step."""
     path, equals, value = override.partition("=")
+    override = override[:MOST_SHOWN]
+    if any("\ud800" <= character <= "\udfff" for character in path + value):
+        raise RecipeError(f"--set {override}: not UTF-8; write it in UTF-8")
     keys = path.strip().split(".")
     if not equals or not all(keys) or (keys[0] in STAGES and len(keys) == 1):
         raise RecipeError(f"--set {override}: write it as key=value, for example --set model.base=qreason/tiny")
     try:
-        parsed = yaml.safe_load(value)
+        parsed, _ = parse_yaml(value)
     except yaml.YAMLError:
         parsed = value
     for target, inner in targets(raw, keys, override):
@@ -170,27 +180,6 @@ def targets(raw: dict[str, Any], keys: list[str], override: str) -> Iterator[tup
             yield settings, keys[1:]
     if not found:
         raise RecipeError(f"--set {override}: the recipe has no {keys[0]} step")
-
-
-def read_lines(text: str) -> dict[tuple[Any, ...], int]:
-    """Path of keys -> line of that key in the YAML text."""
-    lines: dict[tuple[Any, ...], int] = {}
-
-    def walk(node: yaml.Node, path: tuple[Any, ...]) -> None:
-        lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if (*path, key.value) in lines:
-                    raise yaml.MarkedYAMLError(problem=f"duplicate key '{key.value}'", problem_mark=key.start_mark)
-                lines[(*path, key.value)] = key.start_mark.line + 1
-                walk(value, (*path, key.value))
-        elif isinstance(node, yaml.SequenceNode):
-            for position, value in enumerate(node.value):
-                walk(value, (*path, position))
-
-    if (root := yaml.compose(text, YAML)) is not None:
-        walk(root, ())
-    return lines
 
 
 def describe(file: Path, lines: dict[tuple[Any, ...], int], problem: Any) -> str:

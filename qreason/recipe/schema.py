@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from qreason.errors import nearest
+from qreason.errors import nearest, redact_values
 from qreason.recipe.sections import Data, Draw, Model, Rewards, Strict, Weighted, preference_models
 from qreason.recipe.settings import Evaluate, Export, Merge, Pull, Sample
 from qreason.recipe.stage import BASE, NEWEST, Stage, Start
@@ -160,8 +160,10 @@ class Recipe(Strict):
         return self
 
     def dump(self) -> dict[str, Any]:
-        """The recipe as resolved, as plain values that load again."""
-        return plain_values(self) | {"steps": [{step.stage: plain_values(step.settings)} for step in self.steps]}
+        """The recipe as resolved, as plain values that load again; without secrets, since it is stored."""
+        steps = [{step.stage: plain_values(step.settings)} for step in self.steps]
+        values: dict[str, Any] = redact_values(plain_values(self) | {"steps": steps})
+        return values
 
 
 def plain_values(section: Strict) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,9 +12,18 @@ from qreason.errors import nearest
 from qreason.rewards.registry import NAMES, settings_model
 from qreason.types import Sampling
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of data files, in any case."""
+OTHER_FILES = (".txt", ".ndjson", ".xlsx", ".xls", ".ods", ".gz", ".bz2", ".xz", ".zip", ".zst", ".arrow", ".yaml")
+"""Endings of files that are no data files."""
+HUB_ID = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
 USES = ("sft", "prompts", "heldout", "plain")
 """Data keys whose rows are examples."""
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source can be a data set on the Hub: it does not look like a file."""
+    return HUB_ID.fullmatch(source) is not None and not source.lower().endswith(SUFFIXES + OTHER_FILES)
 
 
 class Strict(BaseModel):
@@ -41,7 +51,7 @@ class Model(Strict):
 
 
 class Data(Strict):
-    """Where examples come from: a JSONL, CSV or Parquet file, or a Hub id (`name` and `split` with it)."""
+    """Where examples come from: a file (JSONL, JSON, CSV, TSV, Parquet) or a Hub id (`name` and `splits` with it)."""
 
     sft: str | None = None
     prompts: str | None = None
@@ -105,19 +115,21 @@ class Weighted(Strict):
     """The reward's name, where the recipe's key is another one: for two preference models, for example."""
     only: Literal["reasoning", "plain"] | None = None
     """The rows that it scores: those of data.plain, or the others; elsewhere the total leaves it out."""
+    call_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds that one call of a reward of your own may take; 300 where not given."""
     settings: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
     def flat(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and "settings" not in raw:
-            own = {key: raw[key] for key in ("weight", "reward", "only") if key in raw}
+            own = {key: raw[key] for key in ("weight", "reward", "only", "call_timeout") if key in raw}
             return own | {"settings": {key: value for key, value in raw.items() if key not in own}}
         return raw if isinstance(raw, (dict, Weighted)) else {"weight": raw}
 
     @model_serializer
     def as_written(self) -> Any:
-        own = {key: value for key in ("reward", "only") if (value := getattr(self, key))}
+        own = {key: value for key in ("reward", "only", "call_timeout") if (value := getattr(self, key))}
         return {"weight": self.weight, **own, **self.settings} if own or self.settings else self.weight
 
     def kind(self, name: str) -> str:
@@ -132,6 +144,8 @@ def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
         if kind not in NAMES and ":" not in kind:
             known = f"{', '.join(NAMES)}, or your own as my_module:my_reward"
             raise ValueError(f"unknown reward '{kind}'{nearest(kind, NAMES)}; there are {known}")
+        if reward.call_timeout and ":" not in kind:
+            raise ValueError(f"{name}: call_timeout is for rewards of your own, my_module:my_reward; leave it out")
         check_settings(kind, reward.settings)
     if not any(reward.weight for reward in rewards.values()):
         raise ValueError("all weights are 0; give at least one reward a weight above 0")

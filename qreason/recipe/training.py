@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from qreason.recipe.sections import Data, Draw, Rewards, Strict, Weighted
 from qreason.recipe.stage import Start, Work
+from qreason.types import Address, Variable
 
 
 def plain_rows(share: float) -> dict[str, str]:
@@ -18,7 +19,7 @@ def plain_rows(share: float) -> dict[str, str]:
 class Training(Start):
     """What the training stages share, in TRL's terms; `trl` passes any further field of TRL's config through."""
 
-    not_trls: ClassVar[frozenset[str]] = frozenset({"rows", "trl", "start"})
+    not_trls: ClassVar[frozenset[str]] = frozenset({"rows", "trl", "start", "save_steps", "keep"})
     """Settings that are not fields of TRL's config."""
 
     per_device_train_batch_size: int = Field(8, gt=0)
@@ -36,13 +37,29 @@ class Training(Start):
     logging_steps: int = Field(5, gt=0)
     rows: int | None = Field(None, gt=0)
     """Use only the first rows."""
+    save_steps: int | None = Field(None, gt=0)
+    """Steps between two checkpoints, from which a stage that is cut off continues; about five minutes if not given."""
+    keep: int = Field(2, gt=0)
+    """Checkpoints that stay while the stage is trained; a finished stage has none."""
     trl: dict[str, Any] = Field({})
+
+    @field_validator("max_steps")
+    @classmethod
+    def trains(cls, steps: int) -> int:
+        if steps == 0 or steps < -1:
+            raise ValueError(
+                f"{steps} trains nothing, and TRL would take it for no limit; leave the step out to train nothing, or "
+                "leave max_steps out to train num_train_epochs"
+            )
+        return steps
 
     @field_validator("trl")
     @classmethod
     def publishes_nothing(cls, trl: dict[str, Any]) -> dict[str, Any]:
         if trl.get("push_to_hub"):
             raise ValueError("push_to_hub: a run publishes nothing by itself; use `qreason push` when it is done")
+        if isinstance(steps := trl.get("max_steps"), int):
+            cls.trains(steps)
         return trl
 
     def trl_arguments(self) -> dict[str, Any]:
@@ -83,7 +100,7 @@ class Grpo(Training):
     leaves_adapter: ClassVar[bool] = True
     draws: ClassVar[str] = "grpo compares different replies"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls.union(
-        ("rewards", "plain_share", "preflight", "stop_on_reward_hacking")
+        ("rewards", "plain_share", "preflight", "stop_on_reward_hacking", "stop_on_unjudged")
     )
 
     rewards: Rewards | None = None
@@ -114,6 +131,8 @@ class Grpo(Training):
     """Before training, score the references and a few completions, and stop where GRPO could not learn."""
     stop_on_reward_hacking: bool = False
     """Stop, without an adapter, at a sign of reward hacking; otherwise it is only reported."""
+    stop_on_unjudged: bool = True
+    """Stop, without an adapter, when most replies of three steps in a row could not be judged."""
 
     @model_validator(mode="after")
     def whole_groups(self) -> Grpo:
@@ -183,9 +202,9 @@ class Teacher(Strict):
     """A Hub id, a model's folder, or a run folder (its newest adapter); with an endpoint, the model's name there."""
     quantization: Literal["none", "nf4"] = "none"
     """Of a local model; a run folder has its own setting."""
-    endpoint: str | None = None
+    endpoint: Address | None = None
     """The server's address without /chat/completions."""
-    api_key: str = "OPENAI_API_KEY"
+    api_key: Variable = "OPENAI_API_KEY"
     """The environment variable that holds the key; it may be unset."""
     timeout: float = Field(120.0, gt=0)
     """Seconds per reply at most."""

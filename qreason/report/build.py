@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
-from qreason.machine.files import read_jsonl, write_json, write_jsonl
+from qreason.errors import RunFolderError
+from qreason.machine.files import RESTORE, read_json, read_jsonl, write_json, write_jsonl
 from qreason.report.reasoning import WORTHS, measure_reasoning
 from qreason.report.statistics import gain, mean, share, sign_test
 from qreason.run.folder import RunFolder
 
 Rows = list[dict[str, Any]]
+MEASURED = ("id", "prompt", "reply", "reference", "parts", "total", "split", "accurate", "pass_at_1")
+"""Columns of evaluation.jsonl that a report needs, beside the ones that earlier versions lack."""
 
 
 def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
@@ -71,7 +75,10 @@ def compare(before: Rows, after: Rows, names: tuple[str, str]) -> dict[str, Any]
 
 def trace(run: RunFolder, folder: str) -> dict[str, Any]:
     """The mean reward and its parts over the logged steps of a GRPO step; None where no reply was judged."""
-    rows = [row for row in read_jsonl(run.path / folder / "metrics.jsonl") if "reward" in row]
+    file = run.path / folder / "metrics.jsonl"
+    if not (logged := read_jsonl(file)):
+        raise RunFolderError(f"{file}: empty; {RESTORE}")
+    rows = [row for row in logged if "reward" in row]
     parts = {name.split("/")[1]: name for name in (rows[0] if rows else ()) if re.fullmatch("rewards/[^/]+/mean", name)}
     return {
         "folder": folder,
@@ -86,6 +93,16 @@ def shorten(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else round(value, 4)
 
 
+def read_pass(folder: Path) -> Rows:
+    """The rows of an evaluation; RunFolderError where some are gone."""
+    file, summary = folder / "evaluation.jsonl", folder / "evaluation.json"
+    rows = read_jsonl(file, *MEASURED)
+    expected = read_json(summary, "rows")["rows"] if summary.is_file() else max(1, len(rows))
+    if len(rows) != expected:
+        raise RunFolderError(f"{file}: {len(rows)} rows of {expected}; {RESTORE}")
+    return rows
+
+
 def column(rows: Rows, key: str) -> list[Any]:
     return [row[key] for row in rows]
 
@@ -93,8 +110,11 @@ def column(rows: Rows, key: str) -> list[Any]:
 def write_report(run: RunFolder) -> dict[str, Any]:
     """Write the finished evaluations of a run to report.json and replies.jsonl; returns the report."""
     evaluations, steps = run.evaluations(), run.manifest["steps"]
-    passes = [read_jsonl(folder / "evaluation.jsonl") for folder in evaluations]
+    passes = [read_pass(folder) for folder in evaluations]
     names = [folder.name for folder in evaluations]
+    if len({len(rows) for rows in passes}) > 1:
+        counts = ", ".join(f"{name} {len(rows)}" for name, rows in zip(names, passes, strict=True))
+        raise RunFolderError(f"{run.path}: its evaluation.jsonl have different rows ({counts}); {RESTORE}")
     seconds = {entry["folder"]: entry["seconds"] for entry in steps if entry["stage"] == "evaluate"}
     pairs = [(index, index + 1) for index in range(len(passes) - 1)]
     if len(passes) > 2:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from qreason.report.reasoning import verdict
+
+if TYPE_CHECKING:
+    from qreason.run.listing import Listed
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -44,6 +47,20 @@ def plain_table(left: Sequence[str], right: Sequence[str] = ()) -> Table:
         table.add_column(name)
     for name in right:
         table.add_column(name, justify="right")
+    return table
+
+
+def runs_table(runs: Sequence[Listed]) -> Table:
+    """The runs of a folder, a row each."""
+    table = plain_table(["run", "started", "state"], ["MB", "leftover"])
+    for run in runs:
+        table.add_row(
+            run.path.name,
+            run.started[:16].replace("T", " "),
+            run.state,
+            f"{run.size / 1e6:.1f}",
+            f"{run.leftover / 1e6:.1f}" if run.leftover else "–",
+        )
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qreason.rewards.tags import TAG, read_answer
-from qreason.types import Example, Reply, Reward
+from qreason.types import Address, Example, Reply, Reward, Variable
 
 Judge = Callable[[Sequence[tuple[str, str]]], list[float | None]]
 """(reference, response) pairs -> 0..1 each; None where the judge gave no verdict. Equal references form a group."""
@@ -31,11 +31,11 @@ class JudgeSettings(BaseModel):
     """Of that model; nf4 is a quarter of the memory."""
     offload: bool = False
     """Keep that model in the CPU's memory while the policy trains on the GPU."""
-    endpoint: str | None = None
+    endpoint: Address | None = None
     """An OpenAI-compatible server instead: the address before /chat/completions."""
     model: str | None = None
     """The name of the model at the endpoint."""
-    api_key: str = "OPENAI_API_KEY"
+    api_key: Variable = "OPENAI_API_KEY"
     """The environment variable that holds the endpoint's key; it may be unset."""
     timeout: float = Field(30.0, gt=0)
     """Seconds until a request to the endpoint fails."""
@@ -43,6 +43,8 @@ class JudgeSettings(BaseModel):
     """Further attempts after a timeout, a 429 or a 5xx; then there is no verdict."""
     concurrency: int = Field(8, ge=1)
     """Parallel requests to the endpoint."""
+    max_tokens: int = Field(2048, ge=1)
+    """Most tokens of a verdict at the endpoint, its thoughts included; a model that does not think is given 16."""
 
     @model_validator(mode="after")
     def one_judge(self) -> JudgeSettings:

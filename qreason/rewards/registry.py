@@ -15,8 +15,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
+from qreason.errors import first_line, kind_and_line
+from qreason.machine.foreign import place_of
 from qreason.rewards.judged import JudgeSettings, PreferenceSettings, judge_reward, preference_reward
 from qreason.rewards.language import language_consistency
+from qreason.rewards.marks import Own
 from qreason.rewards.mathematics import math
 from qreason.rewards.programs import code
 from qreason.rewards.reasoned import GainSettings, StepsSettings, gain_reward, steps_reward
@@ -66,6 +69,8 @@ FULL_MARKS: dict[str, float] = {
 """What a gold reply earns, for the rewards where that is known."""
 REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length", "reasoning_gain"}
 """Rewards that compare with the reference: without one they cannot tell replies apart."""
+CALL_SECONDS = 300.0
+"""How long one call of a reward of one's own may take, unless the recipe says otherwise."""
 LIMIT = "max_completion_length"
 """A setting that defaults to the recipe's sampling."""
 
@@ -79,11 +84,13 @@ def find(name: str) -> Callable[..., list[float | None]]:
         return REWARDS[name]
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        imported = importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"{name}: {error}; the module must lie here or beside the recipe") from error
-    except AttributeError:
-        raise ValueError(f"{name}: {module} has no function '{function}'") from None
+        raise ValueError(f"{name}: {first_line(error)}; the module must lie here or beside the recipe") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{name}: its module raises {kind_and_line(error)} ({place_of(error)})") from error
+    if (found := getattr(imported, function, None)) is None:
+        raise ValueError(f"{name}: {module} has no function '{function}'")
     if not callable(found):
         raise ValueError(f"{name}: not a function")
     return found  # type: ignore[no-any-return]
@@ -93,13 +100,29 @@ def settings_model(name: str) -> type[BaseModel]:
     """The settings of a reward: those of an opened reward, or the keyword-only parameters of its function."""
     if name in OPENED_REWARDS:
         return OPENED_REWARDS[name][0]
-    parameters = inspect.signature(find(name), eval_str=True).parameters.values()
-    fields: dict[str, Any] = {
-        parameter.name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
-        for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    return create_model(f"{name} settings", __config__=ConfigDict(extra="forbid"), **fields)
+    function = find(name)
+    try:
+        parameters = keyword_only(function)
+        fields: dict[str, Any] = {
+            parameter.name: (
+                Any if parameter.annotation is parameter.empty else parameter.annotation,
+                ... if parameter.default is parameter.empty else parameter.default,
+            )
+            for parameter in parameters
+        }
+        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+        return create_model(f"{name} settings", __config__=config, **fields)
+    except Exception as error:
+        raise ValueError(f"{name}: its settings cannot be read from its parameters ({first_line(error)})") from error
+
+
+def keyword_only(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The keyword-only parameters of a function; none where it does not say what it takes, as one written in C."""
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except ValueError:
+        return []
+    return [one for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
 
 
 def build(
@@ -108,11 +131,12 @@ def build(
     max_completion_length: int,
     kinds: Mapping[str, str] | None = None,
     only: Mapping[str, Literal["reasoning", "plain"] | None] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Reward]:
     """The rewards of a recipe (name -> settings), ready to be called.
 
     `open_needed` opens what a reward of OPENED_REWARDS needs, from its settings. `kinds` maps custom names in the
-    recipe to rewards, `only` says for which rows a reward is.
+    recipe to rewards, `only` says for which rows a reward is, `seconds` how long a call of one's own may take.
     """
     rewards: dict[str, Reward] = {}
     for name, given in wanted.items():
@@ -125,5 +149,6 @@ def build(
             reward = OPENED_REWARDS[kind][1](settings, open_needed(settings))
         else:
             reward = partial(find(kind), **dict(settings))
+            reward = Own(name, reward, (seconds or {}).get(name, CALL_SECONDS)) if ":" in kind else reward
         rewards[name] = Restricted(reward, rows == "plain") if rows else reward
     return rewards

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qreason.errors import QReasonError, TrainingError
+from qreason.errors import QReasonError, TrainingError, kind_and_line
 from qreason.machine.files import write_json
+from qreason.machine.foreign import place_of
+from qreason.rewards.marks import read_marks
 from qreason.types import Example, Reply, Reward, Score
 
 
@@ -43,24 +45,40 @@ class Scorer:
         """Raises TrainingError where a reward raises, and writes the reply to failed_reply.json in the folder."""
         try:
             return combine(self.rewards, self.weights, replies, examples)
-        except QReasonError:
-            raise
-        except Exception:
-            for name, reward in self.rewards.items():
-                for reply, example in zip(replies, examples, strict=True):
-                    self.score_one(name, reward, reply, example, folder)
-            raise
+        except Raised as raised:
+            for reply, example in zip(replies, examples, strict=True):
+                self.score_one(raised.name, reply, example, folder)
+            raise TrainingError(f"{raised} on {len(replies)} replies together; no adapter was written") from raised
 
-    def score_one(self, name: str, reward: Reward, reply: Reply, example: Example, folder: Path) -> None:
+    def score_one(self, name: str, reply: Reply, example: Example, folder: Path) -> None:
         try:
-            reward([reply], [example])
-        except Exception as error:
+            ask(name, self.rewards[name], [reply], [example])
+        except Raised as raised:
             failed = {"id": example.id, "prompt": example.prompt, "reply": reply.text, "reference": example.reference}
-            write_json(folder / "failed_reply.json", {"reward": name, "error": repr(error), **failed})
+            write_json(folder / "failed_reply.json", {"reward": name, "error": raised.error, **failed})
             raise TrainingError(
-                f"reward '{name}' raised {error!r} on a reply to {example.id}; "
+                f"{raised} on a reply to {example.id}; "
                 f"the reply is in {folder / 'failed_reply.json'}, no adapter was written"
-            ) from error
+            ) from raised
+
+
+class Raised(Exception):  # noqa: N818
+    """A reward that raised an error."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        self.name, self.error = name, kind_and_line(error)
+        super().__init__(f"reward '{name}' raised {self.error} ({place_of(error)})")
+
+
+def ask(name: str, reward: Reward, replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
+    """What a reward gives, checked: the one place where rewards are called. Raises Raised, or TrainingError."""
+    try:
+        found = reward(replies, examples)
+    except QReasonError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise Raised(name, error) from error
+    return read_marks(name, found, examples)
 
 
 def reply_row(reply: Reply, example: Example, score: Score) -> dict[str, Any]:
@@ -83,7 +101,7 @@ def combine(
     The total is None if a part that applies to the row is None, because a reply that could not be judged is not a bad
     reply, and if no part applies.
     """
-    columns = {name: reward(replies, examples) for name, reward in rewards.items()}
+    columns = {name: ask(name, reward, replies, examples) for name, reward in rewards.items()}
     scores = []
     for row, example in enumerate(examples):
         parts = {name: column[row] for name, column in columns.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from qreason.rewards.numbers import unify, words
 from qreason.types import Example
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -22,7 +23,7 @@ def sentences(text: str) -> list[str]:
 
 def plain(text: str) -> str:
     """A text as its lower-case words, one space apart: what two wordings must share to count as the same."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(words(text))
 
 
 def split_step(sentence: str) -> tuple[list[str], str]:
@@ -59,11 +60,11 @@ EQUATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/x])\s*(-?\d+(?:\.\d+)?)\s*=\s*
 
 def equations_fit(reasoning: str, answer: str) -> list[bool] | None:
     """Whether each equation of two numbers is right, and the last result is the answer; None without an equation."""
-    found = EQUATION.findall(reasoning.replace(",", ""))
+    found = EQUATION.findall(unify(reasoning).replace(",", ""))
     if not found:
         return None
     marks = [abs(compute(float(a), sign, float(b)) - float(c)) < 1e-6 for a, sign, b, c in found]
-    last = re.findall(r"-?\d+(?:\.\d+)?", answer.replace(",", ""))
+    last = re.findall(r"-?\d+(?:\.\d+)?", unify(answer).replace(",", ""))
     return [*marks, bool(last) and float(last[-1]) == float(found[-1][3])]
 
 

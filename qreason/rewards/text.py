@@ -7,35 +7,25 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from qreason.rewards.numbers import count_words, last_number, numbers, unify
+from qreason.rewards.numbers import read_number as read_bare
+from qreason.rewards.numbers import words as split_words
 from qreason.rewards.steps import plain
 from qreason.rewards.tags import read_answer
 from qreason.types import Example, Reply
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
-
-WHOLE_NUMBER = re.compile(rf"(?<![\w.,])(?:{NUMBER.pattern})(?![\w]|[.,]\d)")
-"""A number that is no part of a word or of a longer number."""
+OUTER = " ,;:!?'\"`*“”„‟«»‹›「」『』、。؟،؛।¡¿…"
 
 
 def normalize(text: str) -> str:
-    """Lower case, single spaces, no outer quotes or punctuation: equal texts count as the same answer."""
-    outer = " ,;:!?'\"`*"
-    return re.sub(r"\s+", " ", text.lower()).lstrip(outer).rstrip(outer + ".")  # not a leading point: .5
+    """No case, single spaces, no outer quotes or punctuation: equal texts count as the same answer."""
+    text = re.sub(r"\s+", " ", unify(text).casefold())
+    return text.lstrip(OUTER).rstrip(OUTER + ".")  # not a leading point: .5
 
 
 def read_number(text: str) -> float | None:
-    """The number a text consists of, with at most a currency sign, a percent sign or one unit word; else None."""
-    bare = normalize(text).removeprefix("$").removeprefix("€").strip()
-    match = NUMBER.match(bare)
-    if match is None or not re.fullmatch(r"\s*(%|[a-z°€$²³/]*)", bare[match.end() :]):
-        return None
-    return float(match.group().replace(",", ""))
-
-
-def last_number(text: str) -> float | None:
-    """The last number in a text."""
-    numbers = NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
+    """The number an answer consists of, with at most a currency sign, a percent sign or one unit word; else None."""
+    return read_bare(normalize(text))
 
 
 def correct(answer: str, references: Sequence[str]) -> float:
@@ -49,9 +39,9 @@ def correct(answer: str, references: Sequence[str]) -> float:
 def is_mentioned(references: Sequence[str], text: str) -> bool:
     """Whether a text has one of the references anywhere, word for word; of a number, as a whole number."""
     words = f" {plain(text)} "
-    numbers = {float(found.replace(",", "")) for found in WHOLE_NUMBER.findall(text)}
+    found = {value for value, _ in numbers(text)}
     expected = [(read_number(reference), plain(reference)) for reference in references]
-    return any(f" {wording} " in words if value is None else value in numbers for value, wording in expected if wording)
+    return any(f" {wording} " in words if value is None else value in found for value, wording in expected if wording)
 
 
 def correctness(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
@@ -69,7 +59,14 @@ def correctness(replies: Sequence[Reply], examples: Sequence[Example]) -> list[f
 def rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"])
+    return RougeScorer(["rougeL"], tokenizer=Words())
+
+
+class Words:
+    """The tokens that ROUGE compares: those of rouge_score, and the words of all other scripts."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return [part for word in split_words(text) for part in word.split("_") if part]
 
 
 def best(measure: Callable[[str, str], float], reply: Reply, example: Example) -> float:
@@ -88,7 +85,7 @@ def rouge_l(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float
 
 
 def length_similarity(reference: str, answer: str) -> float:
-    expected, found = len(reference.split()), len(answer.split())
+    expected, found = count_words(reference), count_words(answer)
     return max(0.0, 1.0 - abs(found - expected) / expected) if expected else 0.0
 
 

@@ -21,15 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from qreason import __version__
 from qreason.errors import RunFolderError, first_line
-from qreason.machine.files import free_name, hash_files, read_json, write_json, write_text
-from qreason.recipe.schema import Recipe, stage_folders
+from qreason.machine.files import RESTORE, free_name, hash_files, read_json, write_json, write_text
+from qreason.recipe.parse import parse_yaml
+from qreason.recipe.schema import STAGES, Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
+from qreason.run.lock import LOCK, hold, is_empty, sign
+from qreason.run.resume import checkpoints, cut_back, is_of, newest_checkpoint, step_of
 
 CHECKPOINT = "checkpoint"
 """The last adapter of a training step that ran out of memory."""
+RECORDED = {"step", "stage", "folder", "seconds"}
+"""What the manifest says of a finished step."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
 Say = Callable[[str], None]
 
@@ -40,6 +46,8 @@ def silent(line: str) -> None:
 
 class RunFolder:
     """A run on disk; a `read_only` one is never written to."""
+
+    lock: FileLock | None = None
 
     def __init__(self, path: Path, recipe: Recipe, manifest: dict[str, Any], *, read_only: bool = False) -> None:
         self.path, self.recipe, self.manifest, self.read_only = path, recipe, manifest, read_only
@@ -54,17 +62,20 @@ class RunFolder:
         if path.is_file():
             raise RunFolderError(f"{path} is a file; choose a folder with --out")
         manifest: dict[str, Any] = {}
-        if path.exists() and any(path.iterdir()):
+        path.mkdir(parents=True, exist_ok=True)
+        if not ((path / LOCK).exists() or is_empty(path)):
+            read_manifest(path)  # nothing is written into a folder that is no run
+        lock = hold(path)
+        if not is_empty(path):
             earlier = read_manifest(path)
             if fresh:
-                aside = free_name(path)
-                path.rename(aside)
-                say(f"--fresh: the earlier run is kept in {aside}")
+                lock = start_afresh(path, lock, say)
             elif earlier["recipe"] != recipe.name or earlier["steps"]:
                 check_same(path, recipe, earlier)
                 manifest = earlier
-        path.mkdir(parents=True, exist_ok=True)
         run = cls(path, recipe, manifest or new_manifest(recipe))
+        run.lock = lock
+        sign(path)
         write_text(path / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
         run.save()
         return run
@@ -72,7 +83,10 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """The run in a folder, with the recipe it was made with, read-only."""
-        return cls(path, read_recipe(path), read_manifest(path), read_only=True)
+        manifest, recipe = read_manifest(path), read_recipe(path)
+        if len(manifest["steps"]) > len(recipe.steps):
+            raise RunFolderError(f"{path / 'recipe.yaml'}: fewer steps than were finished; restore it from a copy")
+        return cls(path, recipe, manifest, read_only=True)
 
     @classmethod
     def unwritten(cls, path: Path, recipe: Recipe) -> RunFolder:
@@ -92,10 +106,24 @@ class RunFolder:
         """The folder of a step."""
         return self.path / self.stage_names[step]
 
-    def clear_stage(self, step: int, say: Say) -> Path:
-        """The folder of a step, emptied: an interrupted step starts again."""
+    def settings(self, step: int) -> dict[str, Any]:
+        """The settings of a step as JSON values."""
+        return {"seed": self.recipe.seed, **self.recipe.dump()["steps"][step]}
+
+    def resume_stage(self, step: int, say: Say) -> Path:
+        """The folder of a training step, cut back to its newest checkpoint; emptied where it has none."""
         folder = self.stage(step)
-        if (folder / CHECKPOINT).exists():
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint is None or not is_of(checkpoint, self.settings(step)):
+            return self.clear_stage(step, say)
+        cut_back(folder, checkpoint)
+        say(f"{folder.name} was not finished: continuing after step {step_of(checkpoint)}")
+        return folder
+
+    def clear_stage(self, step: int, say: Say) -> Path:
+        """The folder of a step, emptied: an interrupted step starts again. Kept aside where it has adapters."""
+        folder = self.stage(step)
+        if (folder / CHECKPOINT).exists() or checkpoints(folder) or any(folder.glob("checkpoint-*")):
             aside = free_name(folder)
             folder.rename(aside)
             say(f"{folder.name} was not finished: starting it again; its files are kept in {aside}")
@@ -116,15 +144,28 @@ class RunFolder:
         return [self.path / done["folder"] for done in self.manifest["steps"] if done["stage"] == "evaluate"]
 
     def adapter(self, start: str = NEWEST) -> Path | None:
-        """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base."""
-        if start == NEWEST:
-            return self.newest("adapter")
-        return None if start == BASE else self.path / start / "adapter"
+        """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base.
+
+        RunFolderError where a step that left one was finished, and it is gone.
+        """
+        done = [entry["folder"] for entry in self.manifest["steps"] if STAGES[entry["stage"]].leaves_adapter]
+        if start == BASE or (start == NEWEST and not done):
+            return None
+        adapter = self.path / (done[-1] if start == NEWEST else start) / "adapter"
+        if not adapter.is_dir():
+            raise RunFolderError(f"{adapter}: the adapter to start from is missing; restore it, or use --fresh")
+        return adapter
 
     def newest(self, name: str) -> Path | None:
         """The newest file or folder of this name that a finished step wrote; None where there is none."""
         done = [self.path / entry["folder"] / name for entry in self.manifest["steps"]]
         return next((path for path in reversed(done) if path.exists()), None)
+
+    def need(self, name: str) -> Path:
+        """The same; RunFolderError where there is none."""
+        if (file := self.newest(name)) is None:
+            raise RunFolderError(f"{self.path}: {name} of its sample step is missing; {RESTORE}")
+        return file
 
     def record_base(self, base: dict[str, str], hardware: dict[str, Any]) -> None:
         """Record the base of the run; RunFolderError where its weights changed."""
@@ -134,6 +175,17 @@ class RunFolder:
             )
         self.manifest["hardware"] = hardware
         self.save()
+
+
+def start_afresh(path: Path, lock: FileLock | None, say: Say) -> FileLock | None:
+    """Move a run aside; the lock on the new, empty folder in its place."""
+    if lock:
+        lock.release(force=True)
+    aside = free_name(path)
+    path.rename(aside)
+    say(f"--fresh: the earlier run is kept in {aside}")
+    path.mkdir()
+    return hold(path)
 
 
 def new_manifest(recipe: Recipe) -> dict[str, Any]:
@@ -162,12 +214,16 @@ def is_run_folder(path: Path) -> bool:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run folder; RunFolderError for any other folder."""
+    file, cure = path / "manifest.json", "restore it from a copy, or choose another folder with --out"
     try:
-        manifest: dict[str, Any] = read_json(path / "manifest.json")
-        manifest["recipe"], manifest["steps"], manifest["data"]
-        (path / "recipe.yaml").stat()
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{path} is not empty and not a run folder; choose another one with --out") from None
+        manifest: dict[str, Any] = read_json(file, "recipe", "steps", "data", cure=cure)
+    except RunFolderError as error:
+        raise RunFolderError(f"{path} is not empty and not a run folder: {error}") from None
+    steps = manifest["steps"]
+    if not isinstance(steps, list) or not all(isinstance(one, dict) and one.keys() >= RECORDED for one in steps):
+        raise RunFolderError(f"{path} is not empty and not a run folder: {file}: no list of steps; {cure}")
+    if not (path / "recipe.yaml").exists():
+        raise RunFolderError(f"{path} is not empty and not a run folder: it has no recipe.yaml; {cure}")
     return manifest
 
 
@@ -175,8 +231,8 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe that a run folder was made with."""
     file = path / "recipe.yaml"
     try:
-        return Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValueError) as error:
+        return Recipe.model_validate(parse_yaml(file.read_text(encoding="utf-8"))[0])
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise RunFolderError(
             f"{file}: not a recipe of this version ({first_line(error)}); --fresh starts over"
         ) from None

@@ -55,13 +55,15 @@ def figures(folder: Path) -> dict[str, float]:
     """The figures in a stage's folder: of an evaluation, a sample step or a preference model."""
     found: dict[str, float] = {}
     if (file := folder / "evaluation.json").is_file():
-        report = read_json(file)
-        found |= {key: report[key]["mean"] for key in ("accuracy", "pass_at_1", "reward")}
+        measured = ("accuracy", "pass_at_1", "reward")
+        report = read_json(file, *measured)
+        found |= {key: report[key]["mean"] for key in measured}
     if (file := folder / "sample.json").is_file():
-        sample = read_json(file)
-        found |= {key: sample[key] for key in ("replies", "kept", "plain", "completion_tokens")}
+        counted = ("replies", "kept", "plain", "completion_tokens")
+        sample = read_json(file, *counted)
+        found |= {key: sample[key] for key in counted}
     if (file := folder / "preference.json").is_file():
-        found["heldout_accuracy"] = read_json(file)["accuracy"]["mean"]
+        found["heldout_accuracy"] = read_json(file, "accuracy")["accuracy"]["mean"]
     return found
 
 

@@ -37,6 +37,8 @@ REWARD_MODEL = "reward_model"
 
 MEASURED = 8
 """Replies whose reasoning is measured at a time in a run without GRPO."""
+Check = Callable[[Recipe, Mapping[str, Sequence[Example]], Sequence[Pair]], None]
+"""What looks at a recipe, its examples by use and its pairs before a run starts."""
 STEPS = ("sft", "prompts")
 """Data whose rows may have reference steps."""
 
@@ -71,17 +73,26 @@ class Session:
         self.recipe, self.disk, self.say = recipe, disk, say
         self.step = 0
         """The current step."""
+        self.mirror: Callable[[], None] | None = None
+        """Copies the run folder elsewhere."""
         self._judges: dict[JudgeSettings, Judge] = {}
         self._preferences: dict[str, PreferenceModel] = {}
         self._examples: dict[str, list[Example]] = {}
 
     @classmethod
-    def open(cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent) -> Session:
-        """Start a run in a folder, or continue the one in it. All data are read before the folder is changed."""
+    def open(
+        cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent, check: Check | None = None
+    ) -> Session:
+        """Start a run in a folder, or continue the one in it.
+
+        All data are read, and given to `check`, before the folder is changed.
+        """
         examples = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
         pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else None
         if recipe.asks_for("consistent_steps"):
             check_steps(examples)
+        if check:
+            check(recipe, examples, pairs or [])
         session = cls(recipe, RunFolder.open(recipe, path, fresh=fresh, say=say), say)
         session._examples = examples
         if pairs is not None:
@@ -105,6 +116,10 @@ class Session:
     def clear_stage_folder(self) -> Path:
         """The folder of the current step, emptied: an interrupted step starts again."""
         return self.disk.clear_stage(self.step, self.say)
+
+    def resume_stage_folder(self) -> Path:
+        """The folder of the current training step, cut back to its newest checkpoint, or emptied."""
+        return self.disk.resume_stage(self.step, self.say)
 
     def begin_step(self, step: int) -> None:
         """Make a step the current one. Judges forget earlier verdicts, which a resumed run would not have."""
@@ -144,15 +159,11 @@ class Session:
 
     def sampled(self) -> list[Example]:
         """What the newest finished sample step kept."""
-        file = self.disk.newest(SAMPLED)
-        assert file, "the recipe has a sample step before"
-        return read_examples(file, use="sampled")
+        return read_examples(self.disk.need(SAMPLED), use="sampled")
 
     def draws(self) -> Path:
         """The file with every draw of the newest finished sample step."""
-        file = self.disk.newest(DRAWS)
-        assert file, "the recipe has a sample step before"
-        return file
+        return self.disk.need(DRAWS)
 
     # --- models --------------------------------------------------------------------------------
 
@@ -234,6 +245,7 @@ class Session:
             self.recipe.sampling.max_completion_length,
             kinds={name: reward.kind(name) for name, reward in wanted.items()},
             only={name: reward.only for name, reward in wanted.items()},
+            seconds={name: reward.call_timeout for name, reward in wanted.items() if reward.call_timeout},
         )
         weights = {name: reward.weight for name, reward in wanted.items()}
         return Rewards(Scorer(functions, weights), judges[-1] if judges else None, gains[-1] if gains else None)
@@ -251,7 +263,7 @@ class Session:
         from qreason.judge.verdict import open_judge
 
         if settings not in self._judges:
-            self._judges[settings] = open_judge(settings, lambda: self.generator)
+            self._judges[settings] = open_judge(settings, lambda: self.generator, self.say)
         return self._judges[settings]
 
     def preference_model(self, model: str) -> PreferenceModel:

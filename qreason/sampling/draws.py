@@ -22,6 +22,9 @@ DRAWS = "draws.jsonl"
 SAMPLED = "sampled.jsonl"
 """The kept draws as SFT data."""
 
+DRAWN = ("id", "number", "prompt", "reply", "parts", "total", "finished", "prompt_tokens", "seconds")
+"""Columns of draws.jsonl."""
+
 Row = dict[str, Any]
 """A row of draws.jsonl."""
 
@@ -43,10 +46,10 @@ class Journal:
     def __init__(self, folder: Path, made_with: Mapping[str, Any]) -> None:
         """Open or start the journal of a folder. Raises RunFolderError if its draws were made with other settings."""
         self.file = folder / DRAWS
-        header = folder / "draws.json"
+        header, again = folder / "draws.json", f"restore it from a copy, or remove {folder} to draw anew"
         folder.mkdir(parents=True, exist_ok=True)
         if header.exists():
-            earlier = read_json(header)
+            earlier = read_json(header, "sampling", cure=again)
             if changed := [key for key in made_with if made_with[key] != earlier.get(key)]:
                 raise RunFolderError(
                     f"{folder}: its draws were made with other settings ({', '.join(changed)}); set those again to go "
@@ -59,7 +62,7 @@ class Journal:
             whole = text[: text.rfind(b"\n") + 1]
             if whole != text:  # an interruption cut off the last line
                 self.file.write_bytes(whole)
-            self.rows = read_jsonl(self.file)
+            self.rows = read_jsonl(self.file, *DRAWN, cure=again)
         self.clock = time.perf_counter()
 
     def add(self, draws: Sequence[Drawn], scores: Sequence[Score]) -> list[Row]:
@@ -109,6 +112,8 @@ class Sieve:
         words = len(text.split())
         if not words:
             return "empty"
+        if not row["finished"] and text.lstrip().startswith("<think>"):
+            return "cut off inside <think>: raise sampling.max_completion_length"
         if not row["finished"]:
             return "cut off at max_completion_length"
         if not is_strict(text):

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from qreason.errors import ModelError, TrainingError
+from qreason.errors import HIDDEN, ModelError, TrainingError, first_line, hide, redact
 from qreason.types import Messages
 
 
@@ -22,6 +22,13 @@ class Completion:
     finished: bool = True
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    problem: str = ""
+    """Why the body was no chat completion."""
+
+    @property
+    def cut_in_thoughts(self) -> bool:
+        """Whether it reached the token limit before it said anything after its thoughts."""
+        return not self.finished and not self.text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 class Endpoint:
@@ -33,9 +40,15 @@ class Endpoint:
 
         self.model, self.api_key = model, api_key
         key = os.environ.get(api_key, "").strip() or "none"  # the client requires one, a local server may not
+        hide(key)
+        if HIDDEN in endpoint:
+            raise ModelError(f"{endpoint}: a run folder does not keep a password; give the recipe it was made with")
         if not (key.isascii() and key.isprintable()):  # the HTTP library's error would show it
             raise ModelError(f"{api_key}: its key has characters that an HTTP header cannot carry")
-        self.client = OpenAI(base_url=endpoint, api_key=key, timeout=timeout, max_retries=retries)
+        try:
+            self.client = OpenAI(base_url=endpoint, api_key=key, timeout=timeout, max_retries=retries)
+        except Exception as error:
+            raise ModelError(f"{endpoint}: not an address ({first_line(error)}); write http://HOST:PORT/v1") from None
 
     def complete(self, messages: Messages, **body: Any) -> Completion:
         """One completion; `body` is sent in addition to model and messages.
@@ -49,24 +62,35 @@ class Endpoint:
         try:
             answer = chat.create(model=self.model, messages=messages, extra_body=body)  # type: ignore[arg-type]
         except APIStatusError as error:
-            status, problem = error.status_code, f"{error.status_code} {error.response.text[:200]}".strip()
+            status, problem = error.status_code, f"{error.status_code} {redact(error.response.text)[:200]}".strip()
             if status < 500 and status not in (408, 429):
                 cure = f"check the address, the model name and the key in {self.api_key}"
                 raise ModelError(f"{error.request.url}: {problem}; {cure}") from error
         except APIConnectionError as error:
-            problem = str(error.__cause__ or error)[:200]
+            problem = redact(str(error.__cause__ or error))[:200]
         else:
             return read_completion(answer.http_response)
         raise NoAnswerError(f"{self.client.base_url}: no answer in {self.client.max_retries + 1} attempts ({problem})")
 
 
 def read_completion(response: Any) -> Completion:
-    """The first choice of a chat completion; an empty text for a malformed body."""
+    """The first choice of a chat completion; an empty text, and the problem, for a malformed body."""
     try:
         body = response.json()
         choice = body["choices"][0]
-        content, usage = choice["message"]["content"], body.get("usage") or {}
-        tokens = [int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")]
-        return Completion(content if isinstance(content, str) else "", choice.get("finish_reason") != "length", *tokens)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return Completion("")
+        content, finished = choice["message"]["content"], choice.get("finish_reason") != "length"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return Completion("", problem=f"not a chat completion ({type(error).__name__})")
+    usage = body.get("usage")
+    tokens = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
+    if content is None and choice["message"].get("reasoning_content") is not None:
+        content = ""  # the server keeps thoughts apart, and there was no room for more
+    if not isinstance(content, str):
+        return Completion("", finished, *tokens, "the message has no text")
+    return Completion(content.encode(errors="replace").decode(), finished, *tokens)
+
+
+def count(usage: Any, key: str) -> int:
+    """A number of tokens as a server reports it; 0 for anything else."""
+    number = usage.get(key) if isinstance(usage, dict) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31 else 0

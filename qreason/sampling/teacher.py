@@ -56,7 +56,10 @@ def ask_teacher(settings: Teacher, wanted: Sequence[Wanted], system: str, draw: 
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     one = flying.pop(future)
                     try:
-                        arrived.append(read_draw(one, future.result()))
+                        completion = future.result()
+                        if completion.problem:
+                            raise NoAnswerError(f"{settings.endpoint}: {completion.problem}")
+                        arrived.append(read_draw(one, completion))
                         silent = 0
                     except NoAnswerError as error:
                         silent, unanswered, problem = silent + 1, unanswered + 1, problem or error

@@ -26,4 +26,6 @@ def run_step(run: Session, position: int) -> tuple[Artifact, float]:
     seconds = time.perf_counter() - start
     run.disk.finish_step(position, seconds)
     write_lineage(run)
+    if run.mirror:
+        run.mirror()
     return artifact, seconds

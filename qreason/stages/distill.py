@@ -23,18 +23,20 @@ def stage(settings: Distill, run: Session) -> Artifact:
 
     from trl import DistillationConfig, DistillationTrainer
 
+    from qreason.training.resuming import open_checkpoints
     from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
-    folder = run.clear_stage_folder()
+    checkpoints = open_checkpoints(run, settings)
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     adapter, state = train(
         DistillationTrainer,
-        DistillationConfig(**sampling | trl_config(settings, run, folder)),
+        DistillationConfig(**sampling | trl_config(settings, run, checkpoints.folder)),
         [{"prompt": render(example, system)} for example in examples],
         run,
-        folder,
+        checkpoints.folder,
         shown=("loss", "entropy"),
+        checkpoints=checkpoints,
         teacher_model=teacher.model.get_base_model() if teacher.wrapped else teacher.model,
     )
     losses = [row["loss"] for row in state.log_history if "loss" in row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from qreason.export.exporter import Exporter
 from qreason.machine.files import read_json, write_json
 from qreason.recipe.settings import Export
 from qreason.run.session import Artifact, Session
+
+WORK = ".work-"
+"""How folders for intermediate files begin."""
 
 
 def stage(settings: Export, run: Session) -> Artifact:
@@ -27,7 +31,8 @@ def find_merged(run: Session) -> Path:
             return folder / "model"
         if (folder / "adapter").exists():
             for file in sorted(run.folder.glob("merged-*/merge.json")):
-                made_of = read_json(file)
+                cure = f"remove {file.parent}, then `qreason merge {run.folder}`"
+                made_of = read_json(file, "base", "adapters", cure=cure)
                 if (made_of["base"], made_of["adapters"]) == ("trained", [f"{folder.name}/adapter"]):
                     return file.parent / "model"
             break
@@ -38,7 +43,9 @@ def export_into(folder: Path, merged: Path, settings: Export, run: Session) -> A
     """All files of an export in a folder; ExportError for the first one that fails a check, which stays a draft."""
     need_engine()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
+    for leftover in folder.glob(f"{WORK}*"):  # of an export that was cut off
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as work:
         exporter = Exporter(folder, Path(work), merged, settings, run)
         try:
             exporter.make_all()

@@ -27,14 +27,21 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     from trl import GRPOConfig, GRPOTrainer
 
     from qreason.model.compat.trl import sharing_prompts
+    from qreason.training.resuming import open_checkpoints
     from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
     rewards = run.build_rewards(settings.rewards) if settings.rewards else run.rewards
-    folder = run.clear_stage_folder()
-    if settings.preflight:
-        preflight(settings, run, rewards, examples, folder)
-    rollouts = Rollouts(run, rewards, examples, folder, stop=settings.stop_on_reward_hacking)
+    checkpoints = open_checkpoints(run, settings)
+    folder = checkpoints.folder
+    look = settings.preflight and not checkpoints.resumed
+    if look and (why := preflight(settings, run, rewards, examples, folder)):
+        return Artifact(
+            keep_adapter(run, folder), f"0 steps: nothing is left to learn, {why}; the adapter is unchanged"
+        )
+    stop, unjudged = settings.stop_on_reward_hacking, settings.stop_on_unjudged
+    rollouts = Rollouts(run, rewards, examples, folder, stop=stop, stop_unjudged=unjudged)
+    checkpoints.memory = rollouts
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     adapter, state = train(
@@ -44,18 +51,19 @@ def stage(settings: Grpo, run: Session) -> Artifact:
         run,
         folder,
         shown=("reward", "rewards/correctness/mean", "entropy"),
+        checkpoints=checkpoints,
         reward_funcs=rollouts.reward_functions(),
         rollout_func=rollouts.make,
     )
     return Artifact(adapter, f"{state.global_step} steps, {rollouts.summary}")
 
 
-def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path) -> None:
-    """Stop or warn before training that could not learn."""
+def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path) -> str | None:
+    """Stop or warn before training that could not learn; why it has nothing left to learn, or None."""
     recipe, scorer = run.recipe, rewards.scorer
     kinds = {name: one.kind(name) for name, one in (settings.rewards or recipe.rewards).items()}
     check_gold(examples, scorer.rewards, kinds, folder)
-    check_rollouts(
+    why = check_rollouts(
         run.generator,
         scorer,
         examples,
@@ -67,3 +75,14 @@ def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence
     weight, labels = scorer.weights.get("judge", 0.0), recipe.data.labels
     if rewards.judge and weight and labels and (warning := check_judge(rewards.judge, Path(labels), weight, folder)):
         run.say(warning)
+    return why
+
+
+def keep_adapter(run: Session, folder: Path) -> Path:
+    """The adapter that the step started from, as its own."""
+    from qreason.model.compat.peft import POLICY, name_base
+
+    model, run.resident.adapter = run.resident.model, folder / "adapter"
+    name_base(model, run.recipe.model.base)
+    model.save_pretrained(str(run.resident.adapter), selected_adapters=[POLICY], save_embedding_layers=False)
+    return run.resident.adapter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def fold_apart(folder: Path, settings: Merge, run: Session) -> Artifact:
         else:
             text = ",".join(map(str, value)) if key == "weights" else str(value)
             command += [f"--{key.replace('_', '-')}", text]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", env=environment, check=False)
     if done.returncode:
         kind = RunFolderError if done.returncode == RunFolderError.exit_code else TrainingError
         raise kind(f"{folder}: the merge failed; the line above says why")
@@ -65,6 +67,8 @@ def merge_again(run: Session, settings: Merge, folder: Path | None = None) -> Ar
         + [Path(adapter.removesuffix("/adapter")).name for adapter in settings.adapters]
         + [settings.blend or ""] * bool(settings.blend)
     )
+    if folder is None and not (run.folder / name / "merge.json").exists():
+        shutil.rmtree(run.folder / name, ignore_errors=True)  # of a merge that was cut off
     folder = folder or run.folder / name
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} already exists; remove it, or choose another folder with --out")
@@ -111,6 +115,7 @@ def fold_into(folder: Path, settings: Merge, run: Session) -> Artifact:
         figures = {}
         for base in bases:
             draft = folder / f"{base}.draft"
+            shutil.rmtree(draft, ignore_errors=True)  # of a merge that was cut off
             try:
                 figures[base] = merger.onto(base, draft)
                 if base == settings.base:

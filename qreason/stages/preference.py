@@ -16,6 +16,7 @@ from qreason.model.load import lora_config
 from qreason.recipe.training import Preference
 from qreason.report.statistics import mean, share
 from qreason.run.session import REWARD_MODEL, Artifact, Session
+from qreason.sampling.draws import DRAWN
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
@@ -23,7 +24,7 @@ HEAD = "base_model.model.score.weight"
 
 def stage(settings: Preference, run: Session) -> Artifact:
     """Train a reward model on data.pairs or on what was sampled, and measure what was saved on held-out pairs."""
-    pairs = rank_draws(run.draws(), read_jsonl(run.draws())) if settings.data == "sampled" else run.pairs
+    pairs = rank_draws(run.draws(), read_jsonl(run.draws(), *DRAWN)) if settings.data == "sampled" else run.pairs
     pairs = filter_by_topic(pairs, settings.about)
     learnt, kept_out = hold_out(pairs[: settings.rows], settings.heldout_share, run.recipe.seed)
     resident = run.resident
@@ -35,14 +36,25 @@ def stage(settings: Preference, run: Session) -> Artifact:
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
+    from qreason.training.resuming import open_checkpoints
     from qreason.training.trainer import run_trainer, save_adapter, trl_config
 
     set_seed(run.recipe.seed)
     model = with_adapter(run, settings)
-    folder = run.clear_stage_folder()
+    checkpoints = open_checkpoints(run, settings)
+    folder = checkpoints.folder
     config = RewardConfig(**{"max_length": None} | trl_config(settings, run, folder))
     try:
-        trainer = run_trainer(RewardTrainer, config, rows, run, folder, model=model, shown=("loss", "accuracy"))
+        trainer = run_trainer(
+            RewardTrainer,
+            config,
+            rows,
+            run,
+            folder,
+            model=model,
+            shown=("loss", "accuracy"),
+            checkpoints=checkpoints,
+        )
     except torch.OutOfMemoryError:
         raise OutOfMemoryError(
             "the GPU has not enough memory for a micro-batch of pairs; lower preference.per_device_train_batch_size"

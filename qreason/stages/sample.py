@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qreason.data.prompts import SYSTEM_PROMPTS, render
-from qreason.errors import TrainingError
-from qreason.machine.files import write_json, write_jsonl
+from qreason.errors import TrainingError, redact
+from qreason.machine.files import write_json, write_jsonl, write_text
 from qreason.machine.progress import progress_bar
 from qreason.machine.rows import free_memory
 from qreason.recipe.settings import Sample
@@ -58,7 +58,7 @@ def made_with(settings: Sample, run: Session) -> dict[str, Any]:
         "rewards": recipe.dump()["rewards"],
     }
     if settings.teacher and settings.teacher.endpoint:
-        return common | {"teacher": settings.teacher.endpoint, "model": settings.teacher.model}
+        return common | {"teacher": redact(settings.teacher.endpoint), "model": settings.teacher.model}
     adapter = run.disk.adapter(settings.start)
     model = str(adapter.relative_to(run.folder)) if adapter else "base"
     if settings.teacher:
@@ -127,7 +127,7 @@ def finish(settings: Sample, run: Session, examples: Sequence[Example], journal:
     write_jsonl(folder / SAMPLED, kept)
     write_jsonl(journal.file, rows)
     write_json(folder / "sample.json", figures)
-    (folder / "README.md").write_text(card(run, settings, figures), encoding="utf-8")
+    write_text(folder / "README.md", redact(card(run, settings, figures)))
     kept_text = f"{figures['kept']} of {len(rows)} replies kept ({figures['acceptance']:.0%})"
     summary = f"{kept_text}, to {figures['prompts_kept']} of {figures['prompts']} prompts"
     return Artifact(folder / SAMPLED, summary + (f", {len(plain)} rows mixed in" if plain else ""))

@@ -22,13 +22,15 @@ def stage(settings: Sft, run: Session) -> Artifact:
 
     from trl import SFTConfig, SFTTrainer
 
+    from qreason.training.resuming import open_checkpoints
     from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
-    folder = run.clear_stage_folder()
+    checkpoints = open_checkpoints(run, settings)
     defaults = {"max_length": resident.context_length, "completion_only_loss": True}
-    config = SFTConfig(**defaults | trl_config(settings, run, folder))
-    adapter, state = train(SFTTrainer, config, rows, run, folder, shown=("loss", "mean_token_accuracy"))
+    config = SFTConfig(**defaults | trl_config(settings, run, checkpoints.folder))
+    shown = ("loss", "mean_token_accuracy")
+    adapter, state = train(SFTTrainer, config, rows, run, checkpoints.folder, shown=shown, checkpoints=checkpoints)
     kind = "sampled rows" if settings.data == "sampled" else "incidents"
     return Artifact(adapter, f"{len(examples)} {kind}, {state.global_step} steps")
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from qreason.training.reasoning import Reasoned
 from qreason.training.traits import (
@@ -31,9 +32,11 @@ from qreason.training.traits import (
     mean,
     part_means,
     read_rollout,
+    restore_rollout,
     rollouts_with,
     slope,
     total,
+    write_rollout,
 )
 from qreason.types import Example, Reply, Score
 
@@ -54,6 +57,8 @@ DECAYED = 0.1
 """Fall in the share of consistent reasonings."""
 UNNEEDED, NATS = 0.5, 1.0
 """Share of the early gain in nats that is lost, and nats that are at least, when reasoning counts as not needed."""
+UNJUDGED, UNJUDGED_STEPS = 0.5, WINDOW // 2
+"""A step has too few judged replies above this share; so many such steps in a row stop a run."""
 TRIED, SHOWN = 20, 3
 
 
@@ -99,6 +104,16 @@ class Watchdog:
         new = [alarm for alarm in found if alarm is not None and alarm.sign not in self.raised]
         self.raised |= {alarm.sign for alarm in new}
         return new
+
+    def remember(self) -> Callable[[], dict[str, Any]]:
+        """The rollouts and alarms so far, to be written as JSON; see recall."""
+        steps, raised = list(self.steps), sorted(self.raised)
+        return lambda: {"steps": [[write_rollout(one) for one in step] for step in steps], "raised": raised}
+
+    def recall(self, memory: Mapping[str, Any], examples: Mapping[str, Example]) -> None:
+        """Go on from what was remembered; `examples` by their id."""
+        self.steps = [[restore_rollout(row, examples[row["group"]]) for row in step] for step in memory["steps"]]
+        self.raised = set(memory["raised"])
 
 
 class Windows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,10 @@ from qreason.machine.files import write_json
 from qreason.recipe.training import PREFLIGHT_PROMPTS
 from qreason.rewards.registry import FULL_MARKS
 from qreason.rewards.scoring import Scorer, applies
-from qreason.types import Example, Generator, Reply, Reward, Sampling
+from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
+
+MOST_PROMPTS = 64
+"""Prompts that are sampled, as many at a time as PREFLIGHT_PROMPTS, while no replies to one earn different totals."""
 
 
 def check_gold(
@@ -53,27 +57,61 @@ def check_rollouts(
     n: int,
     sampling: Sampling,
     folder: Path,
-) -> None:
-    """TrainingError when sampled completions show that GRPO has nothing to learn from, with the reason and cures."""
-    chosen = examples[:PREFLIGHT_PROMPTS]
-    made = generator.generate([render(example, system) for example in chosen], n=n, sampling=sampling, fast=True)
-    replies = [reply for group in made for reply in group]
-    scores = scorer(replies, [example for example in chosen for _ in range(n)], folder)
-    if not any(reply.finished for reply in replies):
-        raise TrainingError(
-            f"none of {len(replies)} sampled replies ends within max_completion_length "
-            f"({sampling.max_completion_length}): raise it, or start from a model that has learnt to stop (sft first); "
-            f"grpo.preflight=false skips this check. The first reply: {show(replies[0])}"
-        )
-    totals = [{score.total for score in scores[start : start + n]} for start in range(0, len(scores), n)]
-    if all(len(group - {None}) < 2 for group in totals):
-        earned = ", ".join(f"{name} {part}" for name, part in scores[0].parts.items())
-        raise TrainingError(
-            f"all {n} replies to each of {len(chosen)} prompts earn the same ({earned}), so GRPO would learn nothing: "
-            "look at the replies with qreason evaluate, start from a model that is sometimes correct (sft first), "
-            "raise sampling.temperature or num_generations, or add a reward that tells replies apart; "
-            f"grpo.preflight=false skips this check. The first reply: {show(replies[0])}"
-        )
+) -> str | None:
+    """Whether GRPO can learn from sampled completions: None if so, or why there is nothing left to learn.
+
+    The first prompts are enough where the replies to one of them earn different totals; otherwise more are sampled.
+    TrainingError when they show that GRPO would learn nothing, with the reason and cures.
+    """
+    order = in_order(examples, sampling.seed)
+    made: list[list[Reply]] = []
+    scores: list[list[Score]] = []
+    while left := order[len(made) : len(made) + PREFLIGHT_PROMPTS]:
+        prompts = [render(example, system) for example in left]
+        made += generator.generate(prompts, n=n, sampling=sampling, fast=True)
+        replies = [reply for group in made[-len(left) :] for reply in group]
+        if not any(reply.finished for group in made for reply in group):
+            raise TrainingError(
+                f"none of {len(replies)} sampled replies ends within max_completion_length "
+                f"({sampling.max_completion_length}): raise it, or start from a model that has learnt to stop (sft "
+                f"first); grpo.preflight=false skips this check. The first reply: {show(replies[0])}"
+            )
+        scored = scorer(replies, [example for example in left for _ in range(n)], folder)
+        groups = [scored[start : start + n] for start in range(0, len(scored), n)]
+        if any(len(totals(group)) > 1 for group in groups):
+            return None
+        scores += groups
+    right = sum(is_right(scorer, example, group, folder) for example, group in zip(order, scores, strict=True))
+    if right == len(scores):
+        return f"every reply to {right} sampled prompts earns what the reference earns"
+    earned = ", ".join(f"{name} {part}" for name, part in scores[0][0].parts.items())
+    already = f"; {right} of the prompts are all right already" if right else ""
+    raise TrainingError(
+        f"all {n} replies to each of {len(scores)} prompts earn the same ({earned}), so GRPO would learn nothing"
+        f"{already}: look at the replies with qreason evaluate, start from a model that is sometimes correct (sft "
+        "first), raise sampling.temperature or num_generations, or add a reward that tells replies apart; "
+        f"grpo.preflight=false skips this check. The first reply: {show(made[0][0])}"
+    )
+
+
+def in_order(examples: Sequence[Example], seed: int | None) -> list[Example]:
+    """The prompts to sample: the first ones, then others from anywhere, since rows may be sorted by what they ask."""
+    start, rest = list(examples[:PREFLIGHT_PROMPTS]), examples[PREFLIGHT_PROMPTS:]
+    return start + random.Random(seed).sample(rest, min(len(rest), MOST_PROMPTS - PREFLIGHT_PROMPTS))
+
+
+def totals(scores: Sequence[Score]) -> set[float]:
+    """The different totals of the replies that were judged."""
+    return {score.total for score in scores if score.total is not None}
+
+
+def is_right(scorer: Scorer, example: Example, scores: Sequence[Score], folder: Path) -> bool:
+    """Whether replies that earn the same earn what the reference does, and the reference more than no answer."""
+    best, worst = (totals([score]) for score in scorer([gold(example), Reply("")], [example, example], folder))
+    earned = totals(scores)
+    if not (earned and best and worst):
+        return False
+    return max(best) > max(worst) and max(earned) >= max(best) - 1e-6
 
 
 def check_judge(judge: Judge, labels: Path, weight: float, folder: Path) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from qreason.judge.calibration import correlation
 from qreason.machine.files import write_jsonl
 from qreason.rewards.scoring import reply_row
 from qreason.run.session import Rewards, Session
-from qreason.training.alarms import Alarm, Watchdog
+from qreason.training.alarms import UNJUDGED, UNJUDGED_STEPS, Alarm, Watchdog
 from qreason.training.reasoning import ReasoningWatch, reasoning_metrics
 from qreason.types import Example, Messages, Reply, Score
 
+COUNTS = ("groups", "groups_without_variance", "unjudged", "unjudged_steps")
 LogMetric = Callable[[str, float], None]
 
 
@@ -24,17 +26,26 @@ class Rollouts:
     """What TRL's GRPO trainer calls: `make` for replies, then one function per reward for their scores."""
 
     def __init__(
-        self, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path, *, stop: bool
+        self,
+        run: Session,
+        rewards: Rewards,
+        examples: Sequence[Example],
+        folder: Path,
+        *,
+        stop: bool,
+        stop_unjudged: bool = True,
     ) -> None:
-        """`stop`: raise an error where a reward looks gamed, in place of a message."""
-        self.run, self.scorer, self.examples, self.folder, self.stop = run, rewards.scorer, examples, folder, stop
+        """`stop`: raise an error where a reward looks gamed, in place of a message; `stop_unjudged`: if few judge."""
+        self.run, self.scorer, self.examples, self.folder = run, rewards.scorer, examples, folder
+        self.stop, self.stop_unjudged = stop, stop_unjudged
         self.sampling = run.recipe.sampling.sampling()
         self.watchdog = Watchdog(self.scorer.weights)
         gain = rewards.gain or run.reasoning_gain()
         self.reasoning = ReasoningWatch(run.reference_steps, gain, rewarded=rewards.gain is not None)
+        self.judge = rewards.judge
         self.replies: list[Reply] = []
         self.scores: list[Score] = []
-        self.groups = self.groups_without_variance = self.unjudged = 0
+        self.groups = self.groups_without_variance = self.unjudged = self.unjudged_steps = 0
         self.rollout_seconds = 0.0
 
     @property
@@ -90,7 +101,7 @@ class Rollouts:
         flat = sum(len(totals) == 1 for totals in groups.values())
         self.groups += len(groups)
         self.groups_without_variance += flat
-        self.unjudged += sum(score.total is None for score in self.scores)
+        self.watch_unjudged(step)
         log_metric("groups_without_signal", flat / len(groups))
         log_metric("distinct_replies", len({reply.text for reply in self.replies}) / len(self.replies))
         log_metric("reply_words", sum(len(reply.text.split()) for reply in self.replies) / len(self.replies))
@@ -101,6 +112,20 @@ class Rollouts:
         for alarm in self.watchdog.look(step, self.replies, examples, self.scores, reasoned):
             self.report(alarm)
 
+    def watch_unjudged(self, step: int) -> None:
+        """TrainingError where most replies of several steps in a row have no total."""
+        unjudged = sum(score.total is None for score in self.scores)
+        self.unjudged += unjudged
+        self.unjudged_steps = self.unjudged_steps + 1 if unjudged > UNJUDGED * len(self.scores) else 0
+        if self.stop_unjudged and self.unjudged_steps == UNJUDGED_STEPS:
+            silent = {name: sum(score.parts[name] is None for score in self.scores) for name in self.scorer.rewards}
+            name = max(silent, key=lambda name: silent[name])
+            raise TrainingError(
+                f"step {step}: {unjudged} of {len(self.scores)} replies could not be judged, nor could most in the "
+                f"{UNJUDGED_STEPS - 1} steps before ('{name}': None for {silent[name]}). Stopped (stop_on_unjudged), "
+                "no adapter was written; see that it can judge: that its server answers, that rows have what it reads"
+            )
+
     def report(self, alarm: Alarm) -> None:
         """A message of what looks like gaming, with the replies kept; TrainingError where that stops the run."""
         file = self.folder / "alarms.jsonl"
@@ -109,6 +134,26 @@ class Rollouts:
         if self.stop:
             raise TrainingError(f"{message}. Stopped (stop_on_reward_hacking); no adapter was written")
         self.run.say(message)
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def remember(self) -> Callable[[], dict[str, Any]]:
+        counts, watched = {name: getattr(self, name) for name in COUNTS}, self.watchdog.remember()
+        verdicts = self.judge.verdicts if self.judge else {}
+        known = len(verdicts)  # later ones come after these
+
+        def memory() -> dict[str, Any]:
+            rows = [[*pair, value] for pair, value in islice(verdicts.items(), known)]
+            return {"counts": counts, "verdicts": rows, "watchdog": watched()}
+
+        return memory
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        for name, count in memory["counts"].items():
+            setattr(self, name, count)
+        if self.judge:
+            self.judge.verdicts.update({(reference, reply): value for reference, reply, value in memory["verdicts"]})
+        self.watchdog.recall(memory["watchdog"], {example.id: example for example in self.examples})
 
 
 def judge_agreement(scores: Sequence[Score]) -> float | None:

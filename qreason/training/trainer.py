@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import Bar, progress_bar
 from qreason.model.compat.peft import POLICY, name_base
-from qreason.model.compat.trl import in_pieces, recast_adapter
+from qreason.model.compat.trl import in_pieces, recast_adapter, resumable
 from qreason.recipe.training import Training
 from qreason.run.folder import CHECKPOINT
+from qreason.run.resume import RESUME, step_of
 from qreason.run.session import Session
+from qreason.training.arguments import trl_arguments
 from qreason.training.recovery import Recovery
+from qreason.training.resuming import Checkpoints
 
 CALIBRATION = 32
 """Rows of the run's data that a compensating adapter is fitted to."""
@@ -29,22 +32,7 @@ MOST_OVERFLOWS = 20
 
 def trl_config(settings: Training, run: Session, folder: Path) -> dict[str, Any]:
     """The keyword arguments of TRL's configs, every one explicit."""
-    hardware = run.resident.hardware
-    return {
-        **settings.trl_arguments(),
-        "output_dir": str(folder),
-        "seed": run.recipe.seed,
-        "use_cpu": hardware.device == "cpu",
-        "bf16": hardware.autocast == "bfloat16",
-        "fp16": hardware.autocast == "float16",
-        "dataloader_pin_memory": hardware.device == "cuda",
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_nan_inf_filter": False,
-        **settings.trl,
-    }
+    return trl_arguments(settings, run.recipe.seed, run.resident.hardware, folder)
 
 
 def start_adapter(run: Session, settings: Training) -> None:
@@ -74,6 +62,26 @@ def compensate_quantization(run: Session) -> None:
     run.say(f"NF4 changes the layers' outputs by {before:.1%}, with the adapter's initial weights by {after:.1%}")
 
 
+class Steps(TrainerCallback):  # type: ignore[misc]
+    """Tells checkpoints when the weights change, and has the trainer report each step to them."""
+
+    def __init__(self, checkpoints: Checkpoints, trainer: Any) -> None:
+        self.checkpoints, self.trainer = checkpoints, trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.checkpoints.resumed:
+            self.checkpoints.load_progress(self.trainer, self.checkpoints.resumed)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.checkpoints.stepping = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.checkpoints.asked, control.should_save = control.should_save, True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.checkpoints.asked = control.should_save
+
+
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Writes metrics.jsonl, moves the progress bar, and stops a run whose loss is not finite."""
 
@@ -82,6 +90,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.total(state.max_steps)
+        self.bar.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.advance(1)
@@ -116,23 +125,25 @@ def train(
 
 
 def run_trainer(
-    trainer_class: Callable[..., Any],
+    trainer_class: type,
     config: Any,
     rows: list[dict[str, Any]],
     run: Session,
     folder: Path,
     *,
     shown: tuple[str, ...],
+    checkpoints: Checkpoints | None = None,
     **more: Any,
 ) -> Any:
     """Run a TRL trainer on rows under a progress bar that shows the metrics `shown`; `more` are its other arguments.
 
-    Raises TrainingError where it leaves weights that are not finite.
+    With `checkpoints` it continues from the newest one. Raises TrainingError where it leaves weights that are not
+    finite.
     """
     import torch
 
     with progress_bar(folder.name) as bar:
-        trainer = trainer_class(
+        trainer = (resumable(trainer_class, checkpoints) if checkpoints else trainer_class)(
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=run.resident.tokenizer,
@@ -142,7 +153,10 @@ def run_trainer(
         trainer.remove_callback(PrinterCallback)
         recast_adapter(trainer)
         try:
-            trainer.train()
+            if checkpoints:
+                train_resumably(trainer, checkpoints, run)
+            else:
+                trainer.train()
         except OutOfMemoryError as error:
             kept = save_adapter(trainer, run, folder / CHECKPOINT)
             raise OutOfMemoryError(
@@ -152,6 +166,19 @@ def run_trainer(
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise TrainingError(f"{name} is not finite after training; no adapter was written. Lower the learning rate")
     return trainer
+
+
+def train_resumably(trainer: Any, checkpoints: Checkpoints, run: Session) -> None:
+    """Train from the newest checkpoint; whatever stops it, the last full step is kept."""
+    trainer.add_callback(Steps(checkpoints, trainer))
+    with checkpoints.interruptible():
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoints.resumed) if checkpoints.resumed else None)
+        except BaseException:  # an interruption too
+            if kept := checkpoints.rescue(trainer):
+                run.say(f"{checkpoints.folder.name}: step {step_of(kept)} is kept; the same command continues after it")
+            raise
+    shutil.rmtree(checkpoints.folder / RESUME, ignore_errors=True)
 
 
 def save_adapter(trainer: Any, run: Session, folder: Path) -> Path:

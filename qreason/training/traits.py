@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from qreason.rewards.tags import TAG
 from qreason.training.reasoning import Reasoned
@@ -44,6 +44,21 @@ def read_rollout(reply: Reply, example: Example, score: Score, reasoned: Reasone
         consistent=None if reasoned.consistent is None else float(reasoned.consistent),
         gain_nats=reasoned.gain_nats,
     )
+
+
+KEPT = ("text", "finished", "parts", "group", "consistent", "gain_nats")
+"""What the rest of a rollout is read from, with its example."""
+
+
+def write_rollout(rollout: Rollout) -> dict[str, Any]:
+    return {name: getattr(rollout, name) for name in KEPT}
+
+
+def restore_rollout(row: Mapping[str, Any], example: Example) -> Rollout:
+    """The rollout that write_rollout gave as JSON values."""
+    consistent = None if row["consistent"] is None else bool(row["consistent"])
+    reply, reasoned = Reply(row["text"], finished=row["finished"]), Reasoned(consistent, row["gain_nats"])
+    return read_rollout(reply, example, Score(None, row["parts"]), reasoned)
 
 
 def rollouts_with(name: Literal["consistent", "gain_nats"], rollouts: Sequence[Rollout]) -> list[Rollout]:

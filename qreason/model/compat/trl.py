@@ -1,9 +1,10 @@
-"""TRL: GRPO steps that read each prompt once, micro-batches computed in pieces, adapters that stay float32."""
+"""TRL: prompts read once, micro-batches computed in pieces, steps that can be resumed, adapters that stay float32."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,51 @@ class InPieces:
 def in_pieces(trainer: type, policy: Policy) -> Any:
     """TRL's trainer class, with micro-batches computed as the policy decides."""
     return type(trainer.__name__, (InPieces, trainer), {"policy": staticmethod(policy)})
+
+
+# --- checkpoints -----------------------------------------------------------------------------------
+
+
+class Resumable:
+    """A TRL trainer that reports each step to `checkpoints` and starts from one. Mixed in by `resumable`.
+
+    Read in transformers 5.17: `_save_checkpoint` is called after the step's logging where a callback set
+    control.should_save; the others by train(resume_from_checkpoint). TRL's RepeatSampler goes on drawing from its own
+    random source from epoch to epoch, so the draws of earlier epochs are repeated.
+    """
+
+    checkpoints: Any
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.checkpoints.asked:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self.checkpoints.step_done(self)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.checkpoints.load_weights(self, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint:
+            self.checkpoints.load_optimizer(self, Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        pass  # with the optimizer
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint:
+            self.checkpoints.load_random(Path(checkpoint))
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        if hasattr(sampler, "mini_repeat_count"):
+            for _ in range(self.checkpoints.finished_epochs()):
+                next(iter(sampler), None)
+        return sampler
+
+
+def resumable(trainer: type, checkpoints: Any) -> Any:
+    """TRL's trainer class, with checkpoints of its own."""
+    return type(trainer.__name__, (Resumable, trainer), {"checkpoints": checkpoints})
 
 
 # --- adapters --------------------------------------------------------------------------------------

@@ -1,0 +1,83 @@
+"""The runs in a folder: what state each is in, its size, and what of it is left over from work that was cut off."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qreason.errors import QReasonError
+from qreason.run.folder import RunFolder, is_run_folder
+from qreason.run.lock import describe, is_held
+from qreason.run.resume import DRAFT, RESUME, newest_checkpoint, step_of
+
+WORK = ".work-*"
+"""Folders of an export for intermediate files."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run folder as `qreason runs` shows it; sizes in bytes."""
+
+    path: Path
+    started: str
+    state: str
+    size: int
+    leftover: int
+    """The part of the size that `clean` frees."""
+
+
+def list_runs(folder: Path) -> list[Listed]:
+    """The runs in a folder, the newest first; or the one that the folder is."""
+    places = [folder] if is_run_folder(folder) else [path for path in folder.glob("*") if is_run_folder(path)]
+    return sorted((look(path) for path in places), key=lambda run: run.started, reverse=True)
+
+
+def look(path: Path) -> Listed:
+    try:
+        run = RunFolder.reopen(path)
+        started, state = str(run.manifest.get("started", "")), describe_state(run)
+    except QReasonError as error:
+        started, state = "", f"damaged: {error}"
+    return Listed(path, started, state, size(path), sum(map(size, leftovers(path))))
+
+
+def describe_state(run: RunFolder) -> str:
+    done, steps = run.finished, len(run.recipe.steps)
+    if is_held(run.path):
+        return f"{done} of {steps} steps, working ({describe(run.path)})"
+    if done == steps:
+        return "finished"
+    stage = run.stage(done)
+    checkpoint = newest_checkpoint(stage) if stage.is_dir() else None
+    place = f", {stage.name} after its step {step_of(checkpoint)}" if checkpoint else ""
+    return f"{done} of {steps} steps{place}"
+
+
+def leftovers(path: Path) -> Iterator[Path]:
+    """What no command reads: drafts, an export's intermediate files, checkpoints of stages that are finished."""
+    if is_held(path):
+        return
+    yield from (one for one in path.rglob(f"*.{DRAFT}"))
+    yield from path.rglob(WORK)
+    yield from path.rglob(f"{RESUME}/{DRAFT}")
+    yield from (stage / RESUME for stage in path.iterdir() if (stage / RESUME).is_dir() and is_finished(stage))
+
+
+def is_finished(stage: Path) -> bool:
+    return (stage / "adapter").is_dir() or (stage / "preference.json").exists()
+
+
+def clean(path: Path) -> None:
+    for leftover in list(leftovers(path)):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    return sum(file.stat().st_size for file in files)
