@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from twists import RIGHT, WRONG
 
-from qreason.recipe.load import YAML
+from qreason.recipe.parse import BASE
 
 HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
 SEED = 1
@@ -72,7 +72,7 @@ def read_knowledge(folder: Path = HELPDESK / "knowledge") -> list[Cause]:
     """All causes, in the order of the files."""
     causes = []
     for file in sorted(folder.glob("*.yaml")):
-        book: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), YAML)
+        book: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), BASE)
         for position, family in enumerate(book["families"]):
             shared = {
                 "category": book["category"],
