@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from twists import RIGHT, WRONG
 
-from qreason.recipe.load import YAML
+from qreason.recipe.parse import BASE
 
 HELPDESK = Path(__file__).parent.parent / "data" / "helpdesk"
 SEED = 1
@@ -87,7 +87,7 @@ def read_knowledge(folder: Path = HELPDESK / "knowledge") -> list[Cause]:
     """All causes, in the order of the files; the four of a family are consecutive."""
     causes = []
     for file in sorted(folder.glob("*.yaml")):
-        book: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), YAML)
+        book: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), BASE)
         for entry in book["families"]:
             lists = {key: tuple(entry[key]) for key in ("systems", "new_systems", "symptoms", "new_symptoms")}
             family = Family(book["category"], entry["id"], facts=entry["facts"], **lists)
