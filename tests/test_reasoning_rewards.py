@@ -72,6 +72,11 @@ def test_a_clue_that_is_not_in_the_ticket_makes_a_step_wrong() -> None:
     assert steps_mark(reply("The test page prints, so the driver is fine. Cause: spooler hangs."), OTHER) == 0.0
 
 
+def test_a_clue_that_shows_something_else_makes_a_step_wrong() -> None:
+    assert steps_mark(reply("The test page prints, so nothing reaches the port. Cause: spooler hangs.")) == 0.0
+    assert steps_mark(reply("Jobs wait in the queue, so nothing reaches the port. Cause: spooler hangs.")) == 1.0
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -33,26 +33,34 @@ def split_step(sentence: str) -> tuple[list[str], str]:
 
 
 class ReferenceSteps:
-    """What the reference reasonings of the data say belongs together: conclusion -> findings."""
+    """What the reference reasonings of the data say belongs together: conclusion -> findings, clue -> findings."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
         self.findings: dict[str, set[str]] = {}
+        self.shown: dict[str, set[str]] = {}
         for example in examples:
             *steps, conclusion = sentences(example.reasoning or "") or [""]
-            if steps:
-                self.findings.setdefault(plain(conclusion), set()).update(split_step(step)[1] for step in steps)
+            for clues, finding in map(split_step, steps):
+                self.findings.setdefault(plain(conclusion), set()).add(finding)
+                self.shown.setdefault(" ".join(clues), set()).add(finding)
 
     def fit(self, reasoning: str, prompt: str) -> list[bool] | None:
-        """Whether each step belongs to the conclusion, and its clue stands in the prompt.
+        """Whether each step belongs to the conclusion, and its clue stands in the prompt and shows what it finds.
 
-        None where there is no step, or where no reference has this conclusion.
+        What a clue shows is known for those of the references. None where there is no step, or where no reference has
+        this conclusion.
         """
         *steps, conclusion = sentences(reasoning) or [""]
         findings = self.findings.get(plain(conclusion))
         if not steps or findings is None:
             return None
-        asked, found = f" {plain(prompt)} ", map(split_step, steps)
-        return [finding in findings and all(f" {clue} " in asked for clue in clues) for clues, finding in found]
+        asked = f" {plain(prompt)} "
+        return [
+            finding in findings
+            and all(f" {clue} " in asked for clue in clues)
+            and (not clues or finding in self.shown.get(" ".join(clues), findings))
+            for clues, finding in map(split_step, steps)
+        ]
 
 
 EQUATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/x])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
