@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from qreason.errors import ModelError
 from qreason.export.writer import gguf_names, open_tensors, read_config, write_file
@@ -24,7 +25,7 @@ def read_alpha(adapter: Path) -> float:
 
     rsLoRA scales by alpha / sqrt(r) (Kalajdzievski 2023): its alpha is multiplied by sqrt(r).
     """
-    settings = read_json(adapter / "adapter_config.json")
+    settings = read_json(adapter / "adapter_config.json", dict[str, Any])
     found = [NAMED.get(key, key) for key in REFUSED if settings.get(key)]
     if settings["peft_type"] != "LORA":
         found = [settings["peft_type"]]
