@@ -95,7 +95,12 @@ def read_pass(folder: Path) -> Rows:
     """The rows of an evaluation; RunFolderError where some are gone."""
     file, summary = folder / "evaluation.jsonl", folder / "evaluation.json"
     rows = read_jsonl(file, Row)
-    expected = read_json(summary, Counted)["rows"] if summary.is_file() else max(1, len(rows))
+    scaled = next((row["scaling"] for row in rows if row.get("scaling")), {"pass@1": {}})
+    for number, row in enumerate(rows, 1):
+        same = row["parts"].keys() == rows[0]["parts"].keys() and (row.get("scaling") or scaled).keys() == scaled.keys()
+        if not same or "pass@1" not in scaled:
+            raise RunFolderError(f"{file}:{number}: other rewards or methods than in its first row; {RESTORE}")
+    expected = max(1, read_json(summary, Counted)["rows"] if summary.is_file() else len(rows))
     if len(rows) != expected:
         raise RunFolderError(f"{file}: {len(rows)} rows of {expected}; {RESTORE}")
     return rows
