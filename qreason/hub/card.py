@@ -116,7 +116,7 @@ def training(run: Session, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield step.stage, ", ".join(f"{name} {value:g}" for name, value in listed.items())
     yield "seed", str(recipe.seed)
     hardware = run.disk.manifest.get("hardware", {})
-    versions = ", ".join(f"{name} {number}" for name, number in run.disk.manifest["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in run.disk.manifest.get("versions", {}).items())
     yield "machine", f"{hardware.get('name') or hardware.get('device', 'unknown')}; {versions}"
 
 

@@ -222,6 +222,27 @@ class Report(TypedDict):
     gains: list[Gain]
 
 
+class Adapter(TypedDict):
+    """adapter_config.json of a preference model."""
+
+    base_model_name_or_path: str
+
+
+class Peft(TypedDict):
+    """adapter_config.json of any adapter."""
+
+    peft_type: str
+
+
+class LoraFile(TypedDict):
+    """adapter_config.json of a LoRA."""
+
+    bias: str
+    lora_alpha: Number
+    r: Count
+    use_rslora: bool
+
+
 class Level(TypedDict):
     """The mean output of a preference model."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from qreason.errors import ModelError
 from qreason.machine.files import read_json
-from qreason.machine.records import Level
+from qreason.machine.records import Adapter, Level
 from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import base_of
 from qreason.model.compat.transformers import mark_quantized, unquantized_config
@@ -84,7 +84,7 @@ def render_ids(tokenizer: Any, prompt: str, reply: str) -> list[int]:
 def read_adapter(path: str) -> dict[str, Any] | None:
     """The adapter_config.json of a folder; None where it is none."""
     file = Path(path) / "adapter_config.json"
-    config: dict[str, Any] | None = read_json(file, dict[str, Any]) if file.is_file() else None
+    config: dict[str, Any] | None = read_json(file, Adapter) if file.is_file() else None
     return config
 
 

@@ -95,7 +95,7 @@ def read_pass(folder: Path) -> Rows:
     """The rows of an evaluation; RunFolderError where some are gone."""
     file, summary = folder / "evaluation.jsonl", folder / "evaluation.json"
     rows = read_jsonl(file, Row)
-    scaled = next((row["scaling"] for row in rows if row.get("scaling")), {"pass@1": {}})
+    scaled: dict[str, Any] = next((row["scaling"] for row in rows if row.get("scaling")), {"pass@1": {}})
     for number, row in enumerate(rows, 1):
         same = row["parts"].keys() == rows[0]["parts"].keys() and (row.get("scaling") or scaled).keys() == scaled.keys()
         if not same or "pass@1" not in scaled:
