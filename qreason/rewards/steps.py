@@ -55,7 +55,9 @@ class ReferenceSteps:
         return [finding in findings and all(f" {clue} " in asked for clue in clues) for clues, finding in found]
 
 
-EQUATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/x])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
+NUMBER = r"(-?(?<!\d)\d++(?:\.\d++)?+)"
+"""Begins at its first digit and is read once: a reply of thousands of digits takes no longer than another."""
+EQUATION = re.compile(rf"{NUMBER}\s*+([-+*/x])\s*+{NUMBER}\s*+=\s*+{NUMBER}")
 
 
 def equations_fit(reasoning: str, answer: str) -> list[bool] | None:
