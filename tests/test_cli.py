@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors import SafetensorError
 
 from qreason.cli import main
 from qreason.recipe.load import load_recipe, recipe_name, shipped_recipes
@@ -299,3 +301,27 @@ def test_finished_run_prints_its_report_as_json_and_continues_nothing(
     assert report["passes"][0]["pass_at_1"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert report["gains"] == []
     assert os.listdir(run.folder / "base") == ["evaluation.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0: PytorchStreamWriter failed"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, write_recipe: RecipeWriter, error: Exception) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        try:
+            raise error
+        except Exception as first:
+            raise ValueError("what followed from it") from first
+
+    monkeypatch.setattr("qreason.run.session.Session.open", fail)
+    result = CliRunner().invoke(main, ["run", str(write_recipe())])
+    assert result.exit_code == 1
+    assert (
+        result.stderr
+        == "qreason: no space is left on the disk; make room, and run the same command again to continue\n"
+    )

@@ -265,7 +265,7 @@ def test_cpu_build_beside_a_gpu_is_pointed_out(monkeypatch: pytest.MonkeyPatch) 
 
 def test_driver_and_name_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    two = SimpleNamespace(stdout="NVIDIA GeForce RTX 3060, 580.95.05\nTesla T4, 580.95.05\n")
+    two = SimpleNamespace(stdout=b"NVIDIA GeForce RTX 3060, 580.95.05\nTesla T4, 580.95.05\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: two)
     assert doctor.nvidia_smi() == Card("NVIDIA GeForce RTX 3060", "580.95.05")
 

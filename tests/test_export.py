@@ -16,11 +16,12 @@ from conftest import give_weights
 from safetensors.torch import load_file, save_file
 
 from qreason.cli import main
-from qreason.errors import ExportError, ModelError
+from qreason.errors import ExportError, ModelError, RunFolderError
 from qreason.export import engine, lora, reference, verify, writer
 from qreason.export.exporter import Exporter
 from qreason.export.original import Original
 from qreason.model.load import EMBEDDED
+from qreason.model.merging import check_adapter
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
 from qreason.recipe.settings import Export
@@ -411,6 +412,28 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match="a llama model; export writes the Qwen2 family"):
         writer.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\x00", b'{"model_type": "qwen2", "hidden_size": "x"}'])
+def test_a_damaged_config_of_a_merged_model_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"config.json: damaged \(.*restore it"):
+        writer.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{]", b"\xff" * 64])
+def test_damaged_weights_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"model.safetensors: damaged \(.*restore it"):
+        writer.open_tensors(tmp_path)
+
+
+def test_an_adapter_config_of_another_shape_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with pytest.raises(RunFolderError, match=r"adapter_config.json: Input should be a valid dictionary"):
+        lora.read_alpha(tmp_path)
+    with pytest.raises(ModelError, match=r"no adapter there \(adapter_config.json\)"):
+        check_adapter(tmp_path, {"id": "x", "fingerprint": "y"})
 
 
 def test_an_engine_that_cannot_read_a_file_says_so_in_one_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from qreason.recipe.load import load_recipe
 from qreason.rewards import registry
 from qreason.rewards.reasoned import GainSettings, StepsSettings, is_consistent
 from qreason.rewards.scoring import combine
-from qreason.rewards.steps import ReferenceSteps
+from qreason.rewards.steps import ReferenceSteps, equations_fit
 from qreason.run.session import Session
 from qreason.types import Example, Reply, Sampling, Score
 
@@ -249,3 +249,18 @@ def test_likelihoods_of_last_tokens_share_their_prompt(resident: Resident) -> No
     alone = [generator.likelihoods([row], last=[count])[0] for row, count in zip(rows, counts, strict=True)]
     assert generator.likelihoods(rows, last=counts) == pytest.approx(alone, abs=1e-4)
     assert generator.likelihoods(rows) == pytest.approx([generator.likelihoods([row])[0] for row in rows], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "marks"),
+    [
+        ("12 + 3 = 15", [True, True]),
+        ("1.2.3 + 4 = 6.3", [True, False]),  # 2.3 + 4
+        ("So 9-2 + 17 = 15", [True, True]),  # -2 + 17
+        ("7" * 100_000, None),
+        ("1,000" * 20_000 + " + 1 = 2", [False, False]),
+    ],
+)
+def test_equations_are_read_in_linear_time(reasoning: str, marks: list[bool] | None) -> None:
+    # Thousands of digits without an equation used to take minutes.
+    assert equations_fit(reasoning, "15") == marks

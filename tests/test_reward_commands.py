@@ -10,6 +10,8 @@ from click.testing import CliRunner, Result
 from conftest import RecipeWriter, jsonl
 
 from qreason.cli import main
+from qreason.errors import DataError
+from qreason.judge.calibration import read_labels
 
 HELPDESK = Path(__file__).parents[1] / "data" / "helpdesk"
 GOLD = "<reasoning>Looked.</reasoning>\n<answer>Restart the spooler.</answer>"
@@ -66,6 +68,7 @@ def test_score_shows_a_table_that_fits_the_terminal(write_recipe: RecipeWriter) 
         ('{"id": "a", "reply": "b"}', "replies.jsonl:1: 'reference' is missing"),
         ('{"id": "a", "reply": 3, "reference": "c"}', "replies.jsonl:1: 'reply' is missing or not text"),
         ("{", "replies.jsonl:1: not JSON"),
+        ('{"id": "a", "reply": "b", "reference": "c", "tests": 3}', "replies.jsonl:1: 'tests' is int, not text"),
     ],
 )
 def test_replies_that_cannot_be_scored_are_named(write_recipe: RecipeWriter, text: str, said: str) -> None:
@@ -74,6 +77,39 @@ def test_replies_that_cannot_be_scored_are_named(write_recipe: RecipeWriter, tex
     result = call("score", str(recipe), "--replies", "replies.jsonl")
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+TABLE = "reply,reference,label\nRestart it.,Restart it.,1\nNo.,Restart it.,0\n"
+OBJECTS = (
+    '[{"reply": "Restart it.", "reference": "Restart it.", "label": 1}, {"reply": "No.", "reference": "x", "label": 0}]'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("r.csv", TABLE), ("r.tsv", TABLE.replace(",", "\t")), ("r.json", OBJECTS), ("r.JSON", OBJECTS)]
+)
+def test_replies_and_labels_may_be_any_data_file(write_recipe: RecipeWriter, name: str, text: str) -> None:
+    recipe = write_recipe()
+    (recipe.parent / name).write_text(text)
+    result = call("score", str(recipe), "--replies", name, "--json")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["parts"]["format"] for line in result.stdout.splitlines()] == [0.0, 0.0]
+    assert [label for _, _, label in read_labels(recipe.parent / name)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("cell", ["", "yes", "2", "nan"])
+def test_a_label_that_is_no_number_is_named(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "r.csv").write_text(f"reply,reference,label\na,b,{cell}\n")
+    with pytest.raises(DataError, match=r"r.csv:2: 'label' must be a number from 0"):
+        read_labels(tmp_path / "r.csv")
+
+
+def test_replies_with_another_ending_are_refused(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe()
+    (recipe.parent / "replies.txt").write_text("{}")
+    result = call("score", str(recipe), "--replies", "replies.txt")
+    assert result.exit_code == 2
+    assert "replies.txt: a data file ends with .jsonl" in result.stderr
 
 
 # --- the judge -------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -219,6 +222,18 @@ def test_reference_in_any_script_earns_full_marks(text: str) -> None:
     assert mark("length", f"<answer>{text}</answer>", text) == 1.0
     assert mark("rouge_l", "<answer>Restart it</answer>", text) == 0.0
     assert is_mentioned((text,), f"1. {text}!")
+
+
+def test_rouge_l_is_that_of_rouge_score_for_any_words_and_quick_for_many() -> None:
+    # Ten thousand words used to take half a minute.
+    draw, scorer = random.Random(1), RougeScorer(["rougeL"])
+    for _ in range(300):
+        reference, answer = (" ".join(draw.choices("abcdef", k=draw.randint(1, 40))) for _ in range(2))
+        expected = scorer.score(reference, answer)["rougeL"].fmeasure
+        assert mark("rouge_l", f"<answer>{answer}</answer>", reference) == expected
+    start = time.process_time()
+    assert mark("rouge_l", f"<answer>{'a b c ' * 5000}</answer>", "c a b " * 5000) == pytest.approx(1.0, abs=1e-3)
+    assert time.process_time() - start < 5
 
 
 def test_rouge_l_compares_letters_not_their_encoding() -> None:

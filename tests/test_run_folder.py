@@ -344,6 +344,68 @@ ALLOWED = {
 """What a command can do without."""
 
 
+def put(file: Path, place: str, value: object) -> None:
+    """Write another value at a place of a JSON file, or of the first row of a JSONL file."""
+    lines = file.read_text().splitlines(keepends=True) if file.suffix == ".jsonl" else [file.read_text()]
+    whole = json.loads(lines[0])
+    *above, last = place.split(".")
+    inner = whole
+    for key in above:
+        inner = inner[int(key) if isinstance(inner, list) else key]
+    inner[int(last) if isinstance(inner, list) else last] = value
+    file.write_text(json.dumps(whole) + "\n" + "".join(lines[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "command", "said"),
+    [
+        ("01-sft/evaluation.json", "accuracy", 3, "lineage", "accuracy: Input should be a valid dictionary"),
+        ("01-sft/evaluation.json", "reward.mean", "high", "lineage", "reward.mean: Input should be a valid number"),
+        ("01-sft/evaluation.json", "rows", "4", "report", "rows: Input should be a valid integer"),
+        ("base/evaluation.jsonl", "parts", 3, "report", ":1: parts: Input should be a valid dictionary"),
+        ("base/evaluation.jsonl", "parts", {"other": 1.0}, "report", ":2: other rewards or methods than in its first"),
+        ("base/evaluation.jsonl", "accurate", "yes", "report", ":1: accurate: Input should be a valid boolean"),
+        ("base/evaluation.jsonl", "total", 1e308, "report", ":1: total: Input should be less than"),
+        ("base/evaluation.jsonl", "reasoning", {"own": True}, "report", ":1: no reasoning.Tested.direct in it"),
+        ("02-grpo/metrics.jsonl", "step", None, "report", ":1: step: Input should be a valid integer"),
+        ("02-grpo/metrics.jsonl", "reward", [1], "report", ":1: reward: Input should be a valid number"),
+        ("manifest.json", "steps.1.folder", "../..", "lineage", "its step 2 is not that of recipe.yaml"),
+        ("manifest.json", "steps.1.stage", "dream", "chat", "its step 2 is not that of recipe.yaml"),
+        ("manifest.json", "steps.1.seconds", "1", "merge", "steps.1.seconds: Input should be a valid number"),
+        ("manifest.json", "base", "qreason/tiny", "export", "base: Input should be a valid dictionary"),
+        ("report.json", "passes.0.accuracy", {"mean": 1.0}, "push", "passes.0.accuracy"),
+        ("report.json", "gains", 3, "push", "gains: Input should be a valid list"),
+        ("02-grpo/adapter/adapter_config.json", "", [], "push", "Input should be a valid dictionary"),
+    ],
+)
+def test_a_value_of_another_shape_is_named(
+    evaluated: Path, name: str, place: str, value: object, command: str, said: str
+) -> None:
+    # These used to end with a traceback.
+    write_json(evaluated / "02-grpo" / "adapter" / "adapter_config.json", {})
+    if place:
+        put(evaluated / name, place, value)
+    else:
+        write_json(evaluated / name, value)
+    if command == "report":
+        with pytest.raises(RunFolderError) as caught:
+            write_report(RunFolder.reopen(evaluated))
+        found = str(caught.value)
+    else:
+        arguments = ["--to", "me/x", "--dry-run"] if command == "push" else []
+        result = CliRunner().invoke(main, [command, str(evaluated), *arguments])
+        assert result.exit_code == 2, result.output
+        found = result.stderr.splitlines()[-1]
+    assert str(evaluated / name) in found
+    assert said in found
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_mean_over_nothing_is_a_gap_in_a_curve(evaluated: Path, value: float | None) -> None:
+    write_jsonl(evaluated / "02-grpo" / "metrics.jsonl", [{"step": 1, "reward": value}, {"step": 2, "reward": 0.5}])
+    assert write_report(RunFolder.reopen(evaluated))["curves"][0]["reward"] == [None, 0.5]
+
+
 def test_missing_rows_of_an_evaluation_are_counted(evaluated: Path) -> None:
     write_jsonl(evaluated / "base" / "evaluation.jsonl", ROWS[:3])
     with pytest.raises(RunFolderError, match=r"base/evaluation.jsonl: 3 rows of 4; restore it"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import sys
 import traceback
 from contextlib import redirect_stderr
@@ -69,6 +71,16 @@ def accept_any_text() -> None:
             stream.reconfigure(errors=errors)
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or one behind it, is that of a full disk; safetensors and torch have their own for it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if re.search(r"No space left|os error 28|PytorchStreamWriter failed|file write failed", str(error)):
+        return True
+    behind = error.__cause__ or error.__context__
+    return behind is not None and is_full_disk(behind)
+
+
 class Commands(click.Group):
     """qreason errors become one clear line and their exit code, without a traceback; nothing printed holds a secret."""
 
@@ -84,10 +96,13 @@ class Commands(click.Group):
         except QReasonError as error:
             say(f"qreason: {error}")
             sys.exit(error.exit_code)
-        except OSError as error:
-            if error.filename is None:
+        except Exception as error:
+            if is_full_disk(error):
+                say("qreason: no space is left on the disk; make room, and run the same command again to continue")
+            elif isinstance(error, OSError) and error.filename is not None:
+                say(f"qreason: {error.filename}: {error.strerror}")
+            else:
                 raise
-            say(f"qreason: {error.filename}: {error.strerror}")
             sys.exit(1)
         except KeyboardInterrupt:
             say("qreason: stopped; run the same command again to continue")

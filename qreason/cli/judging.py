@@ -27,21 +27,23 @@ def open_unwritten(recipe: str, overrides: tuple[str, ...], out: Path | None = N
 
 
 def score_replies(run: Session, file: Path) -> list[dict[str, Any]]:
-    """`id`, `parts` and `total` of every row of a JSONL with id, prompt, reply and reference, in order."""
+    """`id`, `parts` and `total` of every row of a file with id, prompt, reply and reference, in order."""
     from qreason.data.examples import read_accepted
-    from qreason.data.formats import read_jsonl
+    from qreason.data.formats import read_file
     from qreason.types import Example, Reply
 
     replies, examples = [], []
-    for place, row in read_jsonl(file):
+    for place, row in read_file(file):
         for key in ("reply", "reference"):
             if not isinstance(row.get(key), str):
                 raise DataError(f"{place}: '{key}' is missing or not text; a row has id, prompt, reply and reference")
+        if not isinstance(row.get("tests"), str | None):
+            raise DataError(f"{place}: 'tests' is {type(row['tests']).__name__}, not text")
         replies.append(Reply(row["reply"]))
         examples.append(
             Example(
-                id=str(row.get("id", place)),
-                prompt=str(row.get("prompt", "")),
+                id=str(place if row.get("id") is None else row["id"]),
+                prompt=str(row.get("prompt") or ""),
                 reference=row["reference"],
                 accepted=read_accepted(row, run.recipe.data.fields, place),
                 tests=row.get("tests"),
@@ -59,7 +61,9 @@ def score_replies(run: Session, file: Path) -> list[dict[str, Any]]:
 
 @main.command()
 @click.argument("recipe")
-@click.option("--replies", type=click.Path(path_type=Path), required=True, help="JSONL: id, prompt, reply, reference.")
+@click.option(
+    "--replies", type=click.Path(path_type=Path), required=True, help="A data file: id, prompt, reply, reference."
+)
 @set_option
 @json_option
 def score(recipe: str, replies: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -83,7 +87,7 @@ def judge() -> None:
 @judge.command()
 @click.argument("recipe")
 @click.option(
-    "--labels", type=click.Path(path_type=Path), help="JSONL: reference, reply, label [default: data.labels]."
+    "--labels", type=click.Path(path_type=Path), help="A data file: reference, reply, label [default: data.labels]."
 )
 @set_option
 @json_option
@@ -106,7 +110,7 @@ def calibrate(recipe: str, labels: Path | None, overrides: tuple[str, ...], as_j
 
 @judge.command()
 @click.argument("recipe")
-@click.option("--labels", type=click.Path(path_type=Path), required=True, help="JSONL: reference, reply, label.")
+@click.option("--labels", type=click.Path(path_type=Path), required=True, help="A data file: reference, reply, label.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the adapter [default: runs/NAME-judge].")
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
 @set_option

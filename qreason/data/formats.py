@@ -28,14 +28,18 @@ def read_rows(source: str | Path, data: Data, use: str) -> Iterator[Row]:
 
     Raises DataError with `file:line` for what cannot be read; a path is never looked up on the Hub.
     """
-    file = Path(source)
+    if is_hub_id(str(source)) and not isfile(source):
+        return read_hub(str(source), data, use)
+    return read_file(Path(source))
+
+
+def read_file(file: Path) -> Iterator[Row]:
+    """The rows of a file, by its ending; DataError for another one."""
     readers = {".jsonl": read_jsonl, ".json": read_json_list, ".csv": read_table, ".tsv": read_table}
     readers[".parquet"] = read_parquet
     if reader := readers.get(file.suffix.lower()):
         return reader(file)
-    if is_hub_id(str(source)) and not isfile(source):
-        return read_hub(str(source), data, use)
-    raise DataError(f"{source}: a data file ends with {', '.join(SUFFIXES)}; save its rows as one of them")
+    raise DataError(f"{file}: a data file ends with {', '.join(SUFFIXES)}; save its rows as one of them")
 
 
 def read_text(file: Path) -> str:

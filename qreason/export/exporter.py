@@ -60,9 +60,11 @@ class Exporter:
 
     def check_inputs(self) -> None:
         """Errors that can be found before anything is written."""
-        check_adapter(self.adapter, self.run.disk.manifest["base"])
+        own = {"id": self.base, "fingerprint": fingerprint(self.base)}
+        base = self.run.disk.manifest.get("base", own)  # a pulled run whose base was never opened has none
+        check_adapter(self.adapter, base)
         lora.check_fits(self.adapter, self.merged)
-        changed = fingerprint(self.base) != self.run.disk.manifest["base"]["fingerprint"]
+        changed = own["fingerprint"] != base["fingerprint"]
         if changed and Path(locate(self.base)).is_dir():
             raise RunFolderError(
                 f"{self.run.folder}: the weights of {self.base} changed since this run began; put the earlier ones "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from qreason.errors import ModelError
 from qreason.export.writer import gguf_names, open_tensors, read_config, write_file
 from qreason.machine.files import read_json
+from qreason.machine.records import LoraFile, Peft
 
 NAMED = {"use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA", "arrow_config": "Arrow"}
 REFUSED = (
@@ -24,11 +26,12 @@ def read_alpha(adapter: Path) -> float:
 
     rsLoRA scales by alpha / sqrt(r) (Kalajdzievski 2023): its alpha is multiplied by sqrt(r).
     """
-    settings = read_json(adapter / "adapter_config.json")
+    file = adapter / "adapter_config.json"
+    settings: dict[str, Any] = read_json(file, Peft)
     found = [NAMED.get(key, key) for key in REFUSED if settings.get(key)]
     if settings["peft_type"] != "LORA":
         found = [settings["peft_type"]]
-    if settings["bias"] != "none":
+    elif read_json(file, LoraFile)["bias"] != "none":
         found.append(f"bias: {settings['bias']}")
     if found:
         raise ModelError(f"{adapter}: {', '.join(found)} cannot be an adapter in GGUF; merge it and export the model")

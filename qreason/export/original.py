@@ -9,6 +9,7 @@ from qreason.export import engine, quality, reference, verify, writer
 from qreason.export.verify import Results
 from qreason.machine.files import read_jsonl
 from qreason.machine.hardware import detect
+from qreason.machine.records import Marked
 from qreason.run.session import Session
 
 REPLIES = 20
@@ -53,7 +54,7 @@ class Original:
         with trained.inference() as model:
             logits = reference.write_logits(model, self.replies, self.work / "trained")
         file = adapter.parent / "evaluation.jsonl"
-        rows = read_jsonl(file, "id", "accurate") if file.is_file() else []
+        rows = read_jsonl(file, Marked) if file.is_file() else []
         known = {row["id"]: row["accurate"] for row in rows if row["accurate"] is not None}
         ids = [row.id for row in self.heldout.examples[: self.heldout.rows]]
         if all(name in known for name in ids):

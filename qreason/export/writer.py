@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qreason.errors import InputError, ModelError
+from qreason.errors import InputError, ModelError, first_line
 from qreason.machine.progress import progress_bar
 from qreason.recipe.settings import GGUF_TYPES
 
@@ -27,6 +27,7 @@ BYTES = dict(zip(GGUF_TYPES, (4.0, 2.0, 2.0, 1.07, 0.9, 0.8, 0.8, 0.75, 0.75, 0.
 """Bytes per weight at most; more than the names suggest, because the embedding is stored in a finer type."""
 NATIVE = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 """Number format of a folder's weights -> the type that holds them without loss."""
+ANEW = "restore it from a copy, or make it anew by training or `qreason merge RUN`"
 ROWS = 8192
 """Rows encoded at a time: in float32 a large embedding takes a gigabyte, and encoding it several."""
 
@@ -124,7 +125,10 @@ def read_config(folder: Path) -> Any:
     """The configuration of a folder; ModelError where llama.cpp's `qwen2` would compute something else."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(folder))
+    try:
+        config = AutoConfig.from_pretrained(str(folder))
+    except Exception as error:
+        raise ModelError(f"{folder / 'config.json'}: damaged ({first_line(error)[:200]}); {ANEW}") from error
     if config.model_type != "qwen2":
         raise ModelError(f"{folder}: a {config.model_type} model; export writes the Qwen2 family (qwen2) only")
     rope = config.rope_parameters
@@ -147,8 +151,14 @@ def open_tensors(folder: Path) -> tuple[dict[str, list[int]], Callable[[str], An
 
     found: dict[str, tuple[Path, list[int]]] = {}
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as stored:
-            found |= {name: (file, list(stored.get_slice(name).get_shape())) for name in stored.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as stored:
+                found |= {
+                    name: (file, list(stored.get_slice(name).get_shape()))
+                    for name in stored.keys()  # noqa: SIM118
+                }
+        except Exception as error:
+            raise ModelError(f"{file}: damaged ({first_line(error)[:200]}); {ANEW}") from error
     if not found:
         raise ModelError(f"{folder}: no *.safetensors in it; save the model with save_pretrained")
 

@@ -9,6 +9,7 @@ from typing import Any
 from qreason.data.prompts import SYSTEM_PROMPTS
 from qreason.errors import redact
 from qreason.machine.files import read_json
+from qreason.machine.records import Merged, Report, Told
 from qreason.model.load import EMBEDDED
 from qreason.report.reasoning import verdict
 from qreason.report.table import REASONING
@@ -26,7 +27,7 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
     from huggingface_hub import ModelCard, ModelCardData
 
     file, again = run.folder / "report.json", "`qreason run RECIPE` writes it anew"
-    report = read_json(file, "passes", "gains", cure=again) if file.is_file() else None
+    report = read_json(file, Report, again) if file.is_file() else None
     stages = list(dict.fromkeys(e["stage"] for e in run.disk.manifest["steps"] if e["stage"] in METHODS))
     parts_text = " and ".join(text for part, text in PARTS.items() if part in parts)
     newest, licence = newest_merge(run), base_licence(run)
@@ -64,7 +65,7 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
         percent=lambda measure: interval(measure, 100, "%", 1),
         points=lambda measure: interval(measure, 100, "", 1),
         judge=judge(run),
-        merge=read_json(newest.parent / "merge.json", "dtype") if newest and "merged" in parts else None,
+        merge=read_json(newest.parent / "merge.json", Merged) if newest and "merged" in parts else None,
         system=SYSTEM_PROMPTS[run.recipe.data.prompt],
         tokens=run.recipe.sampling.max_completion_length,
     )
@@ -115,7 +116,7 @@ def training(run: Session, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield step.stage, ", ".join(f"{name} {value:g}" for name, value in listed.items())
     yield "seed", str(recipe.seed)
     hardware = run.disk.manifest.get("hardware", {})
-    versions = ", ".join(f"{name} {number}" for name, number in run.disk.manifest["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in run.disk.manifest.get("versions", {}).items())
     yield "machine", f"{hardware.get('name') or hardware.get('device', 'unknown')}; {versions}"
 
 
@@ -130,7 +131,7 @@ def judge(run: Session) -> str | None:
     """The fitness of the judge behind the rewards, where it was measured."""
     steps = [run.folder / entry["folder"] for entry in run.disk.manifest["steps"] if entry["stage"] == "grpo"]
     files = [file for folder in steps if (file := folder / "judge.json").is_file()]
-    return read_json(files[-1], "told")["told"] if files else None
+    return read_json(files[-1], Told)["told"] if files else None
 
 
 def newest_merge(run: Session) -> Path | None:

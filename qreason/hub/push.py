@@ -41,7 +41,7 @@ def adapter_files(run: Session, inside: str) -> dict[str, Path | bytes]:
     folder = run.disk.adapter()
     if folder is None:
         raise InputError(f"{run.folder}: no adapter to push yet; run sft or grpo first")
-    config = {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": public_base(run)}
+    config = {**read_json(folder / "adapter_config.json", dict[str, Any]), "base_model_name_or_path": public_base(run)}
     weights = {inside + file.name: file for file in sorted(folder.glob("*.safetensors"))}
     return {f"{inside}adapter_config.json": as_json(config), **weights}
 

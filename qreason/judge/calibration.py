@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.data.formats import read_jsonl
+from qreason.data.formats import read_file
 from qreason.errors import DataError
 from qreason.judge.injections import attempts
 from qreason.rewards.judged import Judge
+from qreason.rewards.numbers import read_number
 
 PADDING = "This was checked twice, and the ticket can be closed once the user has confirmed it."
 BINS = 5
@@ -27,18 +28,20 @@ Judged = Sequence[tuple[tuple[str, str], float, float]]
 
 
 def read_labels(file: Path) -> list[Label]:
-    """The labelled pairs of a JSONL file.
+    """The labelled pairs of a data file.
 
     Raises DataError for a row without reference, reply or label, and for a file without both right and wrong replies.
     """
     labels: list[Label] = []
-    for location, row in read_jsonl(file):
+    for location, row in read_file(file):
         for key in ("reference", "reply"):
             if not isinstance(row.get(key), str):
                 raise DataError(
                     f"{location}: '{key}' is missing or not text; a labelled pair has reference, reply, label"
                 )
         label = row.get("label")
+        if isinstance(label, str):  # a cell of a table
+            label = read_number(label)
         if isinstance(label, bool) or not isinstance(label, (int, float)) or not 0 <= label <= 1:
             raise DataError(f"{location}: 'label' must be a number from 0 (wrong) to 1 (right)")
         labels.append((row["reference"], row["reply"], float(label)))

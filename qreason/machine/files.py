@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qreason.errors import RunFolderError, first_line, redact
 
@@ -40,12 +43,14 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+MOST_SHOWN = 200
+"""Characters of a problem that a message repeats."""
 RESTORE = "restore it from a copy, or make the run anew with `qreason run RECIPE --fresh`"
 
 
-def read_json(file: Path, *keys: str, cure: str = RESTORE) -> Any:
-    """The value in a file, with `keys` an object that has them; RunFolderError with the cure for anything else."""
-    return read_value(file, read_text(file, cure), keys, cure)
+def read_json(file: Path, shape: Any = Any, cure: str = RESTORE) -> Any:
+    """The value in a file, which has the shape of a type; RunFolderError with the cure for anything else."""
+    return read_value(file, read_text(file, cure), shape, cure)
 
 
 def read_text(file: Path, cure: str) -> str:
@@ -55,14 +60,24 @@ def read_text(file: Path, cure: str) -> str:
         raise RunFolderError(f"{file}: {getattr(error, 'strerror', None) or 'not UTF-8'}; {cure}") from None
 
 
-def read_value(place: Path | str, text: str, keys: Sequence[str], cure: str) -> Any:
+@cache
+def checker(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(list[shape], config=ConfigDict(strict=True, allow_inf_nan=False))  # TypedDicts inherit it here
+
+
+def read_value(place: Path | str, text: str, shape: Any, cure: str) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         problem = "empty" if not text.strip() else f"not JSON, perhaps cut off ({first_line(error)})"
         raise RunFolderError(f"{place}: {problem}; {cure}") from None
-    if keys and (missing := [key for key in keys if not isinstance(value, dict) or key not in value]):
-        raise RunFolderError(f"{place}: no {missing[0]} in it; {cure}")
+    try:
+        checker(shape).validate_python([value])
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(map(str, found["loc"][1:]))
+        said = f"no {where} in it" if found["type"] == "missing" else f"{where}: {found['msg']}".removeprefix(": ")
+        raise RunFolderError(f"{place}: {said[:MOST_SHOWN]}; {cure}") from None
     return value
 
 
@@ -76,11 +91,11 @@ def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool =
         write_text(file, lines)
 
 
-def read_jsonl(file: Path, *keys: str, cure: str = RESTORE) -> list[dict[str, Any]]:
-    """The rows of a file, which all have `keys`; RunFolderError with the line and the cure for anything else."""
+def read_jsonl(file: Path, shape: Any = dict[str, Any], cure: str = RESTORE) -> list[dict[str, Any]]:
+    """The rows of a file, which all have a shape; RunFolderError with the line and the cure for anything else."""
     # not splitlines(): a reply may hold U+2028 or U+0085, which JSON leaves as they are
     lines = enumerate(read_text(file, cure).split("\n"), 1)
-    return [read_value(f"{file}:{number}", line, keys, cure) for number, line in lines if line]
+    return [read_value(f"{file}:{number}", line, shape, cure) for number, line in lines if line]
 
 
 def hash_files(files: list[Path]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from qreason.errors import ModelError
 from qreason.machine.files import read_json
+from qreason.machine.records import Adapter, Level
 from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import base_of
 from qreason.model.compat.transformers import mark_quantized, unquantized_config
@@ -41,7 +42,8 @@ class PreferenceModel:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path)
             level = Path(path) / LEVEL
-            self.level = float(read_json(level)["level"]) if level.is_file() else 0.0  # 0 for a model from elsewhere
+            # 0 for a model from elsewhere
+            self.level = read_json(level, Level)["level"] if level.is_file() else 0.0
             self.model = load_adapter(name, path, adapter, resident) if adapter else load_whole(name, path, resident)
         except ModelError:
             raise
@@ -82,7 +84,7 @@ def render_ids(tokenizer: Any, prompt: str, reply: str) -> list[int]:
 def read_adapter(path: str) -> dict[str, Any] | None:
     """The adapter_config.json of a folder; None where it is none."""
     file = Path(path) / "adapter_config.json"
-    config: dict[str, Any] | None = read_json(file) if file.is_file() else None
+    config: dict[str, Any] | None = read_json(file, Adapter) if file.is_file() else None
     return config
 
 

@@ -62,7 +62,7 @@ def float32_original(model: Model) -> Any:
 def check_adapter(folder: Path, base: Mapping[str, str]) -> None:
     """ModelError for an adapter of another base (`id` and `fingerprint`), or a folder without one."""
     try:
-        config = read_json(folder / "adapter_config.json")
+        config = read_json(folder / "adapter_config.json", dict[str, Any])
     except RunFolderError:
         raise ModelError(f"{folder}: no adapter there (adapter_config.json); give its folder, or a stage's") from None
     try:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import RunFolderError
 from qreason.machine.files import RESTORE, read_json, read_jsonl, write_json, write_jsonl
+from qreason.machine.records import MOST, Counted, Log, Row
 from qreason.report.reasoning import WORTHS, measure_reasoning
 from qreason.report.statistics import gain, mean, share, sign_test
 from qreason.run.folder import RunFolder
 
 Rows = list[dict[str, Any]]
-MEASURED = ("id", "prompt", "reply", "reference", "parts", "total", "split", "accurate", "pass_at_1")
-"""Columns of evaluation.jsonl that a report needs, beside the ones that earlier versions lack."""
 
 
 def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def compare(before: Rows, after: Rows, names: tuple[str, str]) -> dict[str, Any]
 def trace(run: RunFolder, folder: str) -> dict[str, Any]:
     """The mean reward and its parts over the logged steps of a GRPO step; None where no reply was judged."""
     file = run.path / folder / "metrics.jsonl"
-    if not (logged := read_jsonl(file)):
+    if not (logged := read_jsonl(file, Log)):
         raise RunFolderError(f"{file}: empty; {RESTORE}")
     rows = [row for row in logged if "reward" in row]
     parts = {name.split("/")[1]: name for name in (rows[0] if rows else ()) if re.fullmatch("rewards/[^/]+/mean", name)}
@@ -89,15 +87,20 @@ def trace(run: RunFolder, folder: str) -> dict[str, Any]:
 
 
 def shorten(value: float | None) -> float | None:
-    """Four decimals; None for a mean over no replies (nan)."""
-    return None if value is None or math.isnan(value) else round(value, 4)
+    """Four decimals; None for a mean over no replies (nan), and for a number beyond all bounds."""
+    return None if value is None or not abs(value) <= MOST else round(value, 4)
 
 
 def read_pass(folder: Path) -> Rows:
     """The rows of an evaluation; RunFolderError where some are gone."""
     file, summary = folder / "evaluation.jsonl", folder / "evaluation.json"
-    rows = read_jsonl(file, *MEASURED)
-    expected = read_json(summary, "rows")["rows"] if summary.is_file() else max(1, len(rows))
+    rows = read_jsonl(file, Row)
+    scaled: dict[str, Any] = next((row["scaling"] for row in rows if row.get("scaling")), {"pass@1": {}})
+    for number, row in enumerate(rows, 1):
+        same = row["parts"].keys() == rows[0]["parts"].keys() and (row.get("scaling") or scaled).keys() == scaled.keys()
+        if not same or "pass@1" not in scaled:
+            raise RunFolderError(f"{file}:{number}: other rewards or methods than in its first row; {RESTORE}")
+    expected = max(1, read_json(summary, Counted)["rows"] if summary.is_file() else len(rows))
     if len(rows) != expected:
         raise RunFolderError(f"{file}: {len(rows)} rows of {expected}; {RESTORE}")
     return rows

@@ -73,7 +73,7 @@ def verdict(reasoning: dict[str, Any]) -> str:
         return sentence(steps, own, reasoning["conclusion_only"], "the steps", "them", "")
     if worth:
         return sentence(worth, own, reasoning["direct"], "the reasoning", "it", "s")
-    return f"The reasoning was not tested: {reasoning['why']['own']}."
+    return f"The reasoning was not tested: {reasoning.get('why', {}).get('own', UNKNOWN)}."
 
 
 def sentence(worth: Interval, own: Interval, without: Interval, what: str, them: str, s: str) -> str:

@@ -63,7 +63,9 @@ class ReferenceSteps:
         ]
 
 
-EQUATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/x])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")
+NUMBER = r"(-?(?<!\d)\d++(?:\.\d++)?+)"
+"""Begins at its first digit and is read once: a reply of thousands of digits takes no longer than another."""
+EQUATION = re.compile(rf"{NUMBER}\s*+([-+*/x])\s*+{NUMBER}\s*+=\s*+{NUMBER}")
 
 
 def equations_fit(reasoning: str, answer: str) -> list[bool] | None:

@@ -26,6 +26,7 @@ from filelock import FileLock
 from qreason import __version__
 from qreason.errors import RunFolderError, first_line
 from qreason.machine.files import RESTORE, free_name, hash_files, read_json, write_json, write_text
+from qreason.machine.records import Manifest
 from qreason.recipe.parse import parse_yaml
 from qreason.recipe.schema import STAGES, Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
@@ -34,8 +35,6 @@ from qreason.run.resume import checkpoints, cut_back, is_of, newest_checkpoint, 
 
 CHECKPOINT = "checkpoint"
 """The last adapter of a training step that ran out of memory."""
-RECORDED = {"step", "stage", "folder", "seconds"}
-"""What the manifest says of a finished step."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate")
 Say = Callable[[str], None]
 
@@ -83,10 +82,8 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """The run in a folder, with the recipe it was made with, read-only."""
-        manifest, recipe = read_manifest(path), read_recipe(path)
-        if len(manifest["steps"]) > len(recipe.steps):
-            raise RunFolderError(f"{path / 'recipe.yaml'}: fewer steps than were finished; restore it from a copy")
-        return cls(path, recipe, manifest, read_only=True)
+        manifest = read_manifest(path)
+        return cls(path, read_recipe(path, manifest), manifest, read_only=True)
 
     @classmethod
     def unwritten(cls, path: Path, recipe: Recipe) -> RunFolder:
@@ -135,8 +132,7 @@ class RunFolder:
 
     def finish_step(self, step: int, seconds: float) -> None:
         """Record that a step is done."""
-        done = {"step": step, "stage": self.recipe.steps[step].stage, "folder": self.stage_names[step]}
-        self.manifest["steps"].append({**done, "seconds": round(seconds, 1)})
+        self.manifest["steps"].append({**entries(self.recipe)[step], "seconds": round(seconds, 1)})
         self.save()
 
     def evaluations(self) -> list[Path]:
@@ -216,26 +212,38 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run folder; RunFolderError for any other folder."""
     file, cure = path / "manifest.json", "restore it from a copy, or choose another folder with --out"
     try:
-        manifest: dict[str, Any] = read_json(file, "recipe", "steps", "data", cure=cure)
+        manifest: dict[str, Any] = read_json(file, Manifest, cure)
     except RunFolderError as error:
         raise RunFolderError(f"{path} is not empty and not a run folder: {error}") from None
-    steps = manifest["steps"]
-    if not isinstance(steps, list) or not all(isinstance(one, dict) and one.keys() >= RECORDED for one in steps):
-        raise RunFolderError(f"{path} is not empty and not a run folder: {file}: no list of steps; {cure}")
     if not (path / "recipe.yaml").exists():
         raise RunFolderError(f"{path} is not empty and not a run folder: it has no recipe.yaml; {cure}")
     return manifest
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe that a run folder was made with."""
+def entries(recipe: Recipe) -> list[dict[str, Any]]:
+    """What the manifest says of each step once it is finished, beside its time."""
+    folders = stage_folders(recipe.steps)
+    return [{"step": place, "stage": step.stage, "folder": folders[place]} for place, step in enumerate(recipe.steps)]
+
+
+def read_recipe(path: Path, manifest: dict[str, Any] | None = None) -> Recipe:
+    """The recipe that a run folder was made with; with a manifest, RunFolderError unless it made the finished steps."""
     file = path / "recipe.yaml"
     try:
-        return Recipe.model_validate(parse_yaml(file.read_text(encoding="utf-8"))[0])
+        recipe = Recipe.model_validate(parse_yaml(file.read_text(encoding="utf-8"))[0])
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise RunFolderError(
             f"{file}: not a recipe of this version ({first_line(error)}); --fresh starts over"
         ) from None
+    known = entries(recipe)
+    for place, done in enumerate(manifest["steps"] if manifest else ()):
+        if place >= len(known):
+            raise RunFolderError(f"{file}: fewer steps than were finished; restore it from a copy")
+        if done != {**known[place], "seconds": done["seconds"]}:
+            raise RunFolderError(
+                f"{path / 'manifest.json'}: its step {place + 1} is not that of {file.name}; restore both from a copy"
+            )
+    return recipe
 
 
 def check_same(path: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
@@ -248,7 +256,10 @@ def check_same(path: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
     for done in manifest["steps"]:
         if not (place := path / done["folder"]).is_dir():
             raise RunFolderError(f"{place} is missing, though its step was finished; restore it, or use --fresh")
-    earlier, now = read_recipe(path).dump(), recipe.dump()  # the earlier recipe with the fields of this version
+    earlier, now = (
+        read_recipe(path, manifest).dump(),
+        recipe.dump(),
+    )  # the earlier recipe with the fields of this version
     finished = len(manifest["steps"])
     same_steps = earlier.pop("steps")[:finished] == now.pop("steps")[:finished]
     changed = [key for key in now | earlier if now.get(key) != earlier.get(key)] + ([] if same_steps else ["steps"])

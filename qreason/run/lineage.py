@@ -9,6 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from qreason.machine.files import read_json, write_json
+from qreason.machine.records import Compared, Figures, Sampled
 from qreason.recipe.schema import Step
 from qreason.recipe.stage import BASE, NEWEST, Start
 from qreason.run.session import Session
@@ -55,15 +56,13 @@ def figures(folder: Path) -> dict[str, float]:
     """The figures in a stage's folder: of an evaluation, a sample step or a preference model."""
     found: dict[str, float] = {}
     if (file := folder / "evaluation.json").is_file():
-        measured = ("accuracy", "pass_at_1", "reward")
-        report = read_json(file, *measured)
-        found |= {key: report[key]["mean"] for key in measured}
+        report = read_json(file, Figures)
+        found |= {key: report[key]["mean"] for key in Figures.__annotations__}
     if (file := folder / "sample.json").is_file():
-        counted = ("replies", "kept", "plain", "completion_tokens")
-        sample = read_json(file, *counted)
-        found |= {key: sample[key] for key in counted}
+        sample = read_json(file, Sampled)
+        found |= {key: sample[key] for key in Sampled.__annotations__}
     if (file := folder / "preference.json").is_file():
-        found["heldout_accuracy"] = read_json(file, "accuracy")["accuracy"]["mean"]
+        found["heldout_accuracy"] = read_json(file, Compared)["accuracy"]["mean"]
     return found
 
 

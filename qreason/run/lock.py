@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from qreason.errors import RunFolderError
 from qreason.machine.files import read_json, write_json
+from qreason.machine.records import Holder
 
 LOCK, HOLDER = ".lock", ".holder.json"
 
@@ -56,7 +57,7 @@ def is_held(folder: Path) -> bool:
 def describe(folder: Path) -> str:
     """Who holds the lock, as far as it is known: the holder may be about to say so."""
     try:
-        holder: dict[str, Any] = read_json(folder / HOLDER, "process", "host", "since")
+        holder: dict[str, Any] = read_json(folder / HOLDER, Holder)
         return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
     except RunFolderError:
         return "it has just started"

@@ -17,6 +17,7 @@ from typing import Any
 
 from qreason.errors import RunFolderError
 from qreason.machine.files import hash_files, read_json
+from qreason.machine.records import Progress
 
 RESUME, DRAFT = "resume", "draft"
 RECORDS = ("metrics.jsonl", "replies.jsonl", "alarms.jsonl")
@@ -39,7 +40,7 @@ def newest_checkpoint(stage: Path) -> Path | None:
 
 def is_whole(checkpoint: Path) -> bool:
     try:
-        hashes = read_json(checkpoint / "manifest.json")
+        hashes = read_json(checkpoint / "manifest.json", dict[str, str])
         return all(hash_files([checkpoint / name]) == digest for name, digest in hashes.items())
     except (OSError, RunFolderError, AttributeError):
         return False
@@ -47,12 +48,12 @@ def is_whole(checkpoint: Path) -> bool:
 
 def is_of(checkpoint: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a checkpoint was made with these settings of its step."""
-    return bool(read_json(checkpoint / "progress.json")["settings"] == settings)
+    return bool(read_json(checkpoint / "progress.json", Progress)["settings"] == settings)
 
 
 def cut_back(stage: Path, checkpoint: Path) -> None:
     """Shorten the records of a stage to what they were at a checkpoint."""
-    lengths = read_json(checkpoint / "progress.json")["lengths"]
+    lengths = read_json(checkpoint / "progress.json", Progress)["lengths"]
     for file in (stage / name for name in RECORDS):
         if file.exists():
             os.truncate(file, lengths[file.name])

@@ -11,6 +11,7 @@ from typing import Any
 
 from qreason.errors import RunFolderError
 from qreason.machine.files import read_json, read_jsonl, write_json, write_jsonl
+from qreason.machine.records import Draw, Header
 from qreason.recipe.settings import Sample
 from qreason.rewards.language import language_share
 from qreason.rewards.scoring import reply_row
@@ -22,8 +23,6 @@ DRAWS = "draws.jsonl"
 SAMPLED = "sampled.jsonl"
 """The kept draws as SFT data."""
 
-DRAWN = ("id", "number", "prompt", "reply", "parts", "total", "finished", "prompt_tokens", "seconds")
-"""Columns of draws.jsonl."""
 
 Row = dict[str, Any]
 """A row of draws.jsonl."""
@@ -49,7 +48,7 @@ class Journal:
         header, again = folder / "draws.json", f"restore it from a copy, or remove {folder} to draw anew"
         folder.mkdir(parents=True, exist_ok=True)
         if header.exists():
-            earlier = read_json(header, "sampling", cure=again)
+            earlier = read_json(header, Header, again)
             if changed := [key for key in made_with if made_with[key] != earlier.get(key)]:
                 raise RunFolderError(
                     f"{folder}: its draws were made with other settings ({', '.join(changed)}); set those again to go "
@@ -62,7 +61,7 @@ class Journal:
             whole = text[: text.rfind(b"\n") + 1]
             if whole != text:  # an interruption cut off the last line
                 self.file.write_bytes(whole)
-            self.rows = read_jsonl(self.file, *DRAWN, cure=again)
+            self.rows = read_jsonl(self.file, Draw, again)
         self.clock = time.perf_counter()
 
     def add(self, draws: Sequence[Drawn], scores: Sequence[Score]) -> list[Row]:

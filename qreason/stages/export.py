@@ -10,6 +10,7 @@ from qreason.errors import RunFolderError
 from qreason.export.engine import need_engine
 from qreason.export.exporter import Exporter
 from qreason.machine.files import read_json, write_json
+from qreason.machine.records import Origin
 from qreason.recipe.settings import Export
 from qreason.run.session import Artifact, Session
 
@@ -32,7 +33,7 @@ def find_merged(run: Session) -> Path:
         if (folder / "adapter").exists():
             for file in sorted(run.folder.glob("merged-*/merge.json")):
                 cure = f"remove {file.parent}, then `qreason merge {run.folder}`"
-                made_of = read_json(file, "base", "adapters", cure=cure)
+                made_of = read_json(file, Origin, cure)
                 if (made_of["base"], made_of["adapters"]) == ("trained", [f"{folder.name}/adapter"]):
                     return file.parent / "model"
             break

@@ -11,12 +11,12 @@ from typing import Any
 from qreason.data.pairs import filter_by_topic, hold_out, rank_draws
 from qreason.errors import DataError, ModelError, OutOfMemoryError
 from qreason.machine.files import read_jsonl, write_json
+from qreason.machine.records import Draw
 from qreason.model.classifier import LEVEL, PreferenceModel, render_ids, with_head
 from qreason.model.load import lora_config
 from qreason.recipe.training import Preference
 from qreason.report.statistics import mean, share
 from qreason.run.session import REWARD_MODEL, Artifact, Session
-from qreason.sampling.draws import DRAWN
 from qreason.types import Pair
 
 HEAD = "base_model.model.score.weight"
@@ -24,7 +24,7 @@ HEAD = "base_model.model.score.weight"
 
 def stage(settings: Preference, run: Session) -> Artifact:
     """Train a reward model on data.pairs or on what was sampled, and measure what was saved on held-out pairs."""
-    pairs = rank_draws(run.draws(), read_jsonl(run.draws(), *DRAWN)) if settings.data == "sampled" else run.pairs
+    pairs = rank_draws(run.draws(), read_jsonl(run.draws(), Draw)) if settings.data == "sampled" else run.pairs
     pairs = filter_by_topic(pairs, settings.about)
     learnt, kept_out = hold_out(pairs[: settings.rows], settings.heldout_share, run.recipe.seed)
     resident = run.resident

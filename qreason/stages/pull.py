@@ -19,7 +19,7 @@ from qreason.run.session import Artifact, Session
 def stage(settings: Pull, run: Session) -> Artifact:
     """Fetch an adapter of the recipe's base into the run folder."""
     source, about = fetch_adapter(settings.repo, settings.revision, run.say)
-    config = read_json(source / "adapter_config.json")
+    config = read_json(source / "adapter_config.json", dict[str, Any])
     pushed, base = about.get("base") or {}, run.recipe.model.base
     named = config.get("base_model_name_or_path")
     if not settings.other_base and named and named != base:
@@ -39,7 +39,7 @@ def stage(settings: Pull, run: Session) -> Artifact:
 def recipe_of(repo: str, revision: str | None, base: str | None, run_say: Any) -> Recipe:
     """A recipe of one step that pulls an adapter; what its card does not say comes from its PEFT configuration."""
     source, about = fetch_adapter(check_name(repo), revision, run_say)
-    config = read_json(source / "adapter_config.json")
+    config = read_json(source / "adapter_config.json", dict[str, Any])
     named = config.get("base_model_name_or_path")
     if base is None and (not named or Path(named).is_absolute()):
         raise InputError(f"{repo}: the adapter does not say which base on the Hub it is for; give it with --base")

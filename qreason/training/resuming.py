@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 from qreason.errors import RunFolderError
 from qreason.machine.files import flush, hash_files, read_json, write_json, write_text
+from qreason.machine.records import Progress, State
 from qreason.recipe.training import Training
 from qreason.run.resume import DRAFT, RECORDS, RESUME, checkpoints, newest_checkpoint, step_of
 from qreason.run.session import Session
@@ -140,7 +141,7 @@ class Checkpoints:
 
     def finished_epochs(self) -> int:
         """Of the checkpoint that the training starts from."""
-        return int(read_json(self.resumed / "trainer_state.json")["epoch"]) if self.resumed else 0
+        return int(read_json(self.resumed / "trainer_state.json", State)["epoch"]) if self.resumed else 0
 
     def load_weights(self, trainer: Any, folder: Path) -> None:
         from safetensors.torch import load_file
@@ -164,7 +165,7 @@ class Checkpoints:
 
     def load_progress(self, trainer: Any, folder: Path) -> None:
         """What is added up: after the trainer has set its sums to zero."""
-        progress = read_json(folder / "progress.json")
+        progress = read_json(folder / "progress.json", Progress)
         for name, value in progress["sums"].items():
             setattr(trainer, name, value)
         trainer._tr_loss += progress["loss"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,14 @@ def run_trainer(
 def train_resumably(trainer: Any, checkpoints: Checkpoints, run: Session) -> None:
     """Train from the newest checkpoint; whatever stops it, the last full step is kept."""
     trainer.add_callback(Steps(checkpoints, trainer))
+    kept = None
     with checkpoints.interruptible():
         try:
             trainer.train(resume_from_checkpoint=str(checkpoints.resumed) if checkpoints.resumed else None)
         except BaseException:  # an interruption too
-            if kept := checkpoints.rescue(trainer):
+            with suppress(Exception):  # a full disk; the first error counts
+                kept = checkpoints.rescue(trainer)
+            if kept:
                 run.say(f"{checkpoints.folder.name}: step {step_of(kept)} is kept; the same command continues after it")
             raise
     shutil.rmtree(checkpoints.folder / RESUME, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""A few strange inputs for every surface of scripts/fuzz, and the script itself: it notices a traceback and a hang."""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+EXAMPLES = 30
+SLOW = "mathematics"
+"""Some of its inputs take until the limit of the reward."""
+
+
+def load_script() -> Any:
+    loader = SourceFileLoader("fuzz", str(Path(__file__).parents[1] / "scripts" / "fuzz"))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec
+    module = module_from_spec(spec)
+    sys.modules["fuzz"] = module
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = writes
+    return module
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    return load_script()
+
+
+SURFACES = (
+    "recipes", "overrides", "rows", "replies", "mathematics", "verdicts", "arguments", "folders", "checkpoints",
+)  # fmt: skip
+
+
+def test_every_surface_is_tested(script: Any) -> None:
+    assert tuple(script.SURFACES) == SURFACES
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == SLOW else name for name in SURFACES]
+)
+def test_strange_input_ends_with_an_error_of_ours(script: Any, name: str) -> None:
+    assert script.fuzz(name, EXAMPLES) >= 1
+
+
+def fail(value: Any) -> None:
+    raise KeyError("a fault")
+
+
+def hang(value: Any) -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(("read", "error"), [(fail, "KeyError"), (hang, "TooSlowError")])
+def test_a_traceback_and_a_hang_are_noticed(
+    script: Any, monkeypatch: pytest.MonkeyPatch, read: Any, error: str
+) -> None:
+    monkeypatch.setitem(script.SURFACES, "broken", lambda: (st.just(1), read))
+    monkeypatch.setattr(script, "LONGEST_S", 0.2)
+    with pytest.raises(Exception, match=r"a fault|no end within") as caught:
+        script.fuzz("broken", 1)
+    assert type(caught.value).__name__ == error
