@@ -102,7 +102,7 @@ def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     return set_step
 
 
-QUICK = ("sft", "grpo")
+QUICK = ("sft",)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_checkpoints_that_were_asked_of_trl_stay(write_recipe: RecipeWriter, cut
         finish(open_run(write_recipe, "sft", "cut", settings))
     cut_at(None)
     folder = finish(open_run(write_recipe, "sft", "cut", settings))
-    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 4, 6, 7)]
 
 
 def test_only_so_many_checkpoints_stay(write_recipe: RecipeWriter, cut_at: Any) -> None:
