@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from qreason.errors import RunFolderError
-from qreason.machine.files import flush, hash_files, read_json, write_json, write_text
+from qreason.machine.files import DRAFT, flush, hash_files, read_json, write_json, write_text
 from qreason.machine.records import Progress, State
 from qreason.recipe.training import Training
-from qreason.run.resume import DRAFT, RECORDS, RESUME, checkpoints, newest_checkpoint, step_of
+from qreason.run.resume import RECORDS, RESUME, checkpoints, newest_checkpoint, step_of
 from qreason.run.session import Session
 
 SECONDS = 300.0
