@@ -8,7 +8,10 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +50,21 @@ RecipeWriter = Callable[..., Path]
 
 def jsonl(rows: list[dict[str, object]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def load_script(name: str) -> ModuleType:
+    """A file of scripts/ without an ending, as a module; nothing is written beside it."""
+    loader = SourceFileLoader(name, str(Path(__file__).parents[1] / "scripts" / name))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = writes
+    return module
 
 
 @cache

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
-from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import load_script
 from hypothesis import strategies as st
 
 EXAMPLES = 30
@@ -16,23 +13,9 @@ SLOW = "mathematics"
 """Some of its inputs take until the limit of the reward."""
 
 
-def load_script() -> Any:
-    loader = SourceFileLoader("fuzz", str(Path(__file__).parents[1] / "scripts" / "fuzz"))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec
-    module = module_from_spec(spec)
-    sys.modules["fuzz"] = module
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = writes
-    return module
-
-
 @pytest.fixture(scope="module")
 def script() -> Any:
-    return load_script()
+    return load_script("fuzz")
 
 
 SURFACES = (

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import load_script
 
 ROOT = Path(__file__).parents[1]
 
 
-def load_script() -> Any:
-    loader = SourceFileLoader("mutations", str(ROOT / "scripts" / "mutations"))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec
-    module = module_from_spec(spec)
-    sys.modules["mutations"] = module  # dataclasses look their module up
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = writes
-    return module
-
-
-SCRIPT = load_script()
+SCRIPT = load_script("mutations")
 MUTATIONS = SCRIPT.read_mutations()
 
 

@@ -38,14 +38,16 @@ def merge(
     if not Path(recipe).is_dir():
         given = wanted.model_dump(mode="json", exclude_unset=True)
         overrides += tuple(f"merge.{key}={json.dumps(value)}" for key, value in given.items())
-        given_options: dict[str, Any] = {
-            "out": out,
-            "seed": seed,
-            "overrides": overrides,
-            "fresh": fresh,
-            "as_json": as_json,
-        }
-        run_recipe(recipe, **given_options, mirror=mirror, only="merge")
+        run_recipe(
+            recipe,
+            out=out,
+            seed=seed,
+            overrides=overrides,
+            fresh=fresh,
+            as_json=as_json,
+            mirror=mirror,
+            only="merge",
+        )
         return
     if overrides or fresh or mirror or seed is not None:
         raise InputError(

@@ -8,16 +8,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 from qreason.errors import HubError, InputError, first_line
 from qreason.hub.access import attempt, check_name
+from qreason.machine.files import DRAFT
 from qreason.run.folder import is_run_folder
 from qreason.run.lock import HOLDER, LOCK, is_empty
-from qreason.run.resume import DRAFT, RESUME
+from qreason.run.resume import RESUME
 
 HUB = "hf://"
-LEFT_OUT = (LOCK, HOLDER, f"{DRAFT}/")
+LEFT_OUT = (f"*{LOCK}", f"*{HOLDER}", f"*{DRAFT}/*", f"*.{DRAFT}")
+"""Patterns of what is of one machine, or not complete."""
 Say = Callable[[str], None]
 
 
@@ -82,12 +85,11 @@ class HubMirror(Mirror):
 
         def upload() -> None:
             api.create_repo(self.repo, private=True, exist_ok=True)
-            left_out = [f"*{name}*" for name in LEFT_OUT]
             api.upload_folder(
                 repo_id=self.repo,
                 folder_path=self.run,
                 path_in_repo=inside,
-                ignore_patterns=left_out,
+                ignore_patterns=list(LEFT_OUT),
                 delete_patterns=["*"],
                 commit_message=f"{inside} of qreason",
             )
@@ -125,7 +127,7 @@ def mirrored(folder: Path) -> list[Path]:
 
 
 def is_left_out(file: Path) -> bool:
-    return file.name in (LOCK, HOLDER) or DRAFT in file.parts or file.suffix == f".{DRAFT}"
+    return any(fnmatch(file.as_posix(), pattern) for pattern in LEFT_OUT)
 
 
 def copy_changed(file: Path, copy: Path) -> None:

@@ -14,6 +14,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qreason.errors import RunFolderError, first_line, redact
 
+DRAFT = "draft"
+"""What is not complete yet is called so, or ends so."""
+
 
 def free_name(folder: Path) -> Path:
     """The first free name beside a folder: NAME.1, NAME.2, …"""
@@ -22,7 +25,7 @@ def free_name(folder: Path) -> Path:
 
 def write_text(file: Path, text: str) -> None:
     """Write the whole file or nothing: an interruption leaves the earlier file."""
-    draft = file.with_suffix(file.suffix + ".draft")
+    draft = file.with_suffix(f"{file.suffix}.{DRAFT}")
     draft.write_text(text, encoding="utf-8")
     draft.replace(file)
 

@@ -66,7 +66,7 @@ GGUF_BITS = {
     "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.5, "q4_k_m": 4.9,
     "q4_k_s": 4.6, "q3_k_m": 3.9, "q2_k": 3.4,
 }  # fmt: skip
-"""Bits per weight of a GGUF file, the mixture of its types included; llama.cpp's own figures for 7B models."""
+"""Bits per weight of a GGUF file, the mixture of its types included: approximate, for the room that an export needs."""
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
 

@@ -107,15 +107,15 @@ class RunFolder:
         """The settings of a step as JSON values."""
         return {"seed": self.recipe.seed, **self.recipe.dump()["steps"][step]}
 
-    def resume_stage(self, step: int, say: Say) -> Path:
-        """The folder of a training step, cut back to its newest checkpoint; emptied where it has none."""
+    def resume_stage(self, step: int, say: Say) -> tuple[Path, Path | None]:
+        """The folder of a training step, cut back to its newest checkpoint, and that; emptied where it has none."""
         folder = self.stage(step)
         checkpoint = newest_checkpoint(folder)
         if checkpoint is None or not is_of(checkpoint, self.settings(step)):
-            return self.clear_stage(step, say)
+            return self.clear_stage(step, say), None
         cut_back(folder, checkpoint)
         say(f"{folder.name} was not finished: continuing after step {step_of(checkpoint)}")
-        return folder
+        return folder, checkpoint
 
     def clear_stage(self, step: int, say: Say) -> Path:
         """The folder of a step, emptied: an interrupted step starts again. Kept aside where it has adapters."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qreason.errors import QReasonError
+from qreason.machine.files import DRAFT
 from qreason.run.folder import RunFolder, is_run_folder
 from qreason.run.lock import describe, is_held
-from qreason.run.resume import DRAFT, RESUME, newest_checkpoint, step_of
+from qreason.run.resume import RESUME, newest_checkpoint, step_of
 
-WORK = ".work-*"
-"""Folders of an export for intermediate files."""
+WORK = ".work-"
+"""How an export's folders for intermediate files begin."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def leftovers(path: Path) -> Iterator[Path]:
     """What no command reads: drafts, an export's intermediate files, checkpoints of stages that are finished."""
     if is_held(path):
         return
-    yield from (one for one in path.rglob(f"*.{DRAFT}"))
-    yield from path.rglob(WORK)
+    yield from path.rglob(f"*.{DRAFT}")
+    yield from path.rglob(f"{WORK}*")
     yield from path.rglob(f"{RESUME}/{DRAFT}")
     yield from (stage / RESUME for stage in path.iterdir() if (stage / RESUME).is_dir() and is_finished(stage))
 

@@ -19,7 +19,7 @@ from qreason.errors import RunFolderError
 from qreason.machine.files import hash_files, read_json
 from qreason.machine.records import Progress
 
-RESUME, DRAFT = "resume", "draft"
+RESUME = "resume"
 RECORDS = ("metrics.jsonl", "replies.jsonl", "alarms.jsonl")
 """Files of a stage that grow with its steps."""
 

@@ -117,8 +117,8 @@ class Session:
         """The folder of the current step, emptied: an interrupted step starts again."""
         return self.disk.clear_stage(self.step, self.say)
 
-    def resume_stage_folder(self) -> Path:
-        """The folder of the current training step, cut back to its newest checkpoint, or emptied."""
+    def resume_stage_folder(self) -> tuple[Path, Path | None]:
+        """The folder of the current training step, cut back to its newest checkpoint, and that; or emptied."""
         return self.disk.resume_stage(self.step, self.say)
 
     def begin_step(self, step: int) -> None:

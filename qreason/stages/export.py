@@ -12,10 +12,8 @@ from qreason.export.exporter import Exporter
 from qreason.machine.files import read_json, write_json
 from qreason.machine.records import Origin
 from qreason.recipe.settings import Export
+from qreason.run.listing import WORK
 from qreason.run.session import Artifact, Session
-
-WORK = ".work-"
-"""How folders for intermediate files begin."""
 
 
 def stage(settings: Export, run: Session) -> Artifact:

@@ -14,7 +14,7 @@ from typing import Any
 from qreason.data.prompts import SYSTEM_PROMPTS, render
 from qreason.errors import ModelError, RunFolderError, TrainingError
 from qreason.inference.generate import open_generator
-from qreason.machine.files import write_json
+from qreason.machine.files import DRAFT, write_json
 from qreason.machine.progress import Bar, progress_bar
 from qreason.model import merging
 from qreason.recipe.sections import Model
@@ -114,7 +114,7 @@ def fold_into(folder: Path, settings: Merge, run: Session) -> Artifact:
         merger = Merger(run, settings, adapters, bar)
         figures = {}
         for base in bases:
-            draft = folder / f"{base}.draft"
+            draft = folder / f"{base}.{DRAFT}"
             shutil.rmtree(draft, ignore_errors=True)  # of a merge that was cut off
             try:
                 figures[base] = merger.onto(base, draft)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from qreason.errors import RunFolderError
-from qreason.machine.files import flush, hash_files, read_json, write_json, write_text
+from qreason.machine.files import DRAFT, flush, hash_files, read_json, write_json, write_text
 from qreason.machine.records import Progress, State
 from qreason.recipe.training import Training
-from qreason.run.resume import DRAFT, RECORDS, RESUME, checkpoints, newest_checkpoint, step_of
+from qreason.run.resume import RECORDS, RESUME, checkpoints, newest_checkpoint, step_of
 from qreason.run.session import Session
 
 SECONDS = 300.0
@@ -66,14 +66,23 @@ class Checkpoints:
     """Writes and reads the checkpoints of one training stage."""
 
     memory: Remembers = Nothing()
-    mirror: Callable[[], None] | None = None
-    """Called after each checkpoint."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, steps: int | None, keep: int) -> None:
-        """`settings` are the step's, which a checkpoint must share; `steps` between two of them, else by time."""
-        self.folder, self.settings, self.steps, self.keep = folder, settings, steps, keep
-        self.resumed = newest_checkpoint(folder)
-        """The one to continue from."""
+    def __init__(
+        self,
+        folder: Path,
+        resumed: Path | None,
+        settings: Mapping[str, Any],
+        *,
+        steps: int | None,
+        keep: int,
+        mirror: Callable[[], None] | None,
+    ) -> None:
+        """`resumed` is the one to continue from, made with the same `settings` of the step.
+
+        `steps` between two of them, else by time; `mirror` is called after each.
+        """
+        self.folder, self.resumed, self.settings = folder, resumed, settings
+        self.steps, self.keep, self.mirror = steps, keep, mirror
         self.asked = self.stepping = False
         self.pending: type[KeyboardInterrupt] | None = None
         self.snapshot: Snapshot | None = None
@@ -176,10 +185,15 @@ class Checkpoints:
 
 def open_checkpoints(run: Session, settings: Training) -> Checkpoints:
     """Those of the current training step, whose folder is cut back to the newest one, or emptied."""
-    folder = run.resume_stage_folder()
-    opened = Checkpoints(folder, run.disk.settings(run.step), steps=settings.save_steps, keep=settings.keep)
-    opened.mirror = run.mirror
-    return opened
+    folder, newest = run.resume_stage_folder()
+    return Checkpoints(
+        folder,
+        newest,
+        run.disk.settings(run.step),
+        steps=settings.save_steps,
+        keep=settings.keep,
+        mirror=run.mirror,
+    )
 
 
 def take_snapshot(trainer: Any, folder: Path, memory: Remembers, settings: Mapping[str, Any]) -> Snapshot | None:
