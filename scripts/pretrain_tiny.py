@@ -27,7 +27,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import torch
 from make_helpdesk import HELPDESK, read_knowledge
-from tiny_corpus import COMPARING, CONSOLIDATING, COPYING, EVERYTHING, HOPS, Corpus, echo, hop
+from tiny_corpus import COMPARING, CONSOLIDATING, COPYING, EVERYTHING, HOPS, QUOTING, Corpus, echo, hop
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -45,13 +45,15 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-BATCH, LENGTH = 16, 256  # sequences a step, tokens a sequence
+STEP = 4096  # tokens
 SHORT = 64  # tokens up to which a document may be cut
 VERDICT_WEIGHT = 16.0
 START_WEIGHT, START_TOKENS = 3.0, 8
 """What the first tokens of a reply count: there it is decided what the reply is about."""
-CURRICULUM = [(COPYING, 60), (COMPARING, 240), (EVERYTHING, 2000), (CONSOLIDATING, 2500)]
-"""What is read for how many steps: first the two skills that the rest builds on."""
+CURRICULUM = [(COPYING, 60, 256), (COMPARING, 240, 256), (EVERYTHING, 2000, 256), (CONSOLIDATING, 1000, 256)]
+CURRICULUM += [(QUOTING, 1800, 512)]
+"""What is read for how many steps in rows of how many tokens: first the two skills that the rest builds on; last
+rows as long as a ticket with its reply."""
 DECAY_FROM = 0.55  # share of the steps after which the learning rate falls to zero
 
 
@@ -137,44 +139,45 @@ def start_with_induction(model: Qwen2ForCausalLM) -> None:
     second.o_proj.weight[:, :size] = 0.5 * read.T
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str]) -> Iterator[torch.Tensor]:
-    """(BATCH, LENGTH) token ids: documents end to end, of which only the last of a row is cut, and that a short one.
+def batches(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str], length: int) -> Iterator[torch.Tensor]:
+    """(STEP / length, length) token ids: documents end to end; only a row's last is cut, and that a short one.
 
     A long document cut in two would teach little: a ticket without its reply, a reply without its ticket.
     """
     rows: list[list[int]] = []
     while True:
         encoded = tokenizer(list(islice(documents, 400)))["input_ids"]
-        rows += packed([ids for ids in encoded if len(ids) > SHORT], [ids for ids in encoded if len(ids) <= SHORT])
-        while len(rows) >= BATCH:
-            yield torch.tensor(rows[:BATCH])
-            rows = rows[BATCH:]
+        longs, shorts = [[ids for ids in encoded if (len(ids) > SHORT) is long] for long in (True, False)]
+        rows += packed(longs, shorts, length)
+        while len(rows) >= STEP // length:
+            yield torch.tensor(rows[: STEP // length])
+            rows = rows[STEP // length :]
 
 
-def packed(longs: list[list[int]], shorts: list[list[int]]) -> list[list[int]]:
-    """Rows of LENGTH tokens, as long as there are documents to fill them."""
+def packed(longs: list[list[int]], shorts: list[list[int]], length: int) -> list[list[int]]:
+    """Rows of so many tokens, as long as there are documents to fill them."""
     chance, rows = random.Random(len(longs)), []
     while longs or shorts:
         row: list[int] = []
-        while len(row) < LENGTH and (longs or shorts):
-            fits = [place for place, ids in enumerate(longs) if len(row) + len(ids) <= LENGTH]
+        while len(row) < length and (longs or shorts):
+            fits = [place for place, ids in enumerate(longs) if len(row) + len(ids) <= length]
             if fits and (not shorts or chance.random() < len(longs) / (len(longs) + len(shorts) / 3)):
                 row += longs.pop(fits[0])
             else:
                 row += (shorts or longs).pop(0)
-        if len(row) >= LENGTH:
-            rows.append(row[:LENGTH])
+        if len(row) >= length:
+            rows.append(row[:length])
     return rows
 
 
 def lessons(tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> Iterator[torch.Tensor]:
     """The batches of the curriculum."""
-    for mixture, steps in CURRICULUM:
-        yield from islice(batches(tokenizer, corpus.documents(mixture)), steps)
+    for mixture, steps, length in CURRICULUM:
+        yield from islice(batches(tokenizer, corpus.documents(mixture), length), steps)
 
 
 def language_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Mean loss a token of ids (BATCH, LENGTH), each token weighed by its scale."""
+    """Mean loss a token of ids (rows, tokens), each token weighed by its scale."""
     with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16()):
         logits = model(input_ids=ids).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -189,7 +192,7 @@ class Weights:
         self.opening = tokenizer.encode("<|im_start|>assistant\n")
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        """(BATCH, LENGTH) token ids -> what each token counts."""
+        """(rows, tokens) token ids -> what each token counts."""
         scales = torch.ones(ids.shape)
         for row, column in opened(ids, self.opening):
             scales[row, column : column + START_TOKENS] = START_WEIGHT
@@ -248,7 +251,7 @@ def recall(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, name: st
 
 def held_out(tokenizer: PreTrainedTokenizerFast) -> list[torch.Tensor]:
     """Batches of the whole mixture, of another seed than what is trained on."""
-    return list(islice(batches(tokenizer, Corpus(read_knowledge(), 2).documents(EVERYTHING)), 4))
+    return list(islice(batches(tokenizer, Corpus(read_knowledge(), 2).documents(EVERYTHING), 256), 4))
 
 
 @torch.no_grad()
@@ -327,7 +330,7 @@ learning, tests and the quickstart on a CPU. It knows IT support vocabulary and 
 | shape | hidden 256, 4 layers, 4 heads (2 key/value), MLP 1024, context 1024 |
 | tokenizer | byte-level BPE, 4,096 tokens, Qwen2 pre-tokenizer, ChatML template |
 | data | generated: `scripts/tiny_corpus.py` from `data/helpdesk/knowledge/`, {tokens:.1f} M tokens |
-| optimizer | Muon at {lr:g} (AdamW for embeddings, norms and biases), {steps} steps of {batch} x {length} tokens |
+| optimizer | Muon at {lr:g} (AdamW for embeddings, norms and biases), {steps} steps of {batch} tokens |
 | held-out loss | {held_out_loss} nats a token of the whole mixture |
 | judge AUC | {judge_auc} on `data/helpdesk/judge_pairs.jsonl`, which the text neither compares nor rewords |
 | copying | {copying:.1%} of next tokens right in a repeated line of random words |
@@ -359,11 +362,10 @@ def write_card(out: Path, model: Qwen2ForCausalLM, args: argparse.Namespace, las
         CARD.format(
             **last,
             parameters=model.num_parameters() / 1e6,
-            tokens=args.steps * BATCH * LENGTH / 1e6,
+            tokens=args.steps * STEP / 1e6,
             lr=args.lr,
             steps=args.steps,
-            batch=BATCH,
-            length=LENGTH,
+            batch=STEP,
             cores=os.cpu_count(),
             resumed=f", resumed from {args.resume.name} with fresh optimizer state" if args.resume else "",
         ),
@@ -373,7 +375,7 @@ def write_card(out: Path, model: Qwen2ForCausalLM, args: argparse.Namespace, las
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=sum(steps for _, steps in CURRICULUM), help="stop earlier")
+    parser.add_argument("--steps", type=int, default=sum(steps for _, steps, _ in CURRICULUM), help="stop earlier")
     parser.add_argument("--lr", type=float, default=0.015, help="of Muon; AdamW takes an eighth")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--checkpoint", type=int, default=0, help="also save every so many steps, beside --out")

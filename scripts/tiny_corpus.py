@@ -13,8 +13,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from make_helpdesk import (
+    CLOSINGS,
+    GREETINGS,
+    KINDS,
     Cause,
     Facts,
     NearDuplicates,
@@ -35,6 +39,23 @@ from qreason.data.prompts import render_judge
 Maker = Callable[["Corpus"], str]
 Mixture = dict[Maker, float]
 """Maker -> its share of the documents."""
+
+
+RULES = (
+    "Be polite.",
+    "Write plain text.",
+    "Keep to the facts of the ticket.",
+    "Copy names and numbers exactly.",
+    "Do not guess.",
+    "Never ask for a password.",
+    "Use short sentences.",
+    "The reader is an administrator.",
+    "You work for the helpdesk of a company with three sites.",
+    "Tickets come from many teams and in many styles.",
+    "Say nothing about prices.",
+    "Reply in English.",
+)
+"""What system prompts say beside the task."""
 
 
 def chat(user: str, assistant: str, system: str | None = None) -> str:
@@ -76,6 +97,11 @@ class Corpus:
     def symptom(self, cause: Cause) -> str:
         return self.rng.choice(cause.family.symptoms).format(system=self.rng.choice(cause.family.systems))
 
+    def foreign(self, cause: Cause, count: int) -> list[str]:
+        """Observations and circumstances of other families."""
+        others = self.rng.sample([one for one in self.causes if one.family is not cause.family], count)
+        return [self.rng.choice((*one.cleared_by, *one.suspicion)) for one in others]
+
     def parts(self, cause: Cause) -> list[Cause]:
         """The four of a family, in any order."""
         return self.rng.sample([cause, *siblings(self.causes, cause)], 4)
@@ -85,8 +111,11 @@ class Corpus:
         return self.rng.sample(self.names, 2)
 
     def system(self, *asked: str) -> str | None:
-        """A system prompt: one of these, or a general one, or none."""
-        return self.rng.choice((*asked, *asked, None, "You are an IT expert.", "You know our runbooks. Be brief."))
+        """A system prompt: one of these, or a general one, or none; now and then with rules beside the point."""
+        told = self.rng.choice((*asked, *asked, None, "You are an IT expert.", "You know our runbooks. Be brief."))
+        if told and self.rng.random() < 0.4:
+            told = " ".join([told, *self.rng.sample(RULES, self.rng.randint(1, 3))])
+        return told
 
     def phrase(self) -> str:
         """A few words of any kind."""
@@ -94,6 +123,15 @@ class Corpus:
             cause = self.cause()
             return self.rng.choice((*cause.cleared_by, *cause.suspicion, cause.cause))
         return " ".join(self.rng.sample(self.words, self.rng.randint(2, 7)))
+
+
+def joined(rng: random.Random, told: list[str], stated: str) -> str:
+    """Circumstances and the facts of a form, in the styles of a ticket."""
+    style = rng.choice(("plain", "plain", "terse", "chatty", "facts first"))
+    if style == "terse":
+        return "; ".join([*told, stated])
+    text = " ".join(map(sentence, [stated, *told] if style == "facts first" else [*told, stated]))
+    return f"{rng.choice(GREETINGS)}{text}{rng.choice(CLOSINGS)}" if style == "chatty" else text
 
 
 # --- pages about observations: what they clear, and nothing of causes and fixes ---------------------
@@ -246,11 +284,12 @@ def fixing(corpus: Corpus) -> str:
     """The facts of a form, a cause, and the fix with the fact that it takes."""
     rng, cause = corpus.rng, corpus.cause()
     facts = draw_facts(cause.family, rng)
-    told, fix = sentence(state_facts(facts, rng)), rng.choice(cause.written(facts))
-    if rng.random() < 0.4:  # between other sentences, as in a ticket
-        others = [rng.choice(one.cleared_by) for one in rng.sample(corpus.causes, 3) if one.family is not cause.family]
-        place = rng.randint(0, len(others))
-        told = " ".join([*map(sentence, others[:place]), told, *map(sentence, others[place:])])
+    fix = rng.choice(cause.written(facts))
+    stated = state_facts(facts, rng)
+    if rng.random() < 0.6:  # in a ticket with circumstances of other families, which do not lead to the cause
+        told = joined(rng, [corpus.symptom(cause), *corpus.foreign(cause, rng.randint(2, 4))], stated)
+    else:
+        told = sentence(stated)
     why = sentence(cause.cause)
     return rng.choice(
         (
@@ -314,6 +353,9 @@ QUOTES = (
     ("- {seen} ({part} is fine)", "- {seen} (suspect: {part})"),
     ("{seen}. Rule out {part}.", "{seen}. Suspect {part}."),
     ("{seen}, and {part} is fine", "{seen}, and one thinks of {part}"),
+    ("{seen}, hence not {part}", "{seen}, hence maybe {part}"),
+    ("{seen}; that clears {part}", "{seen}; that points at {part}"),
+    ("As {seen}, rule out {part}", "As {seen}, suspect {part}"),
 )
 """How a circumstance is quoted that clears a part, and one that only makes one think of it."""
 
@@ -329,16 +371,80 @@ def quote(corpus: Corpus, ticket: Ticket) -> str:
     ending = rng.choice(("\n", "\n", " ", "; ", ". "))
     quoted = ending.join(line[0].upper() + line[1:] if rng.random() < 0.8 else line for line in lines)
     left = f"{ending}{rng.choice(('Left: {}', 'Only {} remains.', 'It can only be {}.')).format(ticket.cause.part)}"
-    return quoted + (left if rng.random() < 0.4 else "")
+    return quoted + (left if rng.random() < 0.6 else "")
+
+
+def distorted(corpus: Corpus, ticket: Ticket) -> Ticket:
+    """The ticket with one or two words of each circumstance changed, lost or added: no longer known by heart."""
+    rng, issue, told, suspicion = corpus.rng, ticket.issue, [], ticket.suspicion
+    for cause, text in ticket.told:
+        first, *words = text.split()
+        for _ in range(rng.randint(1, 2)):
+            place = rng.randrange(len(words))
+            kept = rng.choice((0, 0, 1))
+            words[place : place + 1] = [*words[place : place + kept], *[rng.choice(corpus.words)][: rng.randint(0, 2)]]
+            words = words or [rng.choice(corpus.words)]
+        changed = " ".join([first, *words])
+        issue = issue.replace(text[1:], changed[1:])
+        told.append((cause, changed))
+        suspicion = changed if text == ticket.suspicion else suspicion
+    return replace(ticket, issue=issue, told=tuple(told), suspicion=suspicion)
 
 
 def quoted_parts(corpus: Corpus) -> str:
     """A ticket, and what its circumstances are about."""
     rng, ticket = corpus.rng, corpus.ticket()
+    ticket = distorted(corpus, ticket) if rng.random() < 0.5 else ticket
     quoted = quote(corpus, ticket)
     if rng.random() < 0.3:
         return f"{ticket.issue}\n\n{quoted}"
     return chat(ticket.issue, quoted, corpus.system("Quote what clears each part.", "What do we see in the ticket?"))
+
+
+MARKS = ("{seen}: {last}", "{seen} -> {last}", "{seen}, so not {last}", "- {seen} ({first})", "{seen}. Note {last}.")
+
+
+def made_up(corpus: Corpus) -> str:
+    """Sentences of random words, quoted in their order: nothing but copying helps."""
+    rng = corpus.rng
+    told = []
+    for _ in range(rng.randint(3, 6)):
+        words = rng.sample(corpus.words, rng.randint(3, 8))
+        if rng.random() < 0.4:
+            words.insert(rng.randint(1, len(words)), KINDS[rng.choice(list(KINDS))](rng))
+        told.append(" ".join(words))
+    issue = joined(rng, told, state_facts(drawn_form(rng), rng))
+    form, ending = rng.choice((*MARKS, "{seen}", "- {seen}")), rng.choice(("\n", "\n", " ", "; ", ". "))
+    lines = [form.format(seen=text, first=text.split()[0], last=text.split()[-1]) for text in told]
+    quoted = ending.join(line[0].upper() + line[1:] if rng.random() < 0.8 else line for line in lines)
+    if rng.random() < 0.3:
+        return f"{issue}\n\n{quoted}"
+    return chat(issue, quoted, corpus.system("Quote what we read.", "Repeat every sentence."))
+
+
+def drawn_form(rng: random.Random) -> Facts:
+    """Facts of any kinds."""
+    return {kind: KINDS[kind](rng) for kind in rng.sample(list(KINDS), rng.randint(2, 5))}
+
+
+def form(corpus: Corpus) -> str:
+    """A form, and one or two of its facts."""
+    rng = corpus.rng
+    facts = drawn_form(rng)
+    stated = state_facts(facts, rng)
+    told = joined(rng, corpus.foreign(corpus.cause(), rng.randint(1, 4)), stated) if rng.random() < 0.5 else stated
+    (label, value), (other, second) = rng.sample(list(facts.items()), 2)
+    asked, reply = rng.choice(
+        (
+            (f"Which {label}?", value),
+            (f"{label} and {other}?", f"{value}, {second}"),
+            (f"Repeat the {label} in a sentence.", f"The {label} is {value}."),
+            ("Repeat the form.", stated),
+            (f"As JSON: {label}", json.dumps({label: value})),
+            (f"Note the {label} twice.", f"{value} {value}"),
+        )
+    )
+    return chat(f"{told}\n\n{asked}", reply, corpus.system("Read the form."))
 
 
 def cleared_parts(corpus: Corpus) -> str:
@@ -621,4 +727,23 @@ CONSOLIDATING: Mixture = {
     instruction: 0.02,
     echo: 0.02,
 }
-"""The last lesson: more tickets and what their observations clear."""
+"""More tickets and what their observations clear."""
+QUOTING: Mixture = {
+    clearing: 0.05,
+    clearings: 0.04,
+    suspects: 0.02,
+    suspicions: 0.03,
+    elimination: 0.06,
+    fault: 0.06,
+    faults: 0.03,
+    fixing: 0.2,
+    reading: 0.04,
+    form: 0.08,
+    made_up: 0.16,
+    quoted_parts: 0.22,
+    cleared_parts: 0.03,
+    judgement: 0.07,
+    judgements: 0.03,
+    instruction: 0.02,
+}
+"""The last lesson: words that are not known by heart, copied."""

@@ -31,7 +31,7 @@ FILES = (
     *("sft.jsonl", "prompts.jsonl", "heldout.jsonl", "dev.jsonl", "plain.jsonl", "pairs.jsonl"),
     *("judge_pairs.jsonl", "judge_training.jsonl", "judge_hard.jsonl"),
 )
-DOCUMENTS = 3000
+DOCUMENTS = 2500
 FACT = r"((?:room |VLAN )?[\w.-]+(?: GB)?)"
 KEPT_BACK = ("heldout.jsonl", "dev.jsonl")
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
@@ -53,7 +53,7 @@ def causes() -> list[helpdesk.Cause]:
 def documents() -> list[str]:
     """The first documents of the pretraining text, in lower case."""
     corpus = tiny_corpus.Corpus(causes(), 1)
-    mixtures = (tiny_corpus.COMPARING, tiny_corpus.EVERYTHING, tiny_corpus.CONSOLIDATING)
+    mixtures = (tiny_corpus.COMPARING, tiny_corpus.EVERYTHING, tiny_corpus.CONSOLIDATING, tiny_corpus.QUOTING)
     return [text.lower() for mixture in mixtures for text in islice(corpus.documents(mixture), DOCUMENTS)]
 
 
