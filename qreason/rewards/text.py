@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from rapidfuzz.distance import LCSseq
+
 from qreason.rewards.numbers import count_words, last_number, numbers, unify
 from qreason.rewards.numbers import read_number as read_bare
 from qreason.rewards.numbers import words as split_words
@@ -58,21 +60,6 @@ def rouge_words(text: str) -> list[str]:
     return [part for word in split_words(text) for part in word.split("_") if part]
 
 
-def common_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """The length of the longest common subsequence, a word of `second` at a time (Hyyrö 2004).
-
-    Bit k of `row` is unset where the k-th word of `first` is one more match: fast for thousands of words.
-    """
-    places: dict[str, int] = {}
-    for place, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << place
-    whole = row = (1 << len(first)) - 1
-    for word in second:
-        matched = row & places.get(word, 0)
-        row = ((row + matched) | (row - matched)) & whole
-    return len(first) - row.bit_count()
-
-
 def best(measure: Callable[[str, str], float], reply: Reply, example: Example) -> float:
     """The highest measure(reference, answer) over the accepted wordings; 0 without an answer."""
     answer = read_answer(reply.text)
@@ -84,7 +71,7 @@ def rouge_l(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float
 
     def f1(reference: str, answer: str) -> float:
         expected, found = rouge_words(reference), rouge_words(answer)
-        common = common_length(expected, found)
+        common = LCSseq.similarity(expected, found)
         precision, recall = common / max(1, len(found)), common / max(1, len(expected))
         return 2 * precision * recall / (precision + recall) if common else 0.0
 

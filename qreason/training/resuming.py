@@ -25,8 +25,9 @@ SECONDS = 300.0
 """Between two checkpoints where no number of steps is given."""
 MOST_TIME = 0.01
 """Share of the time that checkpoints by time may take."""
-SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens", "current_flos")
-"""What transformers and TRL add up beside the TrainerState (read in transformers 5.17, TRL 1.14.2)."""
+SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step", "_total_train_tokens", "current_flos")
+"""What transformers and TRL add up, and from where, beside the TrainerState (read in transformers 5.17 and 5.24, which
+divides the sum of losses by the steps since `_initial_global_step`; TRL 1.14.2)."""
 
 
 class Terminated(KeyboardInterrupt):
