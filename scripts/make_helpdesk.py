@@ -125,23 +125,27 @@ SURNAMES = (
 )
 DEPARTMENTS = ("Sales", "HR", "Finance", "Legal", "Design", "Plant", "Support", "Audit")
 SITES = ("Bremen", "Cork", "Dresden", "Essen", "Ghent", "Graz", "Leeds", "Lyon", "Metz", "Porto", "Turku", "Zurich")
+STARS = ("Altair", "Capella", "Deneb", "Electra", "Fornax", "Hydra", "Izar", "Lyra", "Mira", "Orion", "Rigel", "Vega")
+BIRDS = ("Heron", "Robin", "Falcon", "Jay", "Kite", "Lark", "Osprey", "Raven", "Stork", "Wren", "Condor", "Dove")
+PORTS = ("1433", "1521", "2049", "3306", "3389", "4500", "5060", "5432", "6379", "7001", "8443", "9090")
 KINDS: dict[str, Callable[[random.Random], str]] = {
-    "server": lambda rng: f"{rng.choice(('FS', 'APP', 'DB', 'SRV', 'WEB', 'MX'))}{rng.randint(10, 99)}",
-    "device": lambda rng: f"{rng.choice(('NB', 'PC', 'DEV', 'TAB', 'HW'))}-{rng.randint(100, 999)}",
+    "server": lambda rng: rng.choice(STARS),
+    "device": lambda rng: f"{rng.choice(('NB', 'PC', 'DEV', 'TAB', 'HW'))}-{rng.choice(BIRDS)}",
     "user": lambda rng: f"{rng.choice('abcdefghjklmnoprst')}.{rng.choice(SURNAMES)}",
     "group": lambda rng: f"{rng.choice(DEPARTMENTS)}-{rng.choice(('RW', 'Users', 'Staff', 'Admins'))}",
-    "port": lambda rng: str(rng.randint(1024, 9999)),
-    "size": lambda rng: f"{rng.randint(10, 99)} GB",
-    "room": lambda rng: f"room {rng.randint(100, 499)}",
-    "vlan": lambda rng: f"VLAN {rng.randint(10, 99)}",
+    "port": lambda rng: rng.choice(PORTS),
+    "size": lambda rng: f"{rng.randint(1, 9)}0 GB",
+    "room": lambda rng: f"room {rng.choice('ABCDEFGH')}{rng.randint(1, 9)}",
+    "vlan": lambda rng: f"VLAN {rng.randint(1, 9)}0",
     "site": lambda rng: rng.choice(SITES),
-    "version": lambda rng: f"{rng.randint(2, 19)}.{rng.randint(0, 9)}",
+    "version": lambda rng: f"{rng.randint(2, 9)}.{rng.randint(0, 9)}",
     "day": lambda rng: rng.choice(("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")),
     "number": lambda rng: str(rng.randint(11, 99)),
     "share": lambda rng: rng.choice(
         ("projects", "invoices", "drawings", "archive", "templates", "scans", "contracts", "photos")
     ),
 }
+"""Names in place of long numbers: a model of five million parameters confuses the digits of its ticket."""
 
 
 def draw_facts(family: Family, rng: random.Random) -> Facts:

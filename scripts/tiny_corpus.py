@@ -238,10 +238,22 @@ def elimination(corpus: Corpus) -> str:
         listed = [one.part for one in corpus.parts(cause)]
     left, *out = rng.sample(listed, len(listed))
     told = sentence(corpus.symptom(cause)) if kind == "symptom" else f"One of {', '.join(listed)}."
-    form = rng.choice(("it is not {}", "not {}", "we ruled out {}", "without {}", "we can rule out {}", "{}: ok"))
-    ruled = rng.choice((". ", ", ", "; ", "\n")).join(form.format(one) for one in out)
+    form, maybe = rng.choice(
+        (
+            ("it is not {}", "it may be {}"),
+            ("not {}", "perhaps {}"),
+            ("we ruled out {}", "one thinks of {}"),
+            ("so not {}", "so maybe {}"),
+            ("we can rule out {}", "we suspect {}"),
+            ("{}: ok", "{}: ?"),
+        )
+    )
+    lines = [form.format(one) for one in out]
+    if rng.random() < 0.6:  # a suspicion proves nothing
+        lines.insert(rng.randint(0, len(lines)), maybe.format(rng.choice(listed)))
+    ruled = rng.choice((". ", ", ", "; ", "\n")).join(lines)
     if rng.random() < 0.5:
-        asked = rng.choice(("What is left?", "Which one is it?", "So which?"))
+        asked = rng.choice(("What is left?", "Which one is it?", "So which?", "What remains?"))
         return chat(f"{told} {sentence(ruled)} {asked}", rng.choice((left, sentence(left))), corpus.system())
     close = rng.choice(("This leaves {}.", "So it is {}.", "Only {} is left.", "It must be {}."))
     return f"{told} {sentence(ruled)} {close.format(left)}"
@@ -312,6 +324,27 @@ def tagged(corpus: Corpus, asked: str, why: str, what: str) -> str:
     return chat(asked, f"<{first}>{why}</{first}>\n<{second}>{what}</{second}>", system.format(first, second))
 
 
+def worked(corpus: Corpus) -> str:
+    """A fix at the end of a long reply to a ticket, whose circumstances, of other families, are quoted before it."""
+    rng, cause = corpus.rng, corpus.cause()
+    facts = draw_facts(cause.family, rng)
+    others = rng.sample([one for one in corpus.causes if one.family is not cause.family], rng.randint(2, 4))
+    told = [(one, rng.choice(one.cleared_by)) for one in others]
+    issue = joined(rng, [corpus.symptom(cause), *(text for _, text in told)], state_facts(facts, rng))
+    form, _ = rng.choice(QUOTES)
+    lines = [sentence(form.format(seen=text, part=one.part)) for one, text in told]
+    why, fix = (
+        rng.choice(("Root cause: {}.", "Why: {}.", "The reason: {}.")),
+        sentence(rng.choice(cause.written(facts))),
+    )
+    thought = rng.choice((" ", " ", "\n")).join([*lines, why.format(cause.cause)])
+    if rng.random() < 0.5:
+        return tagged(corpus, issue, thought, fix)
+    return chat(
+        issue, f"{thought}{rng.choice((' ', chr(10)))}{rng.choice(('Fix: ', 'Do: ', ''))}{fix}", corpus.system()
+    )
+
+
 def rewriting(corpus: Corpus) -> str:
     """A fix in its other wording."""
     rng, cause = corpus.rng, corpus.rng.choice(corpus.compared)
@@ -371,7 +404,7 @@ def quote(corpus: Corpus, ticket: Ticket) -> str:
     ending = rng.choice(("\n", "\n", " ", "; ", ". "))
     quoted = ending.join(line[0].upper() + line[1:] if rng.random() < 0.8 else line for line in lines)
     left = f"{ending}{rng.choice(('Left: {}', 'Only {} remains.', 'It can only be {}.')).format(ticket.cause.part)}"
-    return quoted + (left if rng.random() < 0.6 else "")
+    return quoted + (left if rng.random() < 0.75 else "")
 
 
 def distorted(corpus: Corpus, ticket: Ticket) -> Ticket:
@@ -731,19 +764,21 @@ CONSOLIDATING: Mixture = {
 QUOTING: Mixture = {
     clearing: 0.05,
     clearings: 0.04,
-    suspects: 0.02,
-    suspicions: 0.03,
-    elimination: 0.06,
+    suspects: 0.03,
+    suspicions: 0.02,
+    elimination: 0.13,
     fault: 0.06,
-    faults: 0.03,
-    fixing: 0.2,
-    reading: 0.04,
-    form: 0.08,
-    made_up: 0.16,
+    faults: 0.02,
+    fixing: 0.1,
+    worked: 0.13,
+    reading: 0.02,
+    form: 0.06,
+    made_up: 0.07,
     quoted_parts: 0.22,
-    cleared_parts: 0.03,
+    cleared_parts: 0.02,
     judgement: 0.07,
     judgements: 0.03,
     instruction: 0.02,
+    echo: 0.02,
 }
 """The last lesson: words that are not known by heart, copied."""
