@@ -97,10 +97,12 @@ class Corpus:
     def symptom(self, cause: Cause) -> str:
         return self.rng.choice(cause.family.symptoms).format(system=self.rng.choice(cause.family.systems))
 
-    def foreign(self, cause: Cause, count: int) -> list[str]:
-        """Observations and circumstances of other families."""
-        others = self.rng.sample([one for one in self.causes if one.family is not cause.family], count)
-        return [self.rng.choice((*one.cleared_by, *one.suspicion)) for one in others]
+    def foreign(self, cause: Cause, count: int) -> list[tuple[Cause, str]]:
+        """Observations of other families, each with the part that it clears, and no words of the cause's own family."""
+        own = [text for one in (cause, *siblings(self.causes, cause)) for text in one.cleared_by]
+        drawn = [(one, self.rng.choice(one.cleared_by)) for one in self.rng.sample(self.causes, 2 * count)]
+        apart = [(one, text) for one, text in drawn if one.family is not cause.family]
+        return [(one, text) for one, text in apart if not any(known in text for known in own)][:count]
 
     def parts(self, cause: Cause) -> list[Cause]:
         """The four of a family, in any order."""
@@ -299,7 +301,8 @@ def fixing(corpus: Corpus) -> str:
     fix = rng.choice(cause.written(facts))
     stated = state_facts(facts, rng)
     if rng.random() < 0.6:  # in a ticket with circumstances of other families, which do not lead to the cause
-        told = joined(rng, [corpus.symptom(cause), *corpus.foreign(cause, rng.randint(2, 4))], stated)
+        others = [text for _, text in corpus.foreign(cause, rng.randint(2, 4))]
+        told = joined(rng, [corpus.symptom(cause), *others], stated)
     else:
         told = sentence(stated)
     why = sentence(cause.cause)
@@ -328,8 +331,7 @@ def worked(corpus: Corpus) -> str:
     """A fix at the end of a long reply to a ticket, whose circumstances, of other families, are quoted before it."""
     rng, cause = corpus.rng, corpus.cause()
     facts = draw_facts(cause.family, rng)
-    others = rng.sample([one for one in corpus.causes if one.family is not cause.family], rng.randint(2, 4))
-    told = [(one, rng.choice(one.cleared_by)) for one in others]
+    told = corpus.foreign(cause, rng.randint(2, 4))
     issue = joined(rng, [corpus.symptom(cause), *(text for _, text in told)], state_facts(facts, rng))
     form, _ = rng.choice(QUOTES)
     lines = [sentence(form.format(seen=text, part=one.part)) for one, text in told]
@@ -465,7 +467,7 @@ def form(corpus: Corpus) -> str:
     rng = corpus.rng
     facts = drawn_form(rng)
     stated = state_facts(facts, rng)
-    told = joined(rng, corpus.foreign(corpus.cause(), rng.randint(1, 4)), stated) if rng.random() < 0.5 else stated
+    told = joined(rng, [corpus.phrase() for _ in range(rng.randint(1, 4))], stated) if rng.random() < 0.5 else stated
     (label, value), (other, second) = rng.sample(list(facts.items()), 2)
     asked, reply = rng.choice(
         (
