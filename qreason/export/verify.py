@@ -27,6 +27,8 @@ MARGIN = 0.005
 """Lead in logits of the most probable token, below which F32 and F16 may choose different tokens."""
 DRAFT = ".unverified"
 """What a file's name ends with until it has passed its checks."""
+MERGED = "merged"
+"""Names the merged model in a check."""
 PROBES = (
     "It's 12345 and 3.14; they'LL re-check 2026-11-20T08:15Z.",
     "  two  spaces\tand a tab\n\n\nthree lines  \r\n end ",
@@ -146,7 +148,7 @@ def shown(value: Any) -> str:
 def check_merged(trained: Sequence[Path], merged: Sequence[Path], arithmetic: str = "float32") -> Check:
     """The merged model against base and adapter, which ran in this number format."""
     found, most = distance(trained, merged), MERGED_KL[arithmetic]
-    return Check("merged", "same as the adapter", found.kl <= most, asdict(found), f"kl {most:g}")
+    return Check(MERGED, "same as the adapter", found.kl <= most, asdict(found), f"kl {most:g}")
 
 
 # --- (b) the float file against transformers -------------------------------------------------------
