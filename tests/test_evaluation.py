@@ -13,7 +13,7 @@ from conftest import RecipeWriter, jsonl
 
 from qreason.cli import main
 from qreason.inference.generate import LocalGenerator
-from qreason.inference.journal import Journal
+from qreason.inference.journal import Journal, digest, read_kept
 from qreason.recipe.load import load_recipe
 from qreason.run.session import Session
 from qreason.stages import run_step
@@ -95,6 +95,27 @@ def test_an_evaluation_that_is_cut_off_again_and_again_has_the_rows_of_a_whole_o
     assert not part.exists()
 
 
+def add_sum(line: dict[str, Any]) -> dict[str, Any]:
+    line.pop("sum")
+    return {**line, "sum": digest(line)}
+
+
+def test_a_damaged_line_is_made_again_and_those_after_it(
+    write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = measure(write_small(), "whole")
+    with monkeypatch.context() as patch:
+        cut_after(patch, 5)
+        with pytest.raises(Cut):
+            measure(write_small(), "cut")
+    part = Path("cut/base/evaluation.part")
+    first, *lines = [json.loads(line) for line in part.read_text().splitlines()]
+    lines[1]["made"] = [3, None]
+    part.write_text("".join(json.dumps(line) + "\n" for line in (first, *lines)))
+    assert len(read_kept(part)) == 2
+    assert measure(write_small(), "cut")[1] == whole
+
+
 def test_what_another_model_replied_is_not_gone_on_with(
     write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +126,8 @@ def test_what_another_model_replied_is_not_gone_on_with(
             measure(write_small(), "cut")
     part = Path("cut/base/evaluation.part")
     lines = [json.loads(line) for line in part.read_text().splitlines()]
-    part.write_text("".join(json.dumps({**line, "key": "other", "made": line["made"][::-1]}) + "\n" for line in lines))
+    others = [{**line, "key": "other", "made": line["made"][::-1]} for line in lines]
+    part.write_text("".join(json.dumps(add_sum(line)) + "\n" for line in others))
     assert measure(write_small(), "cut")[1] == whole
 
 

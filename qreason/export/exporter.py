@@ -13,7 +13,7 @@ from qreason.errors import ModelError, RunFolderError, first_line
 from qreason.export import engine, lora, ollama, writer
 from qreason.export.original import REPLIES, TOKENS, Original
 from qreason.export.reference import Heldout
-from qreason.export.verify import DRAFT, Check, Results
+from qreason.export.verify import DRAFT, Results, read_checks
 from qreason.machine.files import hash_files, read_json, write_json
 from qreason.machine.records import Exported
 from qreason.model.load import fingerprint, load_tokenizer, locate
@@ -114,7 +114,7 @@ class Exporter:
         if describe(file) != entry:
             return None
         self.finished[kind] = describe(file)
-        self.results.checks += [Check(**one) for one in self.earlier["checks"] if one["file"] == file.name]
+        self.results.checks += read_checks(self.earlier, file.name)
         if kind in self.earlier["accuracy"]:
             self.results.accuracy[kind] = self.earlier["accuracy"][kind]
         self.run.say(f"{file.name} is there already, made of the same model")
@@ -223,7 +223,8 @@ def read_earlier(folder: Path, of: dict[str, str]) -> Exported | None:
             earlier: Exported = read_json(file, Exported)
         except RunFolderError:
             continue
-        if earlier["made_of"] == of:
+        measured = earlier["accuracy"].keys() >= {"adapter", "merged"} or not earlier["checks"]
+        if earlier["made_of"] == of and measured:
             return earlier
     return None
 

@@ -38,9 +38,9 @@ class Original:
         self.passed = results.passed
         config = writer.read_config(merged)
         self.native = writer.native_type(config)
-        known = [verify.Check(**one) for one in earlier["checks"] if one["file"] == MERGED] if earlier else []
+        known = verify.read_checks(earlier, MERGED) if earlier else []
         if earlier and known:
-            results.accuracy = {name: earlier["accuracy"][name] for name in ("adapter", "merged")}
+            results.accuracy = {name: earlier["accuracy"][name] for name in ("adapter", MERGED)}
             results.checks += known
         self.ask_merged()
         if not known:

@@ -12,6 +12,7 @@ from qreason.errors import ExportError
 from qreason.export.engine import Server
 from qreason.export.reference import Heldout
 from qreason.machine.files import read_json
+from qreason.machine.records import Exported
 from qreason.types import Reply
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ class Check:
         figures = ", ".join(f"{key} {shown(value)}" for key, value in self.figures.items())
         bound = f" (bound: {self.bound})" if self.bound else ""
         return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.name}: {figures}{bound}"
+
+
+def read_checks(earlier: Exported, file: str) -> list[Check]:
+    """What an earlier export found right in one of its files."""
+    found = [one for one in earlier["checks"] if one["file"] == file and one["passed"]]
+    return [Check(one["file"], one["name"], one["passed"], one["figures"], one["bound"]) for one in found]
 
 
 class Results:

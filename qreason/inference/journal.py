@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections import deque
@@ -42,7 +43,7 @@ class Journal:
         self, rows: Rows, work: Callable[[], list[T]], count: int, asked: Any, source: torch.Generator | None
     ) -> list[T] | None:
         """What was kept of this work, or what it makes now, as `rows.attempt` does."""
-        key = hashlib.sha256(repr((self.model, asked)).encode()).hexdigest()
+        key = digest(repr((self.model, asked)))
         if self.kept:
             start, line = self.kept[0]
             if line["most"] < rows.most:  # memory ran out before this batch
@@ -76,24 +77,31 @@ class Journal:
             "random": None if source is None else bytes(source.get_state().tolist()).hex(),
             "made": made,
         }
-        write_jsonl(self.file, [line], append=True)
+        write_jsonl(self.file, [{**line, "sum": digest(line)}], append=True)
         self.clock = now
         if self.mirror and now - self.mirrored > MIRRORED:
             self.mirror()
             self.mirrored = time.monotonic()
 
 
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def read_kept(file: Path) -> list[tuple[int, Kept]]:
-    """(start in bytes, line) for each line of a journal; what an interruption left of the last one is cut off."""
+    """(start in bytes, line) for each line of a journal, up to one that is damaged: there the file then ends."""
     kept: list[tuple[int, Kept]] = []
     start = 0
     if not file.exists():
         return kept
     for line in file.read_bytes().split(b"\n")[:-1]:
         try:
-            kept.append((start, read_value(file, line.decode("utf-8"), Kept, "")))
+            entry = read_value(file, line.decode("utf-8"), Kept, "")
         except (RunFolderError, UnicodeDecodeError):
             break
+        if entry.pop("sum") != digest(entry):
+            break
+        kept.append((start, entry))
         start += len(line) + 1
     os.truncate(file, start)
     return kept

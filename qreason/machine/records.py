@@ -128,6 +128,7 @@ class Marked(TypedDict):
 class Kept(TypedDict):
     """A line of evaluation.part: a batch of an evaluation that is not finished."""
 
+    sum: str
     key: str
     most: Annotated[int, Field(ge=1)]
     seconds: Number

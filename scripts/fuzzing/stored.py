@@ -14,8 +14,11 @@ from fuzzing.sample import fill, write_run
 from fuzzing.strange import Surface, as_json, attempt, call, changed, damaged
 from qreason.cli.base import show
 from qreason.data.pairs import rank_draws
+from qreason.export.exporter import read_earlier
 from qreason.export.lora import check_fits, read_alpha
+from qreason.export.verify import read_checks
 from qreason.export.writer import read_config
+from qreason.inference.journal import digest, read_kept
 from qreason.machine.files import hash_files, read_jsonl
 from qreason.machine.records import Draw
 from qreason.model.merging import check_adapter
@@ -97,3 +100,22 @@ def checkpoints() -> Surface:
         attempt(resume)
 
     return st.tuples(file, manifest), read
+
+
+def parts() -> Surface:
+    """What evaluations and exports that were cut off have left."""
+    line = {"key": "0", "most": 4, "seconds": 0.5, "random": "00", "made": [[1, 2]]}
+    check = {"file": "merged", "name": "same", "passed": True, "figures": {"kl": 0.1}, "bound": "kl 1"}
+    made = {"small-f16.gguf": b"GGUF"}
+    file = {"file": "small-f16.gguf", "bytes": 4, "sha256": "0" * 64}
+    report = {"made_of": {"model": "0"}, "files": {"f16": file}, "accuracy": {"adapter": 0.5, "merged": 0.5}}
+    journal = as_json({**line, "sum": digest(line)}) + b"\n"
+    kept = damaged("evaluation.jsonl", journal * 2), damaged("export.json", as_json(report | {"checks": [check]}))
+
+    def read(drawn: tuple[bytes, bytes]) -> None:
+        fill(Path("run"), made | {"evaluation.part": drawn[0], "export.part": drawn[1]})
+        read_kept(Path("run/evaluation.part"))
+        if earlier := read_earlier(Path("run"), {"model": "0"}):
+            read_checks(earlier, "merged")
+
+    return st.tuples(*kept), read
