@@ -321,20 +321,26 @@ def test_an_export_that_is_cut_off_goes_on_with_the_files_that_are_left(
     manifest.write_text(json.dumps({**done, "steps": done["steps"][:2]}))
     whole = {file.name: file.read_bytes() for file in exported.iterdir()}
     written: list[str] = []
-    keep, write_model = Exporter.keep, writer.write_model
+    keep, write_model, compare_with = Exporter.keep, writer.write_model, Original.compare_with
 
     def keep_or_end(self: Exporter, kind: str, draft: Path) -> Path:
         if kind == place:
             raise Cut
         return keep(self, kind, draft)
 
+    def compare_or_end(self: Original, file: Path) -> None:
+        if place == "f16 again":
+            raise Cut
+        compare_with(self, file)
+
     def noting(merged: Path, out: Path, *given: Any) -> None:
         written.append(out.name.removeprefix("smoke-").partition(".")[0])
         write_model(merged, out, *given)
 
     monkeypatch.setattr(Exporter, "keep", keep_or_end)
+    monkeypatch.setattr(Original, "compare_with", compare_or_end)
     monkeypatch.setattr(writer, "write_model", noting)
-    for place in ("q4_k_m", "adapter", None):
+    for place in ("q4_k_m", "f16 again", "adapter", None):
         opened = Session.open(run.recipe, tmp_path / "run")
         opened.step, settings = 2, run.recipe.steps[2]
         if place is None:

@@ -56,7 +56,8 @@ class Exporter:
         wanted = self.settings.gguf
         if self.settings.verify:
             self.original = Original(self.run, self.merged, self.heldout, self.work, self.results, self.earlier)
-            self.save()
+            if not self.earlier:  # which has more
+                self.save()
         lossless = self.make_float(self.native)
         for kind in wanted:
             if kind in writer.FLOATS and kind != self.native:
@@ -111,14 +112,13 @@ class Exporter:
         entry = self.earlier and self.earlier["files"].get(kind)
         if not self.earlier or not entry or not (file := self.folder / entry["file"]).is_file():
             return None
-        if describe(file) != entry:
+        if (found := describe(file)) != entry:
             return None
-        self.finished[kind] = describe(file)
+        self.finished[kind] = found
         self.results.checks += read_checks(self.earlier, file.name)
         if kind in self.earlier["accuracy"]:
             self.results.accuracy[kind] = self.earlier["accuracy"][kind]
         self.run.say(f"{file.name} is there already, made of the same model")
-        self.save()
         return file
 
     def save(self) -> None:
