@@ -54,7 +54,10 @@ def jsonl(rows: list[dict[str, object]]) -> str:
 
 def load_script(name: str) -> ModuleType:
     """A file of scripts/ without an ending, as a module; nothing is written beside it."""
-    loader = SourceFileLoader(name, str(Path(__file__).parents[1] / "scripts" / name))
+    folder = str(Path(__file__).parents[1] / "scripts")
+    if folder not in sys.path:  # as where the script itself is started
+        sys.path.insert(0, folder)
+    loader = SourceFileLoader(name, f"{folder}/{name}")
     spec = spec_from_loader(loader.name, loader)
     assert spec
     module = module_from_spec(spec)

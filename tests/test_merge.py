@@ -300,6 +300,16 @@ def test_a_second_merge_overwrites_nothing(trained: tuple[Path, str]) -> None:
     assert "already exists" in refused(trained[0])
 
 
+def test_what_a_merge_that_was_cut_off_left_is_removed(two_adapters: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_adapters, tmp_path / "run")
+    left = tmp_path / "run" / "merged-float16" / "trained.draft"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    result = call("merge", tmp_path / "run", "--rows", "2")
+    assert result.exit_code == 0, result.output
+    assert sorted(file.name for file in left.parent.iterdir()) == ["merge.json", "model"]
+
+
 def test_an_adapter_of_another_base_is_refused(two_adapters: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(two_adapters / "01-sft" / "adapter", tmp_path / "other"))
     config = json.loads((other / "adapter_config.json").read_text())

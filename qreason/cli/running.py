@@ -155,16 +155,19 @@ def show_report(run: Session, as_json: bool) -> None:
 @settings_options(Evaluate, pass_at="pass-at", cons_at="cons-at", best_of="best-of")
 @settings_options(Evaluate, "best_by", "right_by")
 @click.option("--beam", type=click.IntRange(1), metavar="WIDTH", help="Step-wise beam search, ranked by --best-by.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSONL file for the rows; with it, it goes on if cut off.")
 @click.option("--direct", is_flag=True, help="Ask for the answer without reasoning.")
 @json_option
-def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: bool, **settings: Any) -> None:
+def evaluate(
+    target: str, task: Path, beam: int | None, out: Path | None, direct: bool, as_json: bool, **settings: Any
+) -> None:
     """Measure a run folder, a model folder or a Hub model on a task file with prompts and references."""
     from qreason.report.table import passes_table, reasoning_table, scaling_table
     from qreason.stages.evaluate import evaluate_task
 
     width = {"beam": {"width": beam, "by": settings["best_by"] or "likelihood"}} if beam else {}
     asked = read_settings(Evaluate, {**settings, **width, "chain_of_thought": not direct})
-    numbers = evaluate_task(target, task, asked)
+    numbers = evaluate_task(target, task, asked, out, say)
     if as_json:
         click.echo(json.dumps(numbers, indent=2))
         return

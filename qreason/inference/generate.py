@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qreason.errors import DataError, ModelError
 from qreason.inference.drawing import Drawing, draw, staying, take, up_to
+from qreason.inference.journal import Journal
 from qreason.inference.reading import (
     Ids,
     batches,
@@ -28,6 +29,7 @@ from qreason.types import Messages, Reply, Sampling
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 QUESTIONS = 64
 """Questions that are answered in parallel."""
 RANKED = 64
@@ -41,6 +43,8 @@ class LocalGenerator:
 
     `offload` keeps the model in the CPU's memory while it is not used: for a judge with a separate base.
     """
+
+    journal: Journal | None = None
 
     def __init__(self, resident: Resident, *, offload: bool = False) -> None:
         self.resident, self.offload = resident, offload
@@ -64,6 +68,23 @@ class LocalGenerator:
         finally:
             if self.offload:
                 self.resident.model.to("cpu")
+
+    @contextmanager
+    def recording(self, journal: Journal | None) -> Iterator[None]:
+        """What is made within is kept in a journal, or read from it where it has been made before."""
+        self.journal = journal
+        try:
+            yield
+        finally:
+            self.journal = None
+
+    def attempt(
+        self, rows: Rows, work: Callable[[], list[T]], count: int, asked: Any, source: torch.Generator | None = None
+    ) -> list[T] | None:
+        """As `rows.attempt`; `asked` says what the work depends on, `source` is what it draws from."""
+        if self.journal:
+            return self.journal.attempt(rows, work, count, asked, source)
+        return rows.attempt(work, count)
 
     def rows(self, most: int) -> Rows:
         """How many replies are decoded in parallel: `most`, or fewer once memory ran out."""
@@ -97,8 +118,9 @@ class LocalGenerator:
         with self.awake(fast=fast) as model:
             while left:
                 chosen, each, rest = take(left, rows.most)
-                work = partial(self.decode, model, [ids[index] for index in chosen], each, drawing)
-                completions = rows.attempt(work, len(chosen) * each)
+                now = [ids[index] for index in chosen]
+                work = partial(self.decode, model, now, each, drawing)
+                completions = self.attempt(rows, work, len(chosen) * each, (now, each, sampling, fast), drawing.source)
                 if completions is None:
                     continue
                 left = rest
@@ -118,7 +140,9 @@ class LocalGenerator:
         with self.awake() as model:
             while left := beginnings[len(ways) :]:
                 now = list(left[: max(1, rows.most // n)])
-                drawn = rows.attempt(partial(self.decode, model, now, n, drawing), len(now) * n if len(now) > 1 else 1)
+                work = partial(self.decode, model, now, n, drawing)
+                count, asked = len(now) * n if len(now) > 1 else 1, (now, n, sampling, sorted(stop_at))
+                drawn = self.attempt(rows, work, count, asked, drawing.source)
                 if drawn is not None:
                     ways += [drawn[start : start + n] for start in range(0, len(drawn), n)]
         return ways
@@ -176,7 +200,9 @@ class LocalGenerator:
                 logits = longest[replies[left[-1]].prompt_ids] * vocabulary
                 batch = left[-max(1, min(self.ranked.most, LOGITS // logits)) :]
                 rows = [(replies[index], counted[index]) for index in batch]
-                found = self.ranked.attempt(partial(mean_log_probabilities, self.resident, model, rows), len(batch))
+                work = partial(mean_log_probabilities, self.resident, model, rows)
+                asked = [(reply.prompt_ids, reply.token_ids, count, fast) for reply, count in rows]
+                found = self.attempt(self.ranked, work, len(batch), asked)
                 if found is not None:
                     left = left[: -len(batch)]
                     for index, score in zip(batch, found, strict=True):

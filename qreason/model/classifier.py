@@ -40,7 +40,7 @@ class PreferenceModel:
         path = locate(name)
         adapter = read_adapter(path)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             level = Path(path) / LEVEL
             # 0 for a model from elsewhere
             self.level = read_json(level, Level)["level"] if level.is_file() else 0.0
@@ -99,7 +99,9 @@ def load_adapter(name: str, path: str, adapter: dict[str, Any], resident: Reside
     name, dtype = adapter["base_model_name_or_path"], getattr(torch, resident.hardware.dtype)
     if name == resident.settings.base and resident.backend == "plain":
         return PeftModel.from_pretrained(with_head(resident), path)
-    base = AutoModelForSequenceClassification.from_pretrained(locate(name), num_labels=1, dtype=dtype)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        locate(name), num_labels=1, dtype=dtype, trust_remote_code=False
+    )
     return PeftModel.from_pretrained(base, path).to(resident.device)
 
 
@@ -107,14 +109,16 @@ def load_whole(name: str, path: str, resident: Resident) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     kind = (config.architectures or ["nothing"])[0]
     if not kind.endswith("ForSequenceClassification"):  # transformers would put a random head on any other model
         raise ModelError(f"{name}: a {kind}; {NO_CLASSIFIER}")
     if config.num_labels != 1:
         raise ModelError(f"{name}: {config.num_labels} labels; {NO_CLASSIFIER}")
     dtype = getattr(torch, resident.hardware.dtype)
-    return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype).to(resident.device)
+    return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, trust_remote_code=False).to(
+        resident.device
+    )
 
 
 def with_head(resident: Resident) -> Any:

@@ -50,7 +50,7 @@ def float32_original(model: Model) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        base = AutoModelForCausalLM.from_pretrained(locate(model.base), dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(locate(model.base), dtype=torch.float32, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{model.base}: {cannot_load(error)}") from error
     return base.requires_grad_(False).eval()

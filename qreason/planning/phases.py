@@ -120,7 +120,7 @@ def read_shape(base: str) -> Shape:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     try:
-        config = transformers.AutoConfig.from_pretrained(locate(base))
+        config = transformers.AutoConfig.from_pretrained(locate(base), trust_remote_code=False)
         kind, text = getattr(transformers, (config.architectures or [""])[0]), config.get_text_config()
         with torch.device("meta"):
             model = kind(config)

@@ -184,7 +184,7 @@ class Resumable:
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint:
-            self.checkpoints.load_random(Path(checkpoint))
+            self.checkpoints.load_random()
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
