@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from click.testing import CliRunner
+from conftest import RecipeWriter
 
 from qreason.cli import main
 from qreason.data.prompts import VERDICTS, render_judge
 from qreason.errors import MissingExtra, ModelError
 from qreason.inference.generate import LocalGenerator
 from qreason.judge.verdict import LocalModel
-from qreason.machine.hardware import detect
+from qreason.machine.hardware import COMPILER, detect
 from qreason.model import backends
+from qreason.model.backends import Choice
 from qreason.model.load import EMBEDDED, load_base
 from qreason.model.resident import Resident
+from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Model
+from qreason.run.folder import RunFolder
+from qreason.run.session import Session
 from qreason.types import Sampling
 
 Wanted = Literal["auto", "plain", "unsloth"]
@@ -42,9 +48,42 @@ def test_unsloth_is_chosen_where_it_can_be(
     monkeypatch: pytest.MonkeyPatch, wanted: Wanted, card: tuple[int, int] | None, installed: bool, name: str
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda module: module if installed else None)
+    monkeypatch.setattr(backends, "compiler_trouble", lambda: None)
     choice = backends.choose(wanted, card)
     assert choice.name == name
     assert choice.why
+
+
+def test_unsloth_is_left_out_where_its_kernels_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda module: module)
+    monkeypatch.setattr(backends, "compiler_trouble", lambda: "there is no C compiler (gcc or clang)")
+    choice = backends.choose("auto", (7, 5))
+    assert (choice.name, choice.cure) == ("plain", COMPILER)
+    assert "no C compiler" in choice.why
+    with pytest.raises(MissingExtra, match=r"no C compiler .*: apt install build-essential python3-dev"):
+        backends.choose("unsloth", (7, 5))
+
+
+def test_a_recipe_with_a_step_for_the_plain_backend_starts_on_it(
+    monkeypatch: pytest.MonkeyPatch, write_recipe: RecipeWriter
+) -> None:
+    """A preference step used to fail when it was reached, hours later."""
+    monkeypatch.setattr(backends, "find_spec", lambda module: module)
+    monkeypatch.setattr(backends, "compiler_trouble", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
+    preference = ("- merge", "- preference: {from: base}"), ("sft: sft.jsonl", "sft: sft.jsonl\n  pairs: pairs.jsonl")
+    for backend in ("auto", "unsloth"):
+        recipe = load_recipe(
+            write_recipe(("{base: qreason/tiny}", f"{{base: qreason/tiny, backend: {backend}}}"), *preference)
+        )
+        run = Session(recipe, RunFolder.unwritten(Path("run"), recipe))
+        if backend == "auto":
+            assert run.backend == Choice("plain", "a preference step trains on the plain backend only")
+        else:
+            with pytest.raises(ModelError, match="a preference step trains on the plain backend only; take backend"):
+                _ = run.backend
 
 
 def test_insisting_on_unsloth_without_it_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,11 @@ FRAGMENTATION = 0.05
 """Memory that torch holds beyond what it allocates, as a share of it; a cache that grows per token leaves gaps."""
 CHUNK = 256
 """Tokens per chunk of logits in TRL's chunked SFT loss."""
-SFT_LOGIT, FUSED_LOGIT, PLAIN_LOGIT = 16, 8, 16
-"""Bytes per logit at the peak of SFT's chunk, and of GRPO's log-probabilities with Triton and without."""
+TILE = (2048, 8192)
+"""Tokens and words of a tile of logits in TRL's chunked log-probabilities."""
+SFT_LOGIT, TILE_LOGIT, FUSED_LOGIT, PLAIN_LOGIT = 16, 22, 8, 16
+"""Bytes per logit at the peak of SFT's chunk, of a tile of GRPO's log-probabilities, and of these where they are not
+computed in tiles, with Triton's kernel and without."""
 
 Phase = dict[str, int]
 COMPONENTS = (
@@ -92,6 +95,8 @@ class Card:
     name: str
     free_bytes: int
     capability: tuple[int, int] = (8, 6)
+    compiles: bool = sys.platform == "linux" or find_spec("triton") is not None
+    """Whether Triton's kernels can be compiled for it."""
 
     @property
     def context_bytes(self) -> int:
@@ -265,13 +270,20 @@ def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: 
     )
 
 
-def loss_logits(shape: Shape, work: Work, tokens: int, completion: int) -> int:
-    """Bytes of the logits that a loss holds in float32, with their gradient; GRPO's twice where Triton is missing."""
+def loss_logits(
+    shape: Shape, model: Model, work: Work, tokens: int, completion: int, *, compiles: bool = True
+) -> int:
+    """Bytes of the logits that a loss holds in float32, with their gradient.
+
+    GRPO's are computed in tiles, unless the LM head has an adapter. `compiles`: whether Triton's kernels can be used.
+    """
     if work.logits == "none":
         return 0
     if work.logits == "completion":
-        fused = sys.platform == "linux" or find_spec("triton") is not None
-        return (FUSED_LOGIT if fused else PLAIN_LOGIT) * work.rows * (completion + 1) * shape.vocabulary
+        if any(linear.head for linear in adapted(shape, model.lora)):
+            return (FUSED_LOGIT if compiles else PLAIN_LOGIT) * work.rows * (completion + 1) * shape.vocabulary
+        count, words = work.rows * completion, min(TILE[1], shape.vocabulary)
+        return TILE_LOGIT * min(TILE[0], count) * words + 4 * shape.hidden * (words + 2 * count)
     held = work.rows * tokens if work.logits == "whole" else min(CHUNK, work.rows * tokens)
     return SFT_LOGIT * shape.vocabulary * held
 
@@ -301,8 +313,13 @@ def draw_bytes(sampling: Draw) -> int:
     return NUMBER + (48 if sampling.top_p < 1 else 9 if sampling.top_k or sampling.min_p else 8)
 
 
-def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, lengths: Lengths) -> Phase:
-    """n replies to each prompt, as many prompts at a time as generate.py takes: at the prefill, or the last token."""
+def rollout(
+    shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, lengths: Lengths, *, shared: bool = True
+) -> Phase:
+    """n replies to each prompt, as many prompts at a time as generate.py takes: at the prefill, or the last token.
+
+    `shared`: whether a prompt is read once for all its replies; Unsloth's generate reads it for each.
+    """
     chosen = min(prompts, max(1, sampling.max_num_seqs // n))
     rows, tokens = chosen * min(n, sampling.max_num_seqs), lengths.prompt + sampling.max_completion_length
     cache = cache_bytes(shape, rows, tokens)
@@ -311,7 +328,7 @@ def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, le
     attention = rows * tokens * NUMBER * shape.head_dim * (2 * shape.heads + shape.kv_heads)
     return peak_phase(
         [
-            reading(shape, model, chosen, lengths.prompt, adapter=True),
+            reading(shape, model, chosen if shared else rows, lengths.prompt, adapter=True),
             {"KV cache": cache, "activations": attention, "dequantized": dequantized(shape, model)},
             {"KV cache": cache, "logits": rows * shape.vocabulary * draw_bytes(sampling)},
         ]

@@ -1,4 +1,4 @@
-"""transformers: attention of one new token, llama.cpp's rotary angles, models built around quantized layers."""
+"""transformers: attention of one new token, llama.cpp's angles, models around quantized layers, one GPU a process."""
 
 from __future__ import annotations
 
@@ -128,3 +128,16 @@ def mark_quantized(model: Any, like: Any) -> None:
     for key in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
         if hasattr(like, key):
             setattr(model, key, getattr(like, key))
+
+
+# --- trainers --------------------------------------------------------------------------------------
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Let a trainer with these arguments use one GPU, however many torch sees.
+
+    Read in transformers 5.17: without a distributed launch, setting up the device counts the GPUs as `_n_gpu`, by which
+    the batch is multiplied, and for which the model is wrapped in DataParallel.
+    """
+    _ = arguments.device  # sets it up, once
+    arguments._n_gpu = min(1, arguments._n_gpu)
