@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from qreason.model.backends import Choice
 from qreason.model.load import EMBEDDED, load_base
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
-from qreason.recipe.sections import Model
+from qreason.recipe.sections import Lora, Model
 from qreason.run.folder import RunFolder
 from qreason.run.session import Session
 from qreason.types import Sampling
@@ -143,6 +145,79 @@ def test_replies_and_verdicts_are_the_same_without_caches_of_ours(own_resident: 
     )
     assert len({reply.text for reply in drawn[1]}) > 1
     assert all(len(reply.token_ids) <= 12 for group in drawn for reply in group)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_bases_own_way_of_sampling_does_not_reach_replies(own_resident: Resident, adapted: bool) -> None:
+    """generate takes what it is not given from the base's generation_config, such as Qwen2.5's repetition penalty."""
+    if adapted:
+        own_resident.new_adapter(Lora(r=2))
+        own_resident.model.eval()
+    prompts = [[{"role": "user", "content": text}] for text in ("Repeat this: spooler", "What is a VPN?")]
+    greedy = Sampling(temperature=0, max_completion_length=16)
+    expected = LocalGenerator(own_resident).generate(prompts, n=1, sampling=greedy)
+    config = own_resident.model.generation_config
+    config.repetition_penalty, config.no_repeat_ngram_size, config.min_new_tokens = 5.0, 1, 16
+    own_resident.backend = "unsloth"
+    generator = LocalGenerator(own_resident)
+    assert generator.generate(prompts, n=1, sampling=greedy) == expected
+    inner = own_resident.model.get_base_model() if adapted else own_resident.model
+    assert own_resident.model.generation_config is inner.generation_config is config
+    groups = [[render_judge("restart the spooler", "restart it")]]
+    verdict = generator.expect(groups, VERDICTS)
+    own_resident.backend = "plain"
+    assert verdict[0] == pytest.approx(generator.expect(groups, VERDICTS)[0], abs=1e-4)
+
+
+class FakeUnsloth:
+    """What Unsloth 2026.10.9 does to a model around generate, and how it is undone."""
+
+    def __init__(self, model: Any) -> None:
+        self.layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+        self.generate = model.generate
+        self.arm(True)
+        model.generate = partial(self.answer, model)
+
+    def arm(self, armed: bool) -> None:
+        for layer in self.layers:
+            layer.gradient_checkpointing = armed
+
+    def answer(self, model: Any, **given: Any) -> Any:
+        training = model.training
+        self.arm(False)
+        model._flag_for_generation = True
+        made = self.generate(**given)
+        if training:
+            self.for_training(model)
+        return made
+
+    def for_training(self, model: Any) -> None:
+        del model._flag_for_generation
+        self.arm(True)
+
+
+def test_checkpointing_is_armed_again_after_replies_and_verdicts(
+    own_resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every training step after a judgement kept all activations: 4 GiB in place of 0.13 for a 1.5B model."""
+    own_resident.new_adapter(Lora(r=2))
+    own_resident.backend = "unsloth"
+    unsloth = FakeUnsloth(own_resident.model)
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=unsloth))
+    generator, model = LocalGenerator(own_resident), own_resident.model.train()
+    for work in (
+        lambda: generator.generate(
+            [[{"role": "user", "content": "a"}]], n=1, sampling=Sampling(max_completion_length=2)
+        ),
+        lambda: generator.expect([[render_judge("restart the spooler", "restart it")]], VERDICTS),
+    ):
+        work()
+        assert all(layer.gradient_checkpointing for layer in unsloth.layers)
+        assert not hasattr(model, "_flag_for_generation")
+        assert model.training
+    model.eval()  # an evaluation leaves training as it is
+    generator.expect([[render_judge("restart the spooler", "restart it")]], VERDICTS)
+    assert not model.training
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])

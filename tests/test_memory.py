@@ -371,7 +371,9 @@ def test_logits_of_grpo_are_those_of_trls_tiles(tiny: Shape, tokens: int) -> Non
     assert live.peak <= planned <= 1.15 * live.peak
 
 
-def test_logits_of_grpo_with_an_adapted_head_are_those_of_trls_kernel(monkeypatch: pytest.MonkeyPatch, tiny: Shape) -> None:
+def test_logits_of_grpo_with_an_adapted_head_are_those_of_trls_kernel(
+    monkeypatch: pytest.MonkeyPatch, tiny: Shape
+) -> None:
     """TRL's own autograd function allocates; only the Triton kernels that fill what it allocates are left out."""
     triton: Any = types.ModuleType("triton")
     triton.language = types.ModuleType("triton.language")
@@ -400,7 +402,9 @@ def test_logits_of_grpo_with_an_adapted_head_are_those_of_trls_kernel(monkeypatc
     head = Model(base="qreason/tiny", lora=Lora(target_modules=["lm_head"]))
     work = Work(rows=rows, logits="completion")
     assert close(loss_logits(tiny, head, work, 0, completion), live.peak)
-    assert loss_logits(tiny, head, work, 0, completion, compiles=False) == 2 * loss_logits(tiny, head, work, 0, completion)
+    assert loss_logits(tiny, head, work, 0, completion, compiles=False) == 2 * loss_logits(
+        tiny, head, work, 0, completion
+    )
 
 
 class NoKernel:
@@ -729,6 +733,10 @@ def test_the_card_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert card
     assert card.capability == (7, 5)
     assert 10 * GIB < card.free_bytes < 11 * GIB
+    monkeypatch.setattr("qreason.planning.memory.compiler_trouble", lambda: "there is no C compiler (gcc or clang)")
+    without = find_card()
+    assert without
+    assert not without.compiles
 
 
 def test_a_card_of_each_generation_knows_its_numbers() -> None:

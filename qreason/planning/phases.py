@@ -270,9 +270,7 @@ def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: 
     )
 
 
-def loss_logits(
-    shape: Shape, model: Model, work: Work, tokens: int, completion: int, *, compiles: bool = True
-) -> int:
+def loss_logits(shape: Shape, model: Model, work: Work, tokens: int, completion: int, *, compiles: bool = True) -> int:
     """Bytes of the logits that a loss holds in float32, with their gradient.
 
     GRPO's are computed in tiles, unless the LM head has an adapter. `compiles`: whether Triton's kernels can be used.

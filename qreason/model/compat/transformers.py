@@ -69,6 +69,17 @@ def grouped_queries(model: Any) -> Iterator[None]:
         config._attn_implementation = "sdpa"
 
 
+def takes_ready_mask(model: Any) -> bool:
+    """Whether a mask for SDPA may be given, (rows, 1, 1, tokens), or None where nothing is hidden.
+
+    Read in transformers 5.10.0 and 5.24.0: models with rotary angles make their masks by create_causal_mask, which
+    leaves a ready one as it is; of (rows, tokens) it asks whether anything is hidden, which waits for the device.
+    Others read positions out of the mask.
+    """
+    known = ("sdpa", GROUPED)
+    return hasattr(model.base_model, "rotary_emb") and model.config.get_text_config()._attn_implementation in known
+
+
 # --- rotary angles ---------------------------------------------------------------------------------
 
 
@@ -103,6 +114,29 @@ def engine_angles(model: Any) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+# --- generate --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def own_sampling(model: Any) -> Iterator[None]:
+    """Within it, generate takes nothing from the generation_config that came with the base, such as its penalties.
+
+    Read in transformers 5.17: generate fills what it is not given from `self.generation_config`, which
+    PEFT 0.21.2 sets on the inner model from the outer one before each call.
+    """
+    from transformers import GenerationConfig
+
+    kept = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=kept.bos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+        inner: Any = getattr(getattr(model, "base_model", None), "model", None)
+        if hasattr(inner, "generation_config"):
+            inner.generation_config = kept
 
 
 # --- quantized models ------------------------------------------------------------------------------
