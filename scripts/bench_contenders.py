@@ -21,7 +21,7 @@ from qreason.machine.hardware import GIB, prepare_process
 
 if TYPE_CHECKING:
     from qreason.machine.hardware import Hardware
-    from qreason.planning.phases import Card
+    from qreason.planning.shapes import Card
     from qreason.recipe.schema import Recipe
     from qreason.types import Example, Reward
 
@@ -135,7 +135,7 @@ def measure(setting: Setting, base: str, folder: Path) -> Row:
 
     from qreason.machine.hardware import detect
     from qreason.planning.memory import find_card
-    from qreason.planning.phases import Card
+    from qreason.planning.shapes import Card
 
     hardware, card = detect(), find_card()
     meter = Meter(hardware.device == "cuda")
@@ -230,7 +230,7 @@ def train_qreason(recipe: Recipe, card: Card, capped: bool, folder: Path, row: R
     """As `qreason run` does: fitted to the memory where there is a cap, planned, trained."""
     from qreason.planning.fit import fit, plan
     from qreason.planning.memory import read_lengths
-    from qreason.planning.phases import read_shape
+    from qreason.planning.shapes import read_shape
     from qreason.run.session import Session
     from qreason.stages import run_stage
 

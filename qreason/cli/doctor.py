@@ -23,6 +23,7 @@ from qreason.machine.hardware import COMPILER, GIB, Hardware, compiler_trouble, 
 from qreason.model.backends import choose
 from qreason.model.compat.bitsandbytes import four_bit_trouble
 from qreason.model.compat.noise import CUDA, is_news, without
+from qreason.model.compat.trl import check_kernel
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -235,10 +236,16 @@ def four_bit(device: str) -> Finding:
 
 
 def kernels() -> Finding:
-    """Whether Triton's kernels can be compiled, TRL's and Unsloth's; a run without them is slower and needs more."""
-    if (trouble := compiler_trouble()) is None:
+    """Whether Triton's kernels work, TRL's and Unsloth's; a run without them is slower and needs more memory."""
+    if trouble := compiler_trouble():
+        return Finding("fused kernels", f"{trouble}; runs go without them", None, COMPILER)
+    try:
+        trouble = check_kernel("cuda")
+    except ImportError:  # of TRL, which has a finding of its own
         return Finding("fused kernels", "can be compiled", True)
-    return Finding("fused kernels", f"{trouble}; runs go without them", None, COMPILER)
+    return Finding(
+        "fused kernels", f"{trouble}; runs go without TRL's" if trouble else "work", None if trouble else True
+    )
 
 
 def plan(hardware: Hardware, capability: tuple[int, int] | None) -> list[Finding]:

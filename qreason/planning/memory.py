@@ -15,11 +15,7 @@ from qreason.model.backends import choose
 from qreason.model.classifier import read_adapter
 from qreason.model.merging import BYTES
 from qreason.planning.phases import (
-    Asked,
-    Card,
-    Lengths,
     Phase,
-    Shape,
     adapter_sizes,
     backward,
     complete,
@@ -28,11 +24,11 @@ from qreason.planning.phases import (
     loss_logits,
     optimizer_bytes,
     peak_phase,
-    read_shape,
     rollout,
     row_tokens,
     weight_bytes,
 )
+from qreason.planning.shapes import Asked, Card, Lengths, Shape, read_shape
 from qreason.recipe.schema import STAGES, Recipe, Step, stage_folders
 from qreason.recipe.sections import Model, Weighted, preference_models
 from qreason.recipe.stage import Stage
