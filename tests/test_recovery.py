@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from qreason.inference.drawing import take
 from qreason.inference.generate import LocalGenerator
 from qreason.judge.verdict import LocalModel
 from qreason.machine.rows import Rows
+from qreason.model.classifier import PreferenceModel
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.run.session import Session
@@ -187,6 +188,23 @@ def test_every_library_may_run_out_of_memory(error: RuntimeError) -> None:
 
     assert Recovery(lambda line: None)(trainer, torch.nn.Linear(1, 1), attempt) == 1.0
     assert pieces == [False, True]
+
+
+def test_a_preference_model_goes_on_with_fewer_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def rate(self: PreferenceModel, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        read.append(len(pairs))
+        if len(pairs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [float(len(reply)) for _, reply in pairs]
+
+    monkeypatch.setattr(PreferenceModel, "rate", rate)
+    model, said = PreferenceModel.__new__(PreferenceModel), []
+    model.rows = Rows(4, "replies to rate", said.append)
+    assert model.outputs([("prompt", "a" * length) for length in range(5)]) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert read == [4, 2, 2, 1]
+    assert len(said) == 1
 
 
 def test_other_errors_of_a_gpu_are_not_taken_for_its_memory() -> None:

@@ -123,8 +123,8 @@ def engine_angles(model: Any) -> Iterator[None]:
 def own_sampling(model: Any) -> Iterator[None]:
     """Within it, generate takes nothing from the generation_config that came with the base, such as its penalties.
 
-    Read in transformers 5.17: generate fills what it is not given from `self.generation_config`, which
-    PEFT 0.21.2 sets on the inner model from the outer one before each call.
+    Read in transformers 5.10.0 and 5.24.0: generate fills what it is not given from `self.generation_config`, which
+    PEFT 0.20.0 and 0.21.2 set on the inner model from the outer one before each call.
     """
     from transformers import GenerationConfig
 
@@ -170,7 +170,7 @@ def mark_quantized(model: Any, like: Any) -> None:
 def use_one_gpu(arguments: Any) -> None:
     """Let a trainer with these arguments use one GPU, however many torch sees.
 
-    Read in transformers 5.17: without a distributed launch, setting up the device counts the GPUs as `_n_gpu`, by which
+    Read in transformers 5.10.0 and 5.24.0: without a distributed launch, setting up the device counts the GPUs as `_n_gpu`, by which
     the batch is multiplied, and for which the model is wrapped in DataParallel.
     """
     _ = arguments.device  # sets it up, once
