@@ -170,8 +170,8 @@ def mark_quantized(model: Any, like: Any) -> None:
 def use_one_gpu(arguments: Any) -> None:
     """Let a trainer with these arguments use one GPU, however many torch sees.
 
-    Read in transformers 5.10.0 and 5.24.0: without a distributed launch, setting up the device counts the GPUs as `_n_gpu`, by which
-    the batch is multiplied, and for which the model is wrapped in DataParallel.
+    Read in transformers 5.10.0 and 5.24.0: without a distributed launch, setting up the device counts the GPUs as
+    `_n_gpu`, by which the batch is multiplied, and for which the model is wrapped in DataParallel.
     """
     _ = arguments.device  # sets it up, once
     arguments._n_gpu = min(1, arguments._n_gpu)
