@@ -62,7 +62,7 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, when: Callable[[int, int], bo
 
     def counting(compute_loss: Any) -> Any:
         def wrapped(self: Any, model: Any, inputs: Any, **kwargs: Any) -> Any:
-            attempts.append(len(next(iter(inputs.values()))))
+            attempts.append(row_count(inputs))
             return compute_loss(self, model, inputs, **kwargs)
 
         return wrapped

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE", "NOTICE.txt")
 CHECKED_TOKENS = 128
 """Tokens of a reply that two models are compared on: a distribution over a large vocabulary is half a megabyte."""
-ROOM = 1.25
+ROOM = 1.4
 """Memory for folding and comparing a model, as a multiple of its weights."""
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 """Bytes per weight of a stored model."""
