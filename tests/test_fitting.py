@@ -12,7 +12,7 @@ from conftest import RecipeWriter
 from qreason.cli import main
 from qreason.machine.hardware import GIB
 from qreason.planning.fit import fit, plan
-from qreason.planning.phases import Card, Lengths, read_shape
+from qreason.planning.shapes import Card, Lengths, read_shape
 from qreason.recipe.schema import Recipe
 
 

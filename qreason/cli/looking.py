@@ -137,7 +137,7 @@ def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
     from qreason.planning.chart import plan_table
     from qreason.planning.fit import plan
     from qreason.planning.memory import find_card, read_card, read_lengths
-    from qreason.planning.phases import read_shape
+    from qreason.planning.shapes import read_shape
 
     card = read_card(gpu) if gpu else find_card()
     if card is None:

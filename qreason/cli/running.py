@@ -85,7 +85,7 @@ def check(recipe: Recipe, examples: Mapping[str, Sequence[Example]], pairs: Sequ
     """Say what is known before anything is loaded; InputError with all problems."""
     from qreason.model.backends import start
 
-    start(recipe.model.backend)  # before transformers is imported
+    start(recipe.model.backend, recipe.plain_stage)  # before transformers is imported
     from qreason.planning.checks import examine
 
     found = examine(recipe, examples, pairs, folder, fetch=True)

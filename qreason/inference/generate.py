@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qreason.errors import DataError, ModelError
-from qreason.inference.drawing import Drawing, draw, staying, take, up_to
+from qreason.inference.decoding import decode, decode_by_generate, not_finite
+from qreason.inference.drawing import Drawing, take
 from qreason.inference.journal import Journal
 from qreason.inference.reading import (
     Ids,
@@ -17,7 +19,6 @@ from qreason.inference.reading import (
     last_logits,
     logits_by_generate,
     mean_log_probabilities,
-    pad_left,
     render_ids,
 )
 from qreason.machine.hardware import detect
@@ -164,7 +165,7 @@ class LocalGenerator:
                     left = [half for pair in halves for half in pair if half]
                     continue
                 weights = logits[:, tokens].float().softmax(-1)
-                expected = (weights @ weights.new_tensor(word_values)).tolist()
+                expected = self.finite((weights @ weights.new_tensor(word_values)).tolist())
                 for index in left.pop(0):
                     answers[index], expected = expected[: len(rows[index])], expected[len(rows[index]) :]
         return answers
@@ -205,9 +206,15 @@ class LocalGenerator:
                 found = self.attempt(self.ranked, work, len(batch), asked)
                 if found is not None:
                     left = left[: -len(batch)]
-                    for index, score in zip(batch, found, strict=True):
+                    for index, score in zip(batch, self.finite(found), strict=True):
                         scores[index] = score
         return scores
+
+    def finite(self, values: list[float]) -> list[float]:
+        """Values of the model; raises TrainingError where one is no number."""
+        if any(isnan(value) for value in values):
+            raise not_finite(self.resident)
+        return values
 
     def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
         tokenizer = self.resident.tokenizer
@@ -231,71 +238,10 @@ class LocalGenerator:
             source = torch.Generator(self.resident.device).manual_seed(sampling.seed)
         return Drawing(sampling, source, self.stops | stop_at)
 
-    def decode(self, model: Any, ids: list[list[int]], n: int, drawing: Drawing) -> list[list[int]]:
+    def decode(self, model: Any, ids: list[Ids], n: int, drawing: Drawing) -> list[Ids]:
         """Token ids of n replies for each row of prompt ids, the stop token included."""
-        if self.resident.backend == "unsloth":
-            return self.decode_by_generate(model, ids, n, drawing)
-        import torch
-
-        from qreason.model.compat.cache import roomy_cache
-
-        inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
-        cache = roomy_cache(model.config, drawing.sampling.max_completion_length)
-        logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        cache.batch_repeat_interleave(n)
-        logits = logits.repeat_interleave(n, 0)
-        mask = inputs["attention_mask"].repeat_interleave(n, 0)
-        position = inputs["position_ids"][:, -1:].repeat_interleave(n, 0)
-        stops, most = torch.tensor(sorted(drawing.stops), device=logits.device), drawing.sampling.max_completion_length
-        completions: list[list[int]] = [[] for _ in range(len(ids) * n)]
-        running = list(range(len(completions)))
-        for _ in range(most):
-            tokens = draw(logits, drawing.sampling, drawing.source)
-            for index, token in zip(running, tokens.tolist(), strict=True):
-                completions[index].append(token)
-            stay = staying(~torch.isin(tokens, stops))
-            if len(stay) == 0 or len(completions[running[0]]) == most:
-                break
-            if len(stay) < len(running):  # finished rows leave the batch
-                running = [running[index] for index in stay.tolist()]
-                cache.batch_select_indices(stay)
-                tokens, mask, position = tokens[stay], mask[stay], position[stay]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            position = position + 1
-            logits = model(
-                input_ids=tokens.unsqueeze(1),
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
-        return completions
-
-    def decode_by_generate(self, model: Any, ids: list[list[int]], n: int, drawing: Drawing) -> list[list[int]]:
-        """The same through the model's own generate, for models that do not use the caches of transformers."""
-        import torch
-
-        sampling, source = drawing.sampling, drawing.source
-        inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
-        del inputs["position_ids"]  # generate makes them itself
-        options: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature:
-            names = ("temperature", "top_p", "top_k", "min_p")
-            options = {"do_sample": True} | {name: getattr(sampling, name) for name in names}
-        if source is not None:
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=source, device=source.device)))
-        made = model.generate(
-            **inputs,
-            **options,
-            num_return_sequences=n if sampling.temperature else 1,
-            max_new_tokens=sampling.max_completion_length,
-            eos_token_id=sorted(drawing.stops),
-            pad_token_id=self.resident.tokenizer.pad_token_id,
-        )
-        rows = made[:, inputs["input_ids"].shape[1] :].tolist()
-        if not sampling.temperature:
-            rows = [row for row in rows for _ in range(n)]
-        return [up_to(row, drawing.stops) for row in rows]
+        way = decode_by_generate if self.resident.backend == "unsloth" else decode
+        return way(self.resident, model, ids, n, drawing)
 
 
 def open_generator(

@@ -7,12 +7,14 @@ and a LoRA of its own, so the policy's adapter and this one do not interfere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import ModelError
 from qreason.machine.files import read_json
 from qreason.machine.records import Adapter, Level
+from qreason.machine.rows import Rows
 from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import base_of
 from qreason.model.compat.transformers import mark_quantized, unquantized_config
@@ -20,7 +22,7 @@ from qreason.model.load import cannot_load, locate
 from qreason.model.resident import Resident
 
 ROWS = 32
-"""Replies per forward pass."""
+"""Replies per forward pass, at most."""
 LEVEL = "level.json"
 """Beside the weights of a reward model: the output that is neither good nor bad, as a preference step measured it."""
 NO_CLASSIFIER = "a preference model is a sequence classifier with one label, as a preference step makes it"
@@ -37,6 +39,7 @@ class PreferenceModel:
         from transformers import AutoTokenizer
 
         quiet()
+        self.rows = Rows(ROWS, "replies to rate", resident.say)
         path = locate(name)
         adapter = read_adapter(path)
         try:
@@ -60,14 +63,20 @@ class PreferenceModel:
 
     def outputs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The model's output for each (prompt, reply): log-odds, of which only differences have a meaning."""
+        outputs: list[float] = []
+        while left := pairs[len(outputs) :]:
+            batch = left[: self.rows.most]
+            outputs += self.rows.attempt(partial(self.rate, batch), len(batch)) or []
+        return outputs
+
+    def rate(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The outputs for pairs that are read in one pass."""
         import torch
 
-        outputs: list[float] = []
-        for start in range(0, len(pairs), ROWS):
-            ids = [render_ids(self.tokenizer, *pair) for pair in pairs[start : start + ROWS]]
-            inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
-            with torch.no_grad():
-                outputs += self.model(**inputs, use_cache=False).logits.float().squeeze(-1).tolist()
+        ids = [render_ids(self.tokenizer, *pair) for pair in pairs]
+        inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+        with torch.no_grad():
+            outputs: list[float] = self.model(**inputs, use_cache=False).logits.float().squeeze(-1).tolist()
         return outputs
 
 

@@ -14,7 +14,7 @@ from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
 from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer
 from qreason.planning.memory import check_disk, shape_of
-from qreason.planning.phases import Shape
+from qreason.planning.shapes import Shape
 from qreason.recipe.schema import Recipe, Step
 from qreason.recipe.training import Training
 from qreason.rewards.registry import CALL_SECONDS, build

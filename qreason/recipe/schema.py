@@ -95,6 +95,11 @@ class Recipe(Strict):
         """Whether a reward is among those of the recipe or of one of its steps."""
         return any(one.kind(name) == reward for step in self.steps for name, one in self.rewards_of(step).items())
 
+    @property
+    def plain_stage(self) -> str | None:
+        """The first stage that trains on the plain backend only."""
+        return next((step.stage for step in self.steps if step.settings.plain_backend), None)
+
     @model_validator(mode="after")
     def check_data(self) -> Recipe:
         """Every step has the data it reads, and a temperature above 0 where it must draw."""

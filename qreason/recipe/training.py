@@ -178,6 +178,7 @@ class Grpo(Training):
 class Preference(Training):
     """A reward model from ranked pairs: an adapter with a scalar head, for the `preference` reward of later steps."""
 
+    plain_backend: ClassVar[bool] = True
     not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "about", "heldout_share"}
 
     data: Literal["pairs", "sampled"] = "pairs"

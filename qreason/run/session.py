@@ -172,7 +172,7 @@ class Session:
         """The backend that loads and trains the base, chosen once."""
         from qreason.model.backends import start
 
-        return start(self.recipe.model.backend)
+        return start(self.recipe.model.backend, self.recipe.plain_stage)
 
     @cached_property
     def resident(self) -> Resident:

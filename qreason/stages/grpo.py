@@ -26,7 +26,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
 
     from trl import GRPOConfig, GRPOTrainer
 
-    from qreason.model.compat.trl import sharing_prompts
+    from qreason.model.compat.trl import frugal
     from qreason.training.resuming import open_checkpoints
     from qreason.training.trainer import start_adapter, train, trl_config
 
@@ -45,7 +45,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     adapter, state = train(
-        sharing_prompts(GRPOTrainer),
+        frugal(GRPOTrainer, run.resident.model, run.say) if run.resident.backend == "plain" else GRPOTrainer,
         GRPOConfig(**weights | sampling | trl_config(settings, run, folder)),
         [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)],
         run,

@@ -27,7 +27,8 @@ def stage(settings: Sft, run: Session) -> Artifact:
 
     start_adapter(run, settings)
     checkpoints = open_checkpoints(run, settings)
-    defaults = {"max_length": resident.context_length, "completion_only_loss": True}
+    # Unsloth would lay all rows of a micro-batch into one, which cannot be halved when memory runs out.
+    defaults = {"max_length": resident.context_length, "completion_only_loss": True, "padding_free": False}
     config = SFTConfig(**defaults | trl_config(settings, run, checkpoints.folder))
     shown = ("loss", "mean_token_accuracy")
     adapter, state = train(SFTTrainer, config, rows, run, checkpoints.folder, shown=shown, checkpoints=checkpoints)
