@@ -13,7 +13,7 @@ import click
 
 from qreason.cli.base import main, say, show
 from qreason.cli.options import json_option, read_settings, recipe_options, settings_options
-from qreason.errors import DataError, InputError, RunFolderError
+from qreason.errors import DataError, InputError, QReasonError, RunFolderError
 from qreason.recipe.schema import STAGES
 from qreason.recipe.settings import Evaluate
 
@@ -134,8 +134,9 @@ def run_and_say(run: Session, step: int) -> None:
 
 
 def show_report(run: Session, as_json: bool) -> None:
-    """report.json of all finished evaluations, as a table or as JSON; nothing where there is none yet."""
+    """report.json of all finished evaluations, as a table or as JSON, and its page; nothing where there is none yet."""
     from qreason.report.build import write_report
+    from qreason.report.page import write_page
     from qreason.report.table import report_table
 
     if not run.disk.evaluations():
@@ -143,9 +144,14 @@ def show_report(run: Session, as_json: bool) -> None:
     numbers = write_report(run.disk)
     if as_json:
         click.echo(json.dumps(numbers, indent=2))
-        return
-    show(report_table(numbers))
-    say(f"report: {run.folder / 'report.json'}  replies: {run.folder / 'replies.jsonl'}")
+    else:
+        show(report_table(numbers))
+    try:
+        page = write_page(run, numbers)
+    except QReasonError as error:  # the run is done, with or without its page
+        say(f"no page: {error}")
+    else:
+        say(f"page: {page}  figures: {page.with_name('report.json')}  replies: {page.with_name('replies.jsonl')}")
 
 
 @main.command()
