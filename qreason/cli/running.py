@@ -99,7 +99,7 @@ def make_it_fit(run: Session) -> None:
     """Look at the GPU before anything is loaded, and cut batches down to what its memory holds."""
     _ = run.backend  # chosen before transformers is imported
     from qreason.planning.fit import fit
-    from qreason.planning.memory import find_card, is_planned, peak_line, read_lengths, shape_of
+    from qreason.planning.memory import find_card, is_planned, measure, peak_line, read_lengths, shape_of
 
     card = find_card()
     if card is None or run.recipe.fit == "none" or not is_planned(run.recipe):
@@ -108,6 +108,8 @@ def make_it_fit(run: Session) -> None:
     lengths = read_lengths(run.recipe)
     run.recipe, changes = fit(run.recipe, shape, card, lengths)
     run.disk.manifest["fit"] = changes
+    planned = {str(step.position): step.peak[1] for step in measure(run.recipe, shape, card, lengths).steps}
+    run.disk.manifest.setdefault("memory", {})["planned_bytes"] = planned
     for line in [*changes, peak_line(run.recipe, shape, card, lengths)]:
         say(f"memory: {line}")
 

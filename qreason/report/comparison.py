@@ -70,7 +70,10 @@ def set_against(first: Compared, other: Compared) -> dict[str, Any]:
         comparable = name != "reward" or same_rewards(first, other)
         found[name] = gain(column(before, key), column(after, key)) if comparable else dict(NOTHING)
     found["accuracy"]["p"] = round(sign_test(column(before, "accurate"), column(after, "accurate")), 6)
-    found["changed"] = changed_keys(settings_of(first.run), settings_of(other.run))
+    data = [one.run.manifest["data"] for one in (first, other)]
+    same = {f"data.{key}" for key, hash_ in data[0].items() if data[1].get(key) == hash_}
+    changed = changed_keys(settings_of(first.run), settings_of(other.run))
+    found["changed"] = [one for one in changed if one["key"] not in same]  # the same file at another place
     found["recorded"] = changed_keys(recorded(first.run), recorded(other.run))
     found["notes"] = list(notes(first, other, len(pairs)))
     return found

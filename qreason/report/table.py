@@ -203,7 +203,7 @@ def comparison_table(found: dict[str, Any]) -> Group:
 RECORDED = "data, base, versions, hardware"
 COMPARED = (
     "Gains are paired by held-out row, with 95 % bootstrap intervals; p is McNemar's exact test of accuracy, adjusted "
-    "for the number of runs (Holm). They do not cover what other seeds would give: compare several seeds of each recipe."
+    "for the number of runs (Holm). They do not cover what other seeds would give: compare several of each recipe."
 )
 
 
