@@ -105,7 +105,7 @@ def report(folder: Path) -> None:
 def show_again(folder: Path) -> None:
     """Print the table of RUN/report.json again."""
     from qreason.machine.files import read_json
-    from qreason.machine.records import Shown
+    from qreason.report.records import Shown
     from qreason.report.table import report_table
 
     cure = f"`qreason report {folder}` writes it anew"

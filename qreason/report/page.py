@@ -10,11 +10,12 @@ from typing import Any
 
 from qreason.machine.files import read_json, read_jsonl, write_text
 from qreason.machine.hardware import GIB
-from qreason.machine.records import Calibrated, Log, Raised
+from qreason.machine.records import Log
 from qreason.report.build import read_pass
 from qreason.report.curves import POINTS, draw_calibration, draw_passes, draw_stage, need_charts
 from qreason.report.headline import headline, remarks
 from qreason.report.reasoning import verdict
+from qreason.report.records import Calibrated, Raised
 from qreason.report.replies import sample_rollouts, side_by_side
 from qreason.report.table import JUDGE, REASONING, judge_figure
 from qreason.run.folder import RunFolder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qreason.machine.files import RESTORE, read_value
-from qreason.machine.records import Rollout
+from qreason.report.records import Rollout
 
 MOST_ROWS = 400
 MOST_BYTES = 1_500_000
