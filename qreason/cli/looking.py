@@ -1,7 +1,8 @@
-"""Commands that look before a run: recipes, init, validate, data preview."""
+"""Commands that look: before a run (recipes, init, validate, plan, data preview) and at what runs left (report, …)."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import click
 
 from qreason.cli.base import main, open_finished, say, show
-from qreason.cli.options import set_option
-from qreason.errors import InputError
+from qreason.cli.options import json_option, set_option
+from qreason.errors import InputError, RunFolderError
 
 
 @main.command()
@@ -84,6 +85,50 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     steps = ", ".join(step.stage for step in loaded.steps)
     rows = ", ".join(f"{use} {count}" for use, count in counts.items())
     click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}\nvalid")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+def report(folder: Path) -> None:
+    """Write RUN/report.html: figures, curves, replies and origin of a run, as one page."""
+    from qreason.report.build import write_report
+    from qreason.report.page import write_page
+
+    run = open_finished(folder)
+    if not run.disk.evaluations():
+        raise RunFolderError(f"{folder}: no evaluation is finished yet; `qreason run` continues it")
+    click.echo(write_page(run, write_report(run.disk)))
+
+
+@main.command(name="show")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+def show_again(folder: Path) -> None:
+    """Print the table of RUN/report.json again."""
+    from qreason.machine.files import read_json
+    from qreason.report.records import Shown
+    from qreason.report.table import report_table
+
+    cure = f"`qreason report {folder}` writes it anew"
+    show(report_table(read_json(open_finished(folder).folder / "report.json", Shown, cure)))
+
+
+@main.command()
+@click.argument("folders", type=click.Path(path_type=Path), metavar="RUN RUN…", nargs=-1, required=True)
+@json_option
+def compare(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Compare the last evaluations of runs, each against the first, and their recipes."""
+    from qreason.report.comparison import compare_runs
+    from qreason.report.table import comparison_table
+
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise InputError("compare takes two or more different run folders")
+    for folder in folders:
+        open_finished(folder)
+    found = compare_runs(folders)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        show(comparison_table(found))
 
 
 @main.command()

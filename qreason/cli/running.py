@@ -13,7 +13,7 @@ import click
 
 from qreason.cli.base import main, say, show
 from qreason.cli.options import json_option, read_settings, recipe_options, settings_options
-from qreason.errors import DataError, InputError, RunFolderError
+from qreason.errors import DataError, InputError, QReasonError, RunFolderError
 from qreason.recipe.schema import STAGES
 from qreason.recipe.settings import Evaluate
 
@@ -99,7 +99,7 @@ def make_it_fit(run: Session) -> None:
     """Look at the GPU before anything is loaded, and cut batches down to what its memory holds."""
     _ = run.backend  # chosen before transformers is imported
     from qreason.planning.fit import fit
-    from qreason.planning.memory import find_card, is_planned, peak_line, read_lengths, shape_of
+    from qreason.planning.memory import find_card, is_planned, measure, peak_line, read_lengths, shape_of
 
     card = find_card()
     if card is None or run.recipe.fit == "none" or not is_planned(run.recipe):
@@ -108,6 +108,8 @@ def make_it_fit(run: Session) -> None:
     lengths = read_lengths(run.recipe)
     run.recipe, changes = fit(run.recipe, shape, card, lengths)
     run.disk.manifest["fit"] = changes
+    planned = {str(step.position): step.peak[1] for step in measure(run.recipe, shape, card, lengths).steps}
+    run.disk.manifest.setdefault("memory", {})["planned_bytes"] = planned
     for line in [*changes, peak_line(run.recipe, shape, card, lengths)]:
         say(f"memory: {line}")
 
@@ -134,8 +136,9 @@ def run_and_say(run: Session, step: int) -> None:
 
 
 def show_report(run: Session, as_json: bool) -> None:
-    """report.json of all finished evaluations, as a table or as JSON; nothing where there is none yet."""
+    """report.json of all finished evaluations, as a table or as JSON, and its page; nothing where there is none yet."""
     from qreason.report.build import write_report
+    from qreason.report.page import write_page
     from qreason.report.table import report_table
 
     if not run.disk.evaluations():
@@ -143,9 +146,14 @@ def show_report(run: Session, as_json: bool) -> None:
     numbers = write_report(run.disk)
     if as_json:
         click.echo(json.dumps(numbers, indent=2))
-        return
-    show(report_table(numbers))
-    say(f"report: {run.folder / 'report.json'}  replies: {run.folder / 'replies.jsonl'}")
+    else:
+        show(report_table(numbers))
+    try:
+        page = write_page(run, numbers)
+    except QReasonError as error:  # the run is done, with or without its page
+        say(f"no page: {error}")
+    else:
+        say(f"page: {page}  figures: {page.with_name('report.json')}  replies: {page.with_name('replies.jsonl')}")
 
 
 @main.command()

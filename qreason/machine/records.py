@@ -49,6 +49,13 @@ class Base(TypedDict):
     fingerprint: str
 
 
+class Memory(TypedDict):
+    """Bytes of GPU memory by the number of a step."""
+
+    planned_bytes: NotRequired[dict[str, Count]]
+    peak_bytes: NotRequired[dict[str, Count]]
+
+
 class Manifest(TypedDict):
     recipe: str
     steps: list[Done]
@@ -56,6 +63,9 @@ class Manifest(TypedDict):
     base: NotRequired[Base]
     versions: NotRequired[dict[str, str]]
     hardware: NotRequired[dict[str, Any]]
+    memory: NotRequired[Memory]
+    fit: NotRequired[list[str]]
+    command: NotRequired[str]
 
 
 # --- evaluations -----------------------------------------------------------------------------------

@@ -59,8 +59,10 @@ def folders() -> Surface:
 
     def read(drawn: tuple[str, bytes]) -> None:
         fill(Path("run"), files | dict([drawn]))
+        call(["show", "run"])
         attempt(show_report, merge, export, partial(open_checkpoint, "run"))
         call(["lineage", "run"])
+        call(["report", "run"])
         call(["push", "run", "--to", "me/x", "--dry-run", "--include", "adapter", "--include", "merged"])
         attempt(go_on)
 
