@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import SYSTEM_PROMPTS
+from qreason.data.prompts import system_prompt
 from qreason.errors import ModelError, RunFolderError, first_line
 from qreason.export import engine, lora, ollama, writer
 from qreason.export.original import REPLIES, TOKENS, Original
@@ -34,7 +34,7 @@ class Exporter:
         self.finished: dict[str, Path] = {}
         self.heldout = Heldout(
             run.examples("heldout"),
-            SYSTEM_PROMPTS[run.recipe.data.prompt],
+            system_prompt(run.recipe.data),
             load_tokenizer(str(merged)),
             run.recipe.sampling.max_completion_length,
             settings.rows,

@@ -72,8 +72,28 @@ class Data(Strict):
     """Multiple choice: the column with the list of choices, or one column per choice, the right one first."""
     where: dict[str, tuple[str, ...]] = {}
     """Use only rows whose column has one of these values."""
-    prompt: Literal["helpdesk", "math", "choice"] = "helpdesk"
-    """The system prompt (data/prompts.py)."""
+    prompt: Literal["general", "helpdesk", "math", "choice", "none"] | None = None
+    """A shipped system prompt (docs/data.md); chosen by the rows where neither it nor `system` is given."""
+    system: str | None = Field(None, min_length=1)
+    """A system prompt of your own, in place of a shipped one; that of a row wins over it."""
+    heldout_share: float | None = Field(None, gt=0, lt=1)
+    """Where `heldout` is also read for training: the share of its chats, by a hash of how they begin, that is held out
+    and not trained on."""
+    separator: Literal[",", ";", "\t", "|"] | None = None
+    """Of the CSV files, where it is not a comma."""
+    encoding: Literal["utf-8", "cp1252", "utf-16"] = "utf-8"
+    """Of the text files; cp1252 is Windows-1252."""
+
+    @model_validator(mode="after")
+    def check_prompt(self) -> Data:
+        if self.system is not None and self.prompt is not None:
+            raise ValueError("prompt and system: both give a system prompt; leave out data.prompt or data.system")
+        if self.heldout_share and self.heldout not in (self.sft, self.prompts):
+            raise ValueError(
+                "heldout_share: parts one file in two, so data.heldout must be the file of data.sft or data.prompts; "
+                "name it there too, or leave heldout_share out"
+            )
+        return self
 
     @property
     def sources(self) -> dict[str, str]:

@@ -71,14 +71,16 @@ class Sft(Training):
     """Supervised fine-tuning on data.sft, or on what was sampled."""
 
     leaves_adapter: ClassVar[bool] = True
-    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data"}
+    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "turns"}
 
     data: Literal["sft", "sampled"] = "sft"
     """`data.sft`, or what the newest sample step kept."""
+    turns: Literal["all", "last"] = "all"
+    """The assistant's turns of a chat that the loss covers: all, or only the last."""
     packing: bool = False
 
     def reads(self) -> dict[str, str]:
-        return {} if self.reads_sampled else {"sft": "incidents"}
+        return {} if self.reads_sampled else {"sft": "worked examples"}
 
     def work(self, sampling: Draw, data: Data) -> Work:
         return Work(
