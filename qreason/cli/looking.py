@@ -28,15 +28,15 @@ def recipes() -> None:
 @main.command()
 @click.argument("name", default="quickstart")
 @click.option("--to", type=click.Path(path_type=Path), default=Path(), help="Folder to write into [default: here].")
-@click.option("--from", "source", metavar="FILE", help="Write a recipe for a data file, or for a data set on the Hub.")
+@click.option("--from", "own", metavar="FILE", help="Write a recipe for a data file, or for a data set on the Hub.")
 @click.option("--model", default="qreason/tiny", show_default=True, help="With --from: a Hub id or a model's folder.")
 @click.option("--force", is_flag=True, help="With --from: replace an earlier recipe.")
-def init(name: str, to: Path, source: str | None, model: str, force: bool) -> None:
+def init(name: str, to: Path, own: str | None, model: str, force: bool) -> None:
     """Copy the recipe NAME and its data here, ready to be changed; or write one for a file of your own."""
-    if source:
+    if own:
         from qreason.cli.starting import write_recipe
 
-        written = write_recipe(source, model, to, force=force)
+        written = write_recipe(own, model, to, force=force)
         click.echo(written)
         say(f"now: qreason validate {written}, qreason run {written}")
         return
@@ -99,8 +99,8 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     for use, read_rows in examples.items():
         click.echo(f"{use}: {describe(read_rows)}")
     asked = "your own (data.system)" if loaded.data.system else loaded.data.prompt or "helpdesk"
-    own = sum(row.system not in (None, loaded.data.system) for one in examples.values() for row in one)
-    click.echo(f"system prompt: {asked}{f'; {own} rows have their own' if own else ''}\nvalid")
+    with_own = sum(row.system not in (None, loaded.data.system) for one in examples.values() for row in one)
+    click.echo(f"system prompt: {asked}{f'; {with_own} rows have their own' if with_own else ''}\nvalid")
 
 
 @main.command()

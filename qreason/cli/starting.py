@@ -78,6 +78,7 @@ def write_recipe(source: str, model: str, to: Path, *, force: bool) -> Path:
     if file.exists() and not force:
         raise InputError(f"{file} already exists; choose another folder with --to, or replace it with --force")
     found = look(source)
+    to.mkdir(parents=True, exist_ok=True)
     write_text(file, recipe_text(found, name, source_for(source, to), model, file))
     return file
 
@@ -98,7 +99,8 @@ def sniff(file: Path) -> dict[str, Any]:
     if kind == ".parquet" or not file.is_file():
         return {}
     raw = file.read_bytes()
-    options = {} if (encoding := encoding_of(raw)) == "utf-8" else {"encoding": encoding}
+    encoding = encoding_of(raw)
+    options: dict[str, Any] = {} if encoding == "utf-8" else {"encoding": encoding}
     header = raw.decode(encoding, errors="replace").lstrip("\r\n").partition("\n")[0]
     if kind == ".csv" and (mark := separator_of(header, ",")) != ",":
         options["separator"] = mark

@@ -48,7 +48,7 @@ class Turn:
 class Chat:
     """A row in qreason's own columns, with what these have no place for."""
 
-    row: dict[str, Any]
+    row: Mapping[str, Any]
     form: str = ""
     system: str | None = None
     history: tuple[tuple[str, str], ...] = ()
@@ -60,9 +60,9 @@ def form_of(row: Mapping[str, Any], fields: Mapping[Any, str]) -> str:
     for column, form in CHATS.items():
         if prompt in (None, column) and row.get(column) is not None:
             return form
-    if prompt in (None, "prompt") and {"prompt", "completion"} <= row.keys():
+    if prompt in (None, "prompt") and "completion" in row and "prompt" in row:
         return PAIR
-    if prompt in (None, "instruction") and {"instruction", "output"} <= row.keys():
+    if prompt in (None, "instruction") and "instruction" in row and "output" in row:
         return ALPACA
     return ""
 
@@ -72,7 +72,7 @@ def read_chat(row: Mapping[str, Any], fields: Mapping[Any, str], location: str) 
     form, system = form_of(row, fields), row.get("system")
     if system is not None and not isinstance(system, str):
         raise DataError(f"{location}: 'system' is {type(system).__name__}, not text")
-    own = Chat(dict(row), form, (system or "").strip() or None)
+    own = Chat(row, form, (system or "").strip() or None)
     if form == ALPACA:
         return alpaca(own, fields, location)
     if form == PAIR and not is_listed(row["prompt"]) and not is_listed(row["completion"]):

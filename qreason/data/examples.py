@@ -48,7 +48,7 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
     Raises DataError with `file:line` for the first row that cannot be used.
     """
     data = data or Data()
-    bare = use == "plain" or not asks_for_reasoning(data)
+    bare = not asks_for_reasoning(data)
     examples: list[Example] = []
     locations: dict[str, str] = {}
     for location, row in read_rows(source, data, use):
@@ -57,10 +57,10 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
         if data.choices:
             row = add_choices(row, data, data.choices, location)
         example = to_example(row, data.fields, location)
-        if example.reasoning is None or use == "plain":
-            example = replace(example, plain=bare or use in ("sft", "sampled"))
-        if example.system is None and use != "plain":
-            example = replace(example, system=data.system)
+        plain = use == "plain" or (example.reasoning is None and (bare or use in ("sft", "sampled")))
+        system = data.system if example.system is None and use != "plain" else example.system
+        if plain or system != example.system:
+            example = replace(example, plain=plain, system=system)
         if example.id in locations:
             raise DataError(f"{location}: id '{example.id}' was used at {locations[example.id]}; ids must be unique")
         locations[example.id] = location
@@ -75,31 +75,28 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
 
 def hold_out(examples: Sequence[Example], share: float, held_out: bool, source: str) -> list[Example]:
     """The held-out rows, or the others: chats that begin alike are on the same side, whatever other rows there are."""
-    places: dict[str, float] = {}
-    for example in examples:
-        start = example.history[0][1] if example.history else example.prompt
-        places[start] = int(hashlib.sha256(start.encode()).hexdigest()[:12], 16) / 16**12
+    starts = [example.history[0][1] if example.history else example.prompt for example in examples]
+    places = {start: int(hashlib.sha256(start.encode()).hexdigest()[:12], 16) / 16**12 for start in starts}
     if len(places) < 2:
         raise DataError(f"{source}: all rows begin alike, so none can be held out; leave data.heldout_share out")
-    low, *_, high = sorted(places.values())
-    edge = min(max(share, low), high - 1e-15)  # at least one on each side
-    return [
-        example
-        for example in examples
-        if (places[example.history[0][1] if example.history else example.prompt] <= edge) == held_out
-    ]
+    order = sorted(places.values())
+    edge = min(max(share, order[0]), order[-2])  # at least one on each side
+    return [one for one, start in zip(examples, starts, strict=True) if (places[start] <= edge) == held_out]
 
 
 def choose_prompt(data: Data, *, hub: bool = True) -> Data:
     """The data with the shipped system prompt that fits their first rows, where neither prompt nor system is given.
 
-    `helpdesk` for rows with an `issue`, `none` where nothing that is taught has reasoning, otherwise `general`.
-    Without `hub`, the Hub is not asked.
+    `helpdesk` for rows with an `issue`, `choice` for choices, `none` where nothing that is taught has reasoning,
+    otherwise `general`. Without `hub`, the Hub is not asked.
     """
     use = next((use for use in ("sft", "prompts", "heldout") if data.sources.get(use)), None)
     if use is None or data.prompt or data.system or (is_hub_id(data.sources[use]) and not hub):
         return data
-    first = list(islice(read_rows(data.sources[use], data, use), FIRST))
+    if data.choices:
+        return data.model_copy(update={"prompt": "choice"})
+    rows = read_rows(data.sources[use], data, use)
+    first = list(islice(((place, row) for place, row in rows if is_selected(row, data, place)), FIRST))
     if any("issue" in row for _, row in first):
         return data.model_copy(update={"prompt": "helpdesk"})
     own = any(not form_of(row, data.fields) for _, row in first)
@@ -116,7 +113,8 @@ def describe(examples: Sequence[Example]) -> str:
     parts = [f"{count} {'chat' if chats else 'row'}{'s' if count > 1 else ''}"]
     parts[0] += f" ({', '.join(forms)})" if forms else ""
     if turns > count or chats:
-        parts.append(f"{turns / count:.1f} turns on average".replace(".0", ""))
+        mean = f"{turns / count:.1f}".removesuffix(".0")
+        parts.append(f"{mean} turn{'s' if mean != '1' else ''} on average")
     reasoned = sum(example.reasoning is not None for example in examples)
     parts.append({0: "no reasoning", count: "all with reasoning"}.get(reasoned, f"{reasoned} with reasoning"))
     return ", ".join(parts)

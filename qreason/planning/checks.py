@@ -11,7 +11,6 @@ from typing import Any
 from qreason.data.prompts import demonstrate, lesson, render, system_prompt
 from qreason.data.turns import reply_spans
 from qreason.errors import QReasonError, nearest
-from qreason.export.writer import read_config
 from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
 from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer, locate
@@ -162,6 +161,8 @@ def target_problems(recipe: Recipe, shape: Shape) -> list[str]:
 def check_export(recipe: Recipe) -> None:
     """ModelError where an export step would refuse the base's architecture."""
     if any(step.export for step in recipe.steps):
+        from qreason.export.writer import read_config
+
         read_config(Path(locate(recipe.model.base)))
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qreason.data.examples import choose_prompt, describe, read_examples
+from qreason.data.examples import choose_prompt, read_examples
 from qreason.data.pairs import read_pairs
 from qreason.data.prompts import system_prompt
 from qreason.recipe.schema import Recipe
@@ -89,8 +89,6 @@ class Session:
         """
         recipe = recipe.model_copy(update={"data": choose_prompt(recipe.data)})
         examples = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
-        for use, rows in examples.items():
-            say(f"{use}: {describe(rows)}")
         pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else None
         if recipe.asks_for("consistent_steps"):
             check_steps(examples)
