@@ -75,7 +75,7 @@ def read_chat(row: Mapping[str, Any], fields: Mapping[Any, str], location: str) 
     own = Chat(row, form, (system or "").strip() or None)
     if form == ALPACA:
         return alpaca(own, fields, location)
-    if form == PAIR and not is_listed(row["prompt"]) and not is_listed(row["completion"]):
+    if form == PAIR and as_messages(row["prompt"]) is None and as_messages(row["completion"]) is None:
         return split_reply(own, "completion", fields)
     if form:
         columns = ("prompt", "completion") if form == PAIR else [name for name in CHATS if CHATS[name] == form]
@@ -83,9 +83,19 @@ def read_chat(row: Mapping[str, Any], fields: Mapping[Any, str], location: str) 
     return own
 
 
-def is_listed(cell: Any) -> bool:
-    """Whether a cell is a list of messages, in a table as JSON."""
-    return isinstance(cell, list) or (isinstance(cell, str) and cell.lstrip().startswith(("[{", "[ {")))
+def as_messages(cell: Any) -> list[Any] | None:
+    """The list of messages in a cell, in a table as JSON; None for anything else."""
+    if isinstance(cell, list):
+        return cell
+    if not (isinstance(cell, str) and cell.lstrip().startswith("[")):
+        return None
+    try:
+        found = json.loads(cell)
+        json.dumps(found, ensure_ascii=False).encode()  # half a character
+    except (ValueError, RecursionError):
+        return None
+    talks = isinstance(found, list) and all(isinstance(one, dict) and {"role", "from"} & one.keys() for one in found)
+    return found if talks else None
 
 
 def alpaca(chat: Chat, fields: Mapping[Any, str], location: str) -> Chat:
@@ -114,13 +124,13 @@ def messages(chat: Chat, columns: Sequence[str], location: str) -> Chat:
     turns: list[Turn] = []
     for place, column in enumerate(columns):
         cell = chat.row.get(column)
-        if isinstance(cell, str) and is_listed(cell):
-            cell = parse_cell(cell, column, location)
-        if len(columns) == 2 and isinstance(cell, str):  # one of prompt and completion is a text
-            cell = [{"role": "assistant" if place else "user", "content": cell}]
-        if not isinstance(cell, list):
-            raise DataError(f"{location}: '{column}' is {type(cell).__name__}, not a list of messages")
-        turns += [read_turn(one, f"{location}: turn {number}") for number, one in enumerate(cell, len(turns) + 1)]
+        given = as_messages(cell)
+        if given is None and len(columns) == 2 and isinstance(cell, str):  # one of prompt and completion is a text
+            given = [{"role": "assistant" if place else "user", "content": cell}]
+        if given is None:
+            kind = "text, but no JSON list" if isinstance(cell, str) else f"{type(cell).__name__}, not a list"
+            raise DataError(f"{location}: '{column}' is {kind} of messages with role and content")
+        turns += [read_turn(one, f"{location}: turn {number}") for number, one in enumerate(given, len(turns) + 1)]
     system = [turn.text for turn in turns[:1] if turn.role == "system"]
     talk = turns[len(system) :]
     while talk and talk[-1].role == "user":  # a question that nobody answered
@@ -138,21 +148,13 @@ def messages(chat: Chat, columns: Sequence[str], location: str) -> Chat:
     return Chat(row, chat.form, (system[0].strip() or None) if system else chat.system, history)
 
 
-def parse_cell(cell: str, column: str, location: str) -> Any:
-    """A list of messages in a cell of a table, which is JSON."""
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
-        raise DataError(f"{location}: '{column}' is no JSON list of messages; write it with json.dumps") from None
-
-
 def read_turn(message: Any, location: str) -> Turn:
     """A message with `role` and `content`, or `from` and `value`."""
     if not isinstance(message, dict):
         raise DataError(f"{location}: {type(message).__name__}, not a message with role and content")
     keys = ("from", "value") if "from" in message else ("role", "content")
     role, content = (message.get(key) for key in keys)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{location}: {keys[0]} is {role!r}; there are {', '.join(ROLES)}; remove the row")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text")) for part in content)
