@@ -53,6 +53,7 @@ def run_recipe(
     only: str | None = None,
 ) -> None:
     """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
+    from qreason.data.examples import describe
     from qreason.hub.mirror import open_mirror
     from qreason.recipe.load import load_recipe
     from qreason.run.folder import is_run_folder
@@ -74,9 +75,12 @@ def run_recipe(
     if finished < last:
         if not starting:
             examples = {use: opened.examples(use) for use in loaded.data.sources}
-            check(loaded, examples, opened.pairs if loaded.data.pairs else [], folder=folder)
+            check(opened.recipe, examples, opened.pairs if loaded.data.pairs else [], folder=folder)
         make_it_fit(opened)
-    for step in range(finished, next_step(opened, only) + 1 if only else last):
+    steps = range(finished, next_step(opened, only) + 1 if only else last)
+    for use in loaded.data.sources if starting else ():
+        say(f"{use}: {describe(opened.examples(use))}")
+    for step in steps:
         run_and_say(opened, step)
     show_report(opened, as_json)
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import SYSTEM_PROMPTS
+from qreason.data.prompts import system_prompt
 from qreason.errors import ModelError, RunFolderError, first_line
 from qreason.export import engine, lora, ollama, writer
 from qreason.export.original import REPLIES, TOKENS, Original
@@ -43,7 +43,7 @@ class Exporter:
         self.earlier = read_earlier(folder, self.made_of)
         self.heldout = Heldout(
             run.examples("heldout"),
-            SYSTEM_PROMPTS[run.recipe.data.prompt],
+            system_prompt(run.recipe.data),
             load_tokenizer(str(merged)),
             run.recipe.sampling.max_completion_length,
             settings.rows,

@@ -95,12 +95,12 @@ def read_lengths(recipe: Recipe) -> Lengths:
     """The longest texts of a recipe's data in tokens of its base; 0 where it has no such data."""
     from qreason.data.examples import read_examples
     from qreason.data.pairs import read_pairs
-    from qreason.data.prompts import SYSTEM_PROMPTS, lesson, render, render_judge
+    from qreason.data.prompts import lesson, render, render_judge, system_prompt
     from qreason.model.classifier import render_ids
     from qreason.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.model.base)
-    system = SYSTEM_PROMPTS[recipe.data.prompt]
+    system = system_prompt(recipe.data)
     read = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]
     pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qreason.data.examples import read_examples
-from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
+from qreason.data.examples import choose_prompt, read_examples
+from qreason.data.prompts import render, system_prompt
 from qreason.errors import DataError, InputError
 from qreason.inference.beam import beam_search
 from qreason.inference.journal import Journal
@@ -19,6 +20,7 @@ from qreason.machine.files import hash_files, write_json, write_jsonl
 from qreason.machine.progress import Bar, progress_bar
 from qreason.model.load import fingerprint
 from qreason.recipe.schema import Recipe
+from qreason.recipe.sections import Data
 from qreason.recipe.settings import Evaluate
 from qreason.report.build import measure
 from qreason.rewards.reasoned import is_consistent
@@ -81,8 +83,8 @@ def measure_rows(
     The reasoning of the greedy replies is tested by intervention, and compared with the steps of the rows and of those
     that were `taught`.
     """
-    prompt_of = SYSTEM_PROMPTS if settings.chain_of_thought else DIRECT_PROMPTS
-    prompts = [render(example, prompt_of[checkpoint.data.prompt], shots) for example in examples]
+    system = system_prompt(checkpoint.data, direct=not settings.chain_of_thought)
+    prompts = [render(example, system, shots) for example in examples]
     draw, scorer, n = checkpoint.draw, checkpoint.scorer, settings.samples
     repeated = [example for example in examples for _ in range(n)]
     marks: list[float] = []
@@ -186,8 +188,9 @@ def evaluate_task(target: str, task: Path, settings: Evaluate, out: Path | None,
     folder = Path(target)
     disk = RunFolder.reopen(folder) if is_run_folder(folder) else None
     recipe = disk.recipe if disk else None
-    examples = read_examples(task, recipe.data if recipe else None)
-    checkpoint = open_checkpoint(target)
+    data = recipe.data if recipe else choose_prompt(Data(heldout=str(task)))
+    examples = read_examples(task, data)
+    checkpoint = replace(open_checkpoint(target), data=data)
     check_ranking(settings.best_by, checkpoint.scorer)
     if settings.beam:
         check_ranking(settings.beam.by, checkpoint.scorer)

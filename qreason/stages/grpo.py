@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.data.prompts import render, system_prompt
 from qreason.recipe.training import Grpo
 from qreason.run.session import Artifact, Rewards, Session
 from qreason.training.preflight import check_gold, check_judge, check_rollouts
@@ -22,7 +22,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     examples = run.examples("prompts")[: settings.rows]
     if plain := run.plain(settings.plain_share, len(examples)):
         random.Random(run.recipe.seed).shuffle(examples := examples + plain)
-    system = SYSTEM_PROMPTS[run.recipe.data.prompt]
+    system = system_prompt(run.recipe.data)
 
     from trl import GRPOConfig, GRPOTrainer
 
@@ -67,7 +67,7 @@ def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence
         run.generator,
         scorer,
         examples,
-        system=SYSTEM_PROMPTS[recipe.data.prompt],
+        system=system_prompt(recipe.data),
         n=settings.num_generations,
         sampling=recipe.sampling.sampling(seed=recipe.seed),
         folder=folder,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.data.prompts import render, system_prompt
 from qreason.errors import ModelError, RunFolderError, TrainingError
 from qreason.inference.generate import open_generator
 from qreason.machine.files import DRAFT, write_json
@@ -189,7 +189,7 @@ class Merger:
 
 
 def greedy(generator: Generator, rows: Sequence[Example], run: Session) -> list[Reply]:
-    prompts = [render(example, SYSTEM_PROMPTS[run.recipe.data.prompt]) for example in rows]
+    prompts = [render(example, system_prompt(run.recipe.data)) for example in rows]
     replies = generator.generate(prompts, n=1, sampling=run.recipe.sampling.sampling(greedy=True))
     return [drawn[0] for drawn in replies]
 

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from qreason.data.prompts import SYSTEM_PROMPTS, lesson
+from qreason.data.prompts import lesson, system_prompt
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import Bar, progress_bar
@@ -58,7 +58,7 @@ def compensate_quantization(run: Session) -> None:
         return
     data = run.recipe.data
     examples = run.examples("sft" if data.sft else "prompts")[:CALIBRATION]
-    chats = [lesson(example, SYSTEM_PROMPTS[data.prompt]) for example in examples]
+    chats = [lesson(example, system_prompt(data)) for example in examples]
     texts = [run.resident.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
     before, after = compensate(run.resident, texts)
     run.say(f"NF4 changes the layers' outputs by {before:.1%}, with the adapter's initial weights by {after:.1%}")
