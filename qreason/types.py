@@ -28,7 +28,13 @@ class Example:
     tests: str | None = None
     """Python statements that the code of a reply must pass."""
     plain: bool = False
-    """Asked without a system prompt, and answered without reasoning and tags."""
+    """Asked without a shipped system prompt, and answered without reasoning and tags."""
+    system: str | None = None
+    """Its own system prompt, or that of `data.system`, in place of a shipped one."""
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, content) of the turns before the prompt, as the model reads them."""
+    form: str = ""
+    """The format of its row (data/chats.py); empty for qreason's own columns."""
     source: str = ""
     """`file:line` for messages."""
 

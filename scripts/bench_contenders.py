@@ -21,7 +21,7 @@ from qreason.machine.hardware import GIB, prepare_process
 
 if TYPE_CHECKING:
     from qreason.machine.hardware import Hardware
-    from qreason.planning.phases import Card
+    from qreason.planning.shapes import Card
     from qreason.recipe.schema import Recipe
     from qreason.types import Example, Reward
 
@@ -126,6 +126,7 @@ def measure(setting: Setting, base: str, folder: Path) -> Row:
     """Train in this process and report; patches trl and the judge's reward for good, so the process should end."""
     prepare_process()
     from qreason.errors import InputError, OutOfMemoryError
+    from qreason.machine.rows import is_out_of_memory
     from qreason.model import backends
 
     backends.start("unsloth" if "unsloth" in setting.contender.lower() else "plain")
@@ -134,7 +135,7 @@ def measure(setting: Setting, base: str, folder: Path) -> Row:
 
     from qreason.machine.hardware import detect
     from qreason.planning.memory import find_card
-    from qreason.planning.phases import Card
+    from qreason.planning.shapes import Card
 
     hardware, card = detect(), find_card()
     meter = Meter(hardware.device == "cuda")
@@ -145,7 +146,7 @@ def measure(setting: Setting, base: str, folder: Path) -> Row:
         card = Card(f"{setting.cap:g} GiB", int(setting.cap * GIB), card.capability if card else (8, 6))
         if meter.cuda:
             total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction((card.free_bytes - card.context_bytes) / total)
+            torch.cuda.set_per_process_memory_fraction(share(card.free_bytes - card.context_bytes, total))
     row: Row = {"setting": asdict(setting), "machine": machine(hardware), "plan": None, "changes": [], "judgements": 0}
     try:
         if setting.contender.startswith("qreason"):
@@ -154,15 +155,22 @@ def measure(setting: Setting, base: str, folder: Path) -> Row:
             train_stock(setting, recipe, hardware, folder, row)
         meter.enter("done")
         row |= {"outcome": "measured", "steps": meter.steps[1:], "tokens": meter.tokens[1:]}
-    except (torch.OutOfMemoryError, OutOfMemoryError) as error:
-        row |= {"outcome": "out of memory", "why": str(error).splitlines()[0]}
     except InputError as error:
         row |= {"outcome": "does not fit", "why": str(error).splitlines()[0]}
+    except (RuntimeError, OutOfMemoryError) as error:
+        if not isinstance(error, OutOfMemoryError) and not is_out_of_memory(error):
+            raise
+        row |= {"outcome": "out of memory", "why": str(error).splitlines()[0]}
     context = 0
     if meter.cuda:
         free, total = torch.cuda.mem_get_info()
         context = total - free - torch.cuda.memory_reserved()
     return row | {"peak_bytes": meter.peaks, "reserved_bytes": meter.reserved, "context_bytes": context}
+
+
+def share(part: int, whole: int) -> float:
+    """Of a card's memory, as torch takes it: it refuses more than all, and less than nothing."""
+    return min(1.0, max(0.0, part / whole))
 
 
 def machine(hardware: Any) -> Row:
@@ -222,7 +230,7 @@ def train_qreason(recipe: Recipe, card: Card, capped: bool, folder: Path, row: R
     """As `qreason run` does: fitted to the memory where there is a cap, planned, trained."""
     from qreason.planning.fit import fit, plan
     from qreason.planning.memory import read_lengths
-    from qreason.planning.phases import read_shape
+    from qreason.planning.shapes import read_shape
     from qreason.run.session import Session
     from qreason.stages import run_stage
 

@@ -1,6 +1,7 @@
 """Speed and memory of SFT and GRPO on a GPU: qreason, stock TRL and stock Unsloth side by side, plan and measured.
 
     python scripts/bench_gpu.py                                   # everything; writes docs/benchmarks.md
+    python scripts/bench_gpu.py --quick                           # a short look at each, in 9 minutes
     python scripts/bench_gpu.py --minutes 9                       # what matters most first; again to go on
     python scripts/bench_gpu.py --only '1.5b.*no cap' --rounds 1
     python scripts/bench_gpu.py --device cpu --bases qreason/tiny --tokens 16 --out /tmp/bench.md    # does it run?
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 from bench_tables import CONTENDERS, TIGHT, Row, Setting, document
 
 from qreason.machine.files import read_jsonl, write_jsonl
+from qreason.machine.hardware import GIB
 from qreason.machine.progress import progress_bar
 
 SCRIPTS = Path(__file__).parent
@@ -60,6 +62,25 @@ def arrange(bases: Sequence[str], tokens: int, rounds: int) -> list[tuple[Settin
     return list(dict.fromkeys(order))
 
 
+QUICK = {"sft": 4, "grpo": 2}
+"""Steps that --quick measures."""
+QUICK_MINUTES = 9.0
+
+
+def arrange_quick(bases: Sequence[str], tokens: int) -> list[tuple[Setting, int]]:
+    """(setting, 0): SFT and GRPO in 4 bits for every contender, then in 16 bits for those without Unsloth."""
+    stages = (("grpo", 4), ("sft", 2))
+    order = [
+        Setting(one, base, stage, rows, tokens=tokens, quantization=quantization)
+        for quantization in ("nf4", "none")
+        for stage, rows in stages
+        for base in bases
+        for one in CONTENDERS
+        if quantization == "nf4" or "unsloth" not in one.lower()
+    ]
+    return [(setting, 0) for setting in order]
+
+
 def planned(setting: Setting) -> list[Setting]:
     """Further settings that the plan is held against."""
     return [
@@ -78,15 +99,21 @@ def hindrances(device: str) -> dict[str, str]:
     return {one: why for one in CONTENDERS if "unsloth" in one.lower() and missing}
 
 
-def has_gpu() -> bool:
+def gpu_memory() -> int | None:
+    """The bytes of the GPU; None without one."""
     import torch
 
-    return torch.cuda.is_available()
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
-def run_one(setting: Setting, base: str, device: str, limit: float) -> Row:
+def has_room(setting: Setting, memory: int | None) -> bool:
+    """Whether a card is as large as the setting's cap."""
+    return not setting.cap or memory is None or setting.cap * GIB <= memory
+
+
+def run_one(setting: Setting, base: str, device: str, limit: float, steps: Mapping[str, int] | None = None) -> Row:
     """The setting in a process of its own; a process that dies or hangs is a failure with its last line."""
-    given = json.dumps({"setting": asdict(setting), "base": base})
+    given = json.dumps({"setting": asdict(setting), "base": base, "steps": dict(steps or {})})
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     command = [sys.executable, __file__, "--one", given]
     try:
@@ -125,7 +152,8 @@ def measure_all(order: Sequence[tuple[Setting, int]], file: Path, args: argparse
                 return
             bar.note(setting.name)
             start = time.monotonic()
-            row = run_one(setting, find_base(setting.base, args.models), args.device, args.limit)
+            more = {"steps": QUICK} if args.quick else {}
+            row = run_one(setting, find_base(setting.base, args.models), args.device, args.limit, **more)
             longest = max(longest, time.monotonic() - start)
             known.append(row)
             machines = {one["machine"]["name"] for one in known if one.get("machine")}
@@ -155,21 +183,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="of the comparisons without a cap")
     parser.add_argument("--only", default="", metavar="PATTERN", help="a regular expression; --list shows the names")
     parser.add_argument("--list", action="store_true", help="print the settings in their order and end")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing that would not end in time")
+    parser.add_argument("--quick", action="store_true", help=f"few steps of each, within {QUICK_MINUTES:g} minutes")
+    parser.add_argument("--minutes", type=float, help="start nothing that would not end in time")
     parser.add_argument("--limit", type=float, default=600, help="seconds that one measurement may take")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         given = json.loads(args.one)
-        from bench_contenders import measure
+        from bench_contenders import STEPS, measure
 
+        STEPS.update(given["steps"])
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(Setting(**given["setting"]), given["base"], Path(folder))))
         return
-    if args.device == "cuda" and not has_gpu() and not args.list:
+    memory = gpu_memory() if args.device == "cuda" else None
+    if args.device == "cuda" and memory is None and not args.list:
         parser.error("no CUDA device; --device cpu tries the script, not the speed")
+    args.minutes = args.minutes or (QUICK_MINUTES if args.quick else float("inf"))
     left_out = hindrances(args.device)
-    order = [one for one in arrange(args.bases, args.tokens, args.rounds) if re.search(args.only, one[0].name)]
+    every = arrange_quick(args.bases, args.tokens) if args.quick else arrange(args.bases, args.tokens, args.rounds)
+    order = [one for one in every if re.search(args.only, one[0].name) and has_room(one[0], memory)]
     if args.list:
         print("\n".join(dict.fromkeys(setting.name for setting, _ in order)))
         return

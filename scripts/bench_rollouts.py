@@ -14,11 +14,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qreason.data.examples import read_examples
 from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.inference.decoding import decode_by_generate
 from qreason.inference.generate import LocalGenerator
 from qreason.inference.reading import render_ids
 from qreason.machine.hardware import detect, prepare_process
@@ -54,14 +56,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     resident = Resident(Model(base=args.base), detect())
-    generator = LocalGenerator(resident, fast=not args.precise)
+    generator = LocalGenerator(resident)
     examples = read_examples(str(PROMPTS))[: args.prompts]
     ids = render_ids(resident.tokenizer, [render(example, SYSTEM_PROMPTS["helpdesk"]) for example in examples])
     sampling = Draw(temperature=1.0, min_p=0.1, max_completion_length=args.tokens).sampling(seed=1)
     ways = {
         "ours": with_cache(roomy_cache, generator.decode),
         "ours, transformers' cache": with_cache(lambda config, room: DynamicCache(config=config), generator.decode),
-        "transformers' generate": generator.decode_by_generate,
+        "transformers' generate": partial(decode_by_generate, resident),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(args.rounds + 1):

@@ -54,7 +54,10 @@ def jsonl(rows: list[dict[str, object]]) -> str:
 
 def load_script(name: str) -> ModuleType:
     """A file of scripts/ without an ending, as a module; nothing is written beside it."""
-    loader = SourceFileLoader(name, str(Path(__file__).parents[1] / "scripts" / name))
+    folder = str(Path(__file__).parents[1] / "scripts")
+    if folder not in sys.path:  # as where the script itself is started
+        sys.path.insert(0, folder)
+    loader = SourceFileLoader(name, f"{folder}/{name}")
     spec = spec_from_loader(loader.name, loader)
     assert spec
     module = module_from_spec(spec)
@@ -102,6 +105,42 @@ def write_recipe(workplace: Path) -> RecipeWriter:
             text = text.replace(old, new)
         (workplace / name).write_text(text)
         return workplace / name
+
+    return write
+
+
+def evaluated_row(number: int, reply: str = "no", accurate: bool | None = False, **others: object) -> dict[str, object]:
+    """A line of evaluation.jsonl."""
+    asked = {"id": f"h{number}", "prompt": f"issue {number}", "reference": "Restart the spooler.", "split": None}
+    marks = {"accurate": accurate, "pass_at_1": float(bool(accurate)), "total": 0.2 if accurate else 0.1}
+    shape = {"parts": {"correctness": 1.0, "format": None}, "well_formed": True, "words": 3, "finished": True}
+    return {**asked, "reply": reply, **marks, **shape, "answer_anywhere": True, **others}
+
+
+RunWriter = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(write_recipe: RecipeWriter) -> RunWriter:
+    """Writes a finished run of base, SFT and GRPO that was never trained, with these rows of its three passes."""
+
+    def write(out: str, passes: list[list[dict[str, object]]], *overrides: str, steps: int = 3) -> Path:
+        from qreason.recipe.load import load_recipe
+        from qreason.run.session import Session
+
+        recipe = load_recipe(write_recipe(("  - merge\n", "  - evaluate\n")), overrides)
+        run = Session.open(recipe, Path(out), say=lambda line: None)
+        for place, name in enumerate(run.disk.stage_names):
+            (run.folder / name).mkdir(exist_ok=True)
+            run.disk.finish_step(place, 1.0)
+        for folder, rows in zip(run.disk.evaluations(), passes, strict=True):
+            (folder / "evaluation.jsonl").write_text(jsonl(rows))
+        reward = {"rewards/format/mean": 0.5, "rewards/format/std": 0.1, "reward_std": 0.1, "learning_rate": 1e-5}
+        logged = [{"step": step, "reward": 0.3 + step / steps / 2, **reward} for step in range(1, steps + 1)]
+        (run.folder / "02-grpo" / "metrics.jsonl").write_text(jsonl(logged))
+        assert run.disk.lock
+        run.disk.lock.release(force=True)
+        return run.folder
 
     return write
 

@@ -139,8 +139,40 @@ def test_the_bars_come_first_contenders_take_turns_and_nothing_is_left_out() -> 
     assert sum(one.contender == "qreason plain" and not one.cap for one in settings) >= ENOUGH
 
 
+def test_a_quick_look_meets_every_contender_and_number_format_in_few_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = [setting for setting, _ in bench_gpu.arrange_quick(["1.5b", "0.5b"], tokens=256)]
+    assert len(order) == len(set(order)) == 24
+    for stage in ("sft", "grpo"):
+        for base in ("1.5b", "0.5b"):
+            met = {(one.contender, one.quantization) for one in order if (one.stage, one.base) == (stage, base)}
+            assert met == {(one, "nf4") for one in CONTENDERS} | {("qreason plain", "none"), ("TRL", "none")}
+    given: list[Any] = []
+
+    def run_one(*setting: Any, steps: Any = None) -> dict[str, Any]:
+        given.append(steps)
+        return result(SMALL)
+
+    monkeypatch.setattr(bench_gpu, "run_one", run_one)
+    for quick in (True, False):
+        args = argparse.Namespace(**vars(budget()) | {"quick": quick})
+        bench_gpu.measure_all([(SMALL, 0)], tmp_path / f"{quick}.jsonl", args)
+    assert given == [bench_gpu.QUICK, None]
+    assert bench_gpu.QUICK.keys() == bench_contenders.STEPS.keys()
+
+
+@pytest.mark.parametrize(("cap", "room"), [(16.0, False), (12.0, True), (None, True)])
+def test_a_cap_above_the_cards_memory_is_left_out(cap: float | None, room: bool) -> None:
+    """The largest caps used to end the script on every card under 16 GB."""
+    assert bench_gpu.has_room(replace(GRPO, cap=cap), int(14.7 * GIB)) is room
+    assert bench_gpu.has_room(replace(GRPO, cap=cap), None)
+    assert bench_contenders.share(16 * GIB, int(14.7 * GIB)) == 1.0
+    assert bench_contenders.share(-GIB, int(14.7 * GIB)) == 0.0
+
+
 def budget(minutes: float = 60.0) -> argparse.Namespace:
-    return argparse.Namespace(minutes=minutes, limit=60.0, device="cpu", models=Path("unused"))
+    return argparse.Namespace(minutes=minutes, limit=60.0, device="cpu", models=Path("unused"), quick=False)
 
 
 def test_a_run_that_was_cut_off_goes_on_and_tries_failures_again(

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, Qwen2Config
 
 from qreason.inference.drawing import staying
-from qreason.model.compat.cache import RoomyLayer, roomy_cache
+from qreason.model.compat.cache import RoomyLayer, keep_rows, roomy_cache
 
 CONFIG = Qwen2Config(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=32)
 
@@ -24,8 +24,9 @@ def assert_equal(ours: DynamicCache, theirs: DynamicCache) -> None:
     assert ours.get_seq_length() == theirs.get_seq_length()
 
 
+@pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("room", [1, 3, 20])
-def test_it_holds_what_transformers_own_cache_holds(room: int) -> None:
+def test_it_holds_what_transformers_own_cache_holds(room: int, by_rows: bool) -> None:
     ours, theirs = roomy_cache(CONFIG, room), DynamicCache(config=CONFIG)
     add([ours, theirs], rows=2, tokens=5)
     for cache in (ours, theirs):
@@ -33,8 +34,11 @@ def test_it_holds_what_transformers_own_cache_holds(room: int) -> None:
     rows = 6
     for chosen in ([0, 1, 2, 3, 4, 5], [0, 5, 2, 3, 4], [4, 1, 2], [2, 0], [0]):
         index = torch.tensor(chosen)
-        for cache in (ours, theirs):
-            cache.batch_select_indices(index)
+        theirs.batch_select_indices(index)
+        if by_rows:
+            keep_rows(ours, chosen, index.device)
+        else:
+            ours.batch_select_indices(index)
         rows = len(chosen)
         for _ in range(2):
             add([ours, theirs], rows, tokens=1)
@@ -75,4 +79,4 @@ def test_layers_that_forget_stay_as_transformers_made_them() -> None:
     [("1111", [0, 1, 2, 3]), ("0111", [3, 1, 2]), ("1010", [0, 2]), ("0001", [3]), ("0000", []), ("01101", [4, 1, 2])],
 )
 def test_the_last_rows_take_the_places_of_those_that_end(alive: str, rows: list[int]) -> None:
-    assert staying(torch.tensor([mark == "1" for mark in alive])).tolist() == rows
+    assert staying([mark == "1" for mark in alive]) == rows

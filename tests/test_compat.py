@@ -7,6 +7,8 @@ import platform
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import give_weights, load_resident
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qreason.machine.hardware import detect
 from qreason.model.classifier import with_head
@@ -84,7 +87,7 @@ def one_step(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         rest = {key: value for key, value in inputs.items() if key not in rows}
         return [({key: value[part] for key, value in rows.items()} | rest, 0.5) for part in (slice(2), slice(2, 4))]
 
-    class Watched(compat_trl.sharing_prompts(GRPOTrainer)):  # type: ignore[misc]
+    class Watched(compat_trl.frugal(GRPOTrainer, resident.model, print)):  # type: ignore[misc]
         def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
             seen.calls["logps"] += 1
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -166,16 +169,137 @@ def test_trl_casts_the_adapter_on_a_quantized_base_and_it_is_cast_back(quantized
     from trl import SFTConfig, SFTTrainer
 
     quantized.new_adapter(Lora(r=4))
+    give_weights(quantized, 0.05)
+    trained = [parameter for parameter in quantized.model.parameters() if parameter.requires_grad]
+    values = [parameter.detach().clone() for parameter in trained]
     arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=16)
     rows = Dataset.from_list([{"prompt": "a", "completion": "b"}])
-    trainer = SFTTrainer(
-        model=quantized.model, args=arguments, train_dataset=rows, processing_class=quantized.tokenizer
-    )
-    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    assert {parameter.dtype for parameter in trained} == {torch.bfloat16}
-    compat_trl.recast_adapter(trainer)
+    with compat_trl.float32_adapter(quantized.model):
+        SFTTrainer(model=quantized.model, args=arguments, train_dataset=rows, processing_class=quantized.tokenizer)
+        assert {parameter.dtype for parameter in trained} == {torch.bfloat16}
     assert {parameter.dtype for parameter in trained} == {torch.float32}
+    assert all(torch.equal(parameter, value) for parameter, value in zip(trained, values, strict=True))
     quantized.remove_adapter()
+
+
+def test_trl_compares_a_quantized_policy_with_its_float32_values(quantized: Resident, tmp_path: Path) -> None:
+    """With beta TRL copies the adapter as the reference: the copy, too, is what the policy was."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    quantized.new_adapter(Lora(r=4))
+    give_weights(quantized, 0.05)
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", beta=0.1, per_device_train_batch_size=8
+    )
+    with compat_trl.float32_adapter(quantized.model):
+        GRPOTrainer(
+            model=quantized.model,
+            args=arguments,
+            train_dataset=Dataset.from_list([{"prompt": "a"}]),
+            processing_class=quantized.tokenizer,
+            reward_funcs=[lambda completions, **kwargs: [0.0] * len(completions)],
+        )
+    weights = dict(quantized.model.named_parameters())
+    pairs = [
+        (weight, weights[name.replace(".default.", ".ref.")]) for name, weight in weights.items() if ".default." in name
+    ]
+    assert pairs
+    assert all(torch.equal(policy, reference) for policy, reference in pairs)
+    assert {weight.dtype for pair in pairs for weight in pair} == {torch.float32}
+    quantized.remove_adapter()
+
+
+@contextmanager
+def as_on_a_gpu(trainer: Any, **more: Any) -> Iterator[Any]:
+    """A GRPO trainer that does not read prompts once, with other attributes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compat_trl, "can_share_prompts", lambda args: False)
+        for name, value in {"tiled": True, "rows": None, **more}.items():
+            patch.setattr(trainer, name, value)
+        yield trainer
+
+
+IDS = torch.tensor([[3, 5, 6, 20, 21, 22], [3, 5, 6, 30, 31, 3], [3, 3, 6, 30, 9, 8]])
+MASK = torch.tensor([[0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
+
+
+def test_trl_gives_the_same_log_probabilities_and_gradients_in_tiles(one_step: Seen) -> None:
+    own, model = one_step.kind._get_per_token_logps_and_entropies, one_step.trainer.model
+    kept = MASK[:, -3:].bool()
+
+    def scored(compute: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        logps, entropies, _ = compute(model, IDS, MASK, 3, compute_entropy=True)
+        logps[kept].mean().backward()
+        gradient = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+        return logps.detach()[kept], entropies.detach()[kept], gradient
+
+    whole = scored(partial(own, one_step.trainer))
+    with as_on_a_gpu(one_step.trainer) as trainer:
+        tiled = scored(trainer._get_per_token_logps_and_entropies)
+    for one, other in zip(tiled, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_trl_never_holds_the_logits_of_all_tokens(one_step: Seen) -> None:
+    vocabulary = one_step.trainer.model.config.vocab_size
+    for tiled in (True, False):
+        largest = Largest()
+        with as_on_a_gpu(one_step.trainer, tiled=tiled) as trainer, largest:
+            trainer._get_per_token_logps_and_entropies(trainer.model, IDS.repeat(8, 1), MASK.repeat(8, 1), 3)
+        assert (largest.logits >= 24 * 3 * vocabulary) is not tiled
+
+
+class Largest(TorchDispatchMode):  # type: ignore[misc]
+    """The most numbers of a tensor whose last dimension is a vocabulary."""
+
+    logits = 0
+
+    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.ndim == 3:
+            self.logits = max(self.logits, out.numel())
+        return out
+
+
+def test_log_probabilities_of_a_batch_go_on_in_halves_when_memory_runs_out(one_step: Seen) -> None:
+    said: list[str] = []
+    with as_on_a_gpu(one_step.trainer, say=said.append) as trainer, torch.no_grad():
+        expected = trainer._get_per_token_logps_and_entropies(trainer.model, IDS, MASK, 3, compute_entropy=True)
+        trainer.rows, chunked, rows = None, trainer._chunked_logps, []
+
+        def small(model: Any, ids: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+            rows.append(len(ids))
+            if len(ids) > 1:
+                raise torch.AcceleratorError("CUDA error: out of memory")
+            return chunked(model, ids, *rest, **kwargs)
+
+        trainer._chunked_logps = small
+        found = trainer._get_per_token_logps_and_entropies(
+            trainer.model, IDS, MASK, 3, batch_size=2, compute_entropy=True, num_images=None
+        )
+        del trainer._chunked_logps
+    assert rows == [2, 1, 1, 1]
+    assert len(said) == 1
+    assert found[2] is None
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_kernel_of_trl_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl.trainer import utils
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+    monkeypatch.setattr(utils, "_fused_logprob_entropy", fail)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device, **options: torch.ones(*size, **options))
+    assert compat_trl.check_kernel("cpu") is None
+    assert utils._fused_logprob_entropy is fail
+    assert "Failed to find C compiler" in (compat_trl.check_kernel("cuda") or "")
+    assert utils._fused_logprob_entropy is None
+    assert utils.selective_log_softmax(torch.ones(1, 2, 4), torch.ones(1, 2, dtype=torch.long)).shape == (1, 2)
 
 
 # --- transformers ----------------------------------------------------------------------------------
@@ -210,6 +334,19 @@ def test_transformers_keeps_keys_and_values_in_the_layers_of_the_cache(resident:
     assert all(type(layer) is RoomyLayer for layer in cache.layers)
     assert [layer.spacious[0].shape[-2] for layer in cache.layers] == [13] * len(cache.layers)
     assert cache.get_seq_length() == 5
+
+
+def test_transformers_counts_the_gpus_it_sees_and_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", per_device_train_batch_size=4)
+    before = arguments.train_batch_size
+    compat_transformers.use_one_gpu(arguments)
+    assert (before, arguments.train_batch_size) == (8, 4)
+    assert arguments.n_gpu == 1
 
 
 def test_transformers_turns_by_the_angles_that_a_hook_returns(resident: Resident) -> None:

@@ -36,7 +36,9 @@ def test_the_tested_set_is_within_the_bounds_and_goes_with_unsloth(name: str) ->
     assert all(one.specifier.contains(TESTED[name]) for one in requirements)
 
 
-@pytest.mark.parametrize(("name", "newest"), [("datasets", "5.2.0"), ("torch", "2.14.1"), ("transformers", "5.24.0")])
+@pytest.mark.parametrize(
+    ("name", "newest"), [("datasets", "5.2.0"), ("torch", "2.14.1"), ("torch", "2.15.0"), ("transformers", "5.24.0")]
+)
 def test_the_newest_versions_are_left_out_for_unsloth_alone(name: str, newest: str) -> None:
     assert NAMED[name].specifier.contains(newest)
     assert name == "torch" or not UNSLOTH[name].specifier.contains(newest)

@@ -191,7 +191,7 @@ def test_path_is_never_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.
 
 def test_number_of_a_table_that_is_not_finite_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="x:1: 'answer' is float, not text"):
-        to_example({"question": "a", "answer": float("nan")}, {}, "x:1", needs_reasoning=False)
+        to_example({"question": "a", "answer": float("nan")}, {}, "x:1")
 
 
 def test_parquet_reads_like_jsonl(tmp_path: Path, tables: None) -> None:
@@ -250,10 +250,10 @@ def test_duplicate_id_names_both_lines(tmp_path: Path) -> None:
     assert refused(file) == f"{file}:3: id 'a' was used at {file}:1; ids must be unique"
 
 
-def test_sft_needs_reasoning_and_other_uses_do_not(tmp_path: Path) -> None:
-    file = write(tmp_path, without("steps"))
-    assert refused(file, use="sft").startswith(f"{file}:1: no reasoning")
-    assert read_examples(file, use="prompts")
+def test_row_without_reasoning_is_plain_in_sft_and_asked_for_it_elsewhere(tmp_path: Path) -> None:
+    file = write(tmp_path, without("steps"), ROW | {"id": "b"}, ROW | {"id": "c", "steps": " "})
+    assert [row.plain for row in read_examples(file, use="sft")] == [True, False, True]
+    assert [row.plain for row in read_examples(file, use="prompts")] == [False, False, False]
 
 
 def test_column_named_in_fields_must_be_there(tmp_path: Path) -> None:

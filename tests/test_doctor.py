@@ -23,9 +23,10 @@ from rich.console import Console
 from qreason.cli import doctor
 from qreason.cli.doctor import TESTED, Card, Finding, examine, findings_table, healthy
 from qreason.machine.hardware import free_bytes
+from qreason.model import backends
 
 ROOT = Path(__file__).parents[1]
-CONSTRAINTS = [file for file in sorted((ROOT / "constraints").glob("*.txt")) if file.stem != "oldest"]
+CONSTRAINTS = [file for file in sorted((ROOT / "constraints").glob("*.txt")) if file.stem not in ("oldest", "colab")]
 TOKEN = "hf_thisMustNeverBeShown"
 T4 = Card("Tesla T4", "580.95.05")
 TORCH_2_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -64,6 +65,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(torch.cuda, name, lambda *args, value=value, **options: value)
         monkeypatch.setattr(doctor, "nvidia_smi", lambda: card)
         monkeypatch.setattr(doctor, "four_bit_trouble", lambda device: None)
+        for place in (doctor, backends):
+            monkeypatch.setattr(place, "compiler_trouble", lambda: None)
 
     return fake
 
@@ -191,6 +194,23 @@ def test_second_gpu_is_pointed_out(fake_gpu: Callable[..., None]) -> None:
     fake_gpu((7, 5), count=2)
     findings = examine()
     assert by_name(findings)["GPUs"].cure == "export CUDA_VISIBLE_DEVICES=0"
+    assert healthy(findings)
+
+
+def test_missing_compiler_is_pointed_out_and_training_goes_without(
+    fake_gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gpu((7, 5))
+    assert by_name(examine())["fused kernels"].ok
+    for place in (doctor, backends):
+        monkeypatch.setattr(place, "compiler_trouble", lambda: "fatal error: Python.h: No such file or directory")
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    findings = examine()
+    told = by_name(findings)
+    assert told["fused kernels"].ok is None
+    assert "Python.h" in told["fused kernels"].value
+    assert told["fused kernels"].cure.startswith("apt install build-essential python3-dev")
+    assert told["backend"].value.startswith("plain: Unsloth's kernels cannot be compiled")
     assert healthy(findings)
 
 
@@ -346,6 +366,18 @@ def test_untested_version_within_the_bounds_is_information(monkeypatch: pytest.M
     assert healthy(findings)
 
 
+def test_another_torch_within_the_bounds_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colab's, for which its torchvision was built; the cure used to replace it."""
+    fake_versions(monkeypatch, torch="2.14.1+cu128")
+    assert by_name(examine())["torch"] == Finding("torch", f"2.14.1+cu128; tested with {TESTED['torch']}", None)
+
+
+def test_a_torch_that_must_go_takes_with_it_what_was_built_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_versions(monkeypatch, torch="2.7.1", torchvision="0.22.1", torchaudio=None)
+    cure = by_name(examine())["torch"].cure
+    assert cure == f"pip install torch=={TESTED['torch']}+cpu torchvision -i https://download.pytorch.org/whl/cpu"
+
+
 @pytest.mark.parametrize("build", ["", "+cpu", "+cu126"])
 def test_every_build_of_the_tested_torch_is_tested(monkeypatch: pytest.MonkeyPatch, build: str) -> None:
     fake_versions(monkeypatch, torch=TESTED["torch"] + build)
@@ -480,3 +512,13 @@ def test_gpu_sets_only_add_to_the_one_that_is_tested_everywhere() -> None:
     for gpu in (turing, ampere):
         assert cpu.items() <= gpu.items()
         assert {"unsloth", "unsloth-zoo", "triton"} <= gpu.keys() - cpu.keys()
+
+
+def test_the_set_for_colab_leaves_alone_what_is_there() -> None:
+    """torch, and what Colab's other packages were built for, such as NumPy and its torchvision."""
+    colab, cpu = pins(ROOT / "constraints" / "colab.txt"), pins(ROOT / "constraints" / "cpu.txt")
+    assert colab.items() <= cpu.items()
+    assert colab.keys() >= TESTED.keys() - {"torch", "unsloth"}
+    assert not colab.keys() & {"torch", "torchvision", "triton", "numpy", "pandas", "pyarrow", "sympy", "fsspec"}
+    named = {canonicalize_name(one.name) for one in requirements()}
+    assert colab.keys() <= named | {"tokenizers", "safetensors"}

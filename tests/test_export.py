@@ -309,6 +309,66 @@ def test_a_failed_check_keeps_the_draft_and_the_earlier_file(
     assert report["checks"][-1]["figures"]["kl"] > 0
 
 
+def test_an_export_that_is_cut_off_goes_on_with_the_files_that_are_left(
+    run: Session, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(BaseException):
+        pass
+
+    shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("03-export"))
+    manifest = tmp_path / "run" / "manifest.json"
+    done = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**done, "steps": done["steps"][:2]}))
+    whole = {file.name: file.read_bytes() for file in exported.iterdir()}
+    written: list[str] = []
+    keep, write_model, compare_with = Exporter.keep, writer.write_model, Original.compare_with
+
+    def keep_or_end(self: Exporter, kind: str, draft: Path) -> Path:
+        if kind == place:
+            raise Cut
+        return keep(self, kind, draft)
+
+    def compare_or_end(self: Original, file: Path) -> None:
+        if place == "f16 again":
+            raise Cut
+        compare_with(self, file)
+
+    def noting(merged: Path, out: Path, *given: Any) -> None:
+        written.append(out.name.removeprefix("smoke-").partition(".")[0])
+        write_model(merged, out, *given)
+
+    monkeypatch.setattr(Exporter, "keep", keep_or_end)
+    monkeypatch.setattr(Original, "compare_with", compare_or_end)
+    monkeypatch.setattr(writer, "write_model", noting)
+    for place in ("q4_k_m", "f16 again", "adapter", None):
+        opened = Session.open(run.recipe, tmp_path / "run")
+        opened.step, settings = 2, run.recipe.steps[2]
+        if place is None:
+            run_stage(settings, opened)
+        else:
+            with pytest.raises(Cut):
+                run_stage(settings, opened)
+    assert written == ["f16", "base-f16", "base-f16"], "a finished file is written once"
+    made = {file.name: file.read_bytes() for file in (tmp_path / "run" / "03-export").iterdir()}
+    reports = [json.loads(files.pop("export.json")) for files in (made, whole)]
+    assert made == whole
+    assert reports[0] == {**reports[1], "model": reports[0]["model"]}
+
+
+def test_a_finished_file_of_another_model_or_damaged_is_made_again(copied: Path) -> None:
+    said = call("export", str(copied), "--gguf", "f16", "--no-verify").stderr
+    assert "is there already" not in said
+    file = copied / "export" / "smoke-f16.gguf"
+    made = file.read_bytes()
+    said = call("export", str(copied), "--gguf", "f16", "--no-verify").stderr
+    assert "smoke-f16.gguf is there already" in said
+    file.write_bytes(made[:-1])
+    said = call("export", str(copied), "--gguf", "f16", "--no-verify").stderr
+    assert "smoke-f16.gguf is there already" not in said
+    assert "smoke-adapter.gguf is there already" in said
+    assert file.read_bytes() == made
+
+
 @pytest.fixture
 def copied(run: Session, tmp_path: Path) -> Path:
     """The run folder, for a test that changes something in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from conftest import RecipeWriter
 
 from qreason.cli import main
 from qreason.machine.hardware import GIB
+from qreason.machine.rows import take_peak_memory
 from qreason.planning.fit import fit, plan
-from qreason.planning.phases import Card, Lengths, read_shape
+from qreason.planning.shapes import Card, Lengths, read_shape
 from qreason.recipe.schema import Recipe
 
 
@@ -45,6 +47,8 @@ def test_a_run_is_cut_down_to_the_card_says_so_and_continues(training: Path, car
     assert "GiB on a small card at the peak, the backward phase of the sft step" in roomy.output
     assert "micro" not in roomy.output
     needed = float(roomy.output.partition("memory: ")[2].partition(" GiB")[0])
+    recorded = json.loads(Path("roomy/manifest.json").read_text())["memory"]
+    assert recorded["planned_bytes"]["0"] / GIB == pytest.approx(needed, abs=0.01)
     card(needed - 0.01)
     small = run(training, "--out", "small")
     assert small.exit_code == 0, small.output
@@ -52,6 +56,18 @@ def test_a_run_is_cut_down_to_the_card_says_so_and_continues(training: Path, car
     asked = yaml.safe_load(Path("small/recipe.yaml").read_text())
     assert asked["steps"][0]["sft"]["per_device_train_batch_size"] == 4
     assert run(training, "--out", "small").exit_code == 0
+
+
+def test_peak_of_each_step_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        assert take_peak_memory() is None
+    peaks = [5 * GIB]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: peaks[-1])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peaks.append(1 * GIB))
+    assert [take_peak_memory(), take_peak_memory()] == [5 * GIB, 1 * GIB]
 
 
 def test_a_run_that_cannot_fit_is_refused_before_the_base_is_loaded(training: Path, card) -> None:  # type: ignore[no-untyped-def]

@@ -20,6 +20,7 @@ def script() -> Any:
 
 SURFACES = (
     "recipes", "overrides", "rows", "replies", "mathematics", "verdicts", "arguments", "folders", "checkpoints",
+    "parts",
 )  # fmt: skip
 
 

@@ -1,12 +1,18 @@
 """Replies of the embedded model, against transformers' own generate."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from qreason.errors import DataError
-from qreason.inference.drawing import draw
+from qreason.data.prompts import VERDICTS, render_judge
+from qreason.errors import DataError, TrainingError
+from qreason.inference import decoding
+from qreason.inference.drawing import Drawing, draw
 from qreason.inference.generate import LocalGenerator
 from qreason.inference.reading import pad_left, render_ids
 from qreason.model.resident import Resident
@@ -20,6 +26,14 @@ PROMPTS = [
 ]
 
 
+@pytest.fixture(params=[1, 8])
+def every(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Tokens between two looks of the host: on a CPU, and on a GPU."""
+    monkeypatch.setitem(decoding.READ_EVERY, "cpu", request.param)
+    return request.param
+
+
+@pytest.mark.usefixtures("every")
 def test_greedy_replies_equal_those_of_transformers(resident: Resident) -> None:
     ours = LocalGenerator(resident).generate(PROMPTS, n=1, sampling=GREEDY)
     for prompt, (reply,) in zip(PROMPTS, ours, strict=True):
@@ -31,6 +45,116 @@ def test_greedy_replies_equal_those_of_transformers(resident: Resident) -> None:
             do_sample=False,
         )[0, len(ids) :].tolist()
         assert list(reply.token_ids) == theirs
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["padded", "alone"])
+def test_replies_do_not_depend_on_when_the_host_looks(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch, prompts: list[Any]
+) -> None:
+    ids = render_ids(resident.tokenizer, prompts)
+    stops = LocalGenerator(resident).stops
+    for sampling, ends in ((GREEDY, stops), (Sampling(top_p=0.9, max_completion_length=20, seed=1), set())):
+        found = []
+        for every in (1, 8):
+            monkeypatch.setitem(decoding.READ_EVERY, "cpu", every)
+            drawing = Drawing(sampling, torch.Generator().manual_seed(1), ends)
+            with resident.inference() as model:
+                found.append(decoding.decode(resident, model, ids, 3, drawing))
+        assert found[0] == found[1]
+        assert {len(row) for row in found[0]} != {0}
+
+
+class Reads(TorchDispatchMode):  # type: ignore[misc]
+    """Operations for which the host waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique_dim", "_unique2"):
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.1}]
+)
+def test_the_host_waits_for_a_gpu_at_most_every_eighth_token(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(decoding.READ_EVERY, "cpu", 8)
+    reads, tolist, steps = Reads(), torch.Tensor.tolist, []
+    hook = resident.model.lm_head.register_forward_pre_hook(lambda module, args: steps.append(len(args[0])))
+
+    def counting(tensor: torch.Tensor) -> Any:
+        reads.seen["tolist"] += 1
+        return tolist(tensor)
+
+    sampling = Sampling(max_completion_length=40, seed=1, **settings)
+    ids = render_ids(resident.tokenizer, PROMPTS)
+    with resident.inference() as model:
+        endless = decoding.decode(resident, model, ids, 8, Drawing(sampling, torch.Generator().manual_seed(1), set()))
+        drawing = Drawing(sampling, torch.Generator().manual_seed(1), {endless[0][10]})  # so that rows leave
+        steps.clear()
+        with monkeypatch.context() as patch, reads:
+            patch.setattr(torch.Tensor, "tolist", counting)
+            decoding.decode(resident, model, ids, 8, drawing)
+    hook.remove()
+    assert len(steps) >= 10
+    assert len(set(steps[1:])) > 1
+    assert reads.seen.pop("_local_scalar_dense") <= 2  # transformers, when the prompts are read
+    assert set(reads.seen) == {"tolist"}
+    assert reads.seen["tolist"] <= -(-len(steps) // 8)
+
+
+def spoil(resident: Resident, call: int, value: float) -> Any:
+    """From this call on, some logits of the model have this value."""
+    calls = Counter[str]()
+
+    def hook(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        calls["made"] += 1
+        return logits.index_fill(-1, torch.tensor([7]), value) if calls["made"] >= call else logits
+
+    return resident.model.lm_head.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("backend", ["plain", "unsloth"])
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 1.0}])
+@pytest.mark.parametrize(("call", "value"), [(1, float("nan")), (3, float("nan")), (2, float("inf"))])
+def test_replies_are_never_drawn_from_what_is_not_finite(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch, backend: Any, settings: Any, call: int, value: float
+) -> None:
+    monkeypatch.setattr(resident, "backend", backend)
+    hook = spoil(resident, call, value)
+    sampling = Sampling(max_completion_length=6, seed=1, **settings)
+    try:
+        with pytest.raises(TrainingError, match=r"qreason/tiny: the model's logits are not finite.*learning rate"):
+            LocalGenerator(resident).generate(PROMPTS, n=2, sampling=sampling)
+    finally:
+        hook.remove()
+
+
+def test_words_that_may_not_be_said_are_no_fault(resident: Resident) -> None:
+    hook = spoil(resident, 1, float("-inf"))
+    assert LocalGenerator(resident).generate(PROMPTS, n=1, sampling=GREEDY)
+    hook.remove()
+
+
+def test_a_verdict_and_a_likelihood_that_are_no_numbers_are_none(resident: Resident) -> None:
+    generator = LocalGenerator(resident)
+    replies = [row[0] for row in generator.generate(PROMPTS, n=1, sampling=GREEDY)]
+    hook = spoil(resident, 1, float("nan"))
+    try:
+        with pytest.raises(TrainingError, match="not finite"):
+            generator.likelihoods(replies)
+        resident.model.lm_head.register_forward_hook(lambda module, args, logits: logits * float("nan"))
+        with pytest.raises(TrainingError, match="not finite"):
+            generator.expect([[render_judge("restart the spooler", "restart it")]], VERDICTS)
+    finally:
+        hook.remove()
+        resident.model.lm_head._forward_hooks.clear()
 
 
 def test_every_prompt_gets_n_replies_in_its_own_place(resident: Resident) -> None:

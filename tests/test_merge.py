@@ -7,6 +7,7 @@ import json
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from qreason.cli import main
 from qreason.errors import TrainingError
-from qreason.inference.generate import LocalGenerator, open_generator
-from qreason.machine.hardware import detect
+from qreason.inference.generate import open_generator
+from qreason.machine.hardware import GIB, Hardware, detect
 from qreason.model import merging
 from qreason.model.backends import Choice
 from qreason.model.load import EMBEDDED, load_base
@@ -191,14 +192,36 @@ def test_the_base_has_left_memory_when_the_stored_model_enters(
     base = weakref.ref(run.resident.model)
     alive: list[bool] = []
 
-    def watched(model: Model) -> LocalGenerator:
-        gc.collect()
-        alive.append(base() is not None)
-        return open_generator(model)
+    def watched(work: Any) -> Any:
+        def wrapped(*given: Any) -> Any:
+            gc.collect()
+            alive.append(base() is not None)
+            return work(*given)
 
-    monkeypatch.setattr(stage, "open_generator", watched)
+        return wrapped
+
+    monkeypatch.setattr(stage, "open_generator", watched(open_generator))
+    monkeypatch.setattr(merging, "to_gpu", watched(merging.to_gpu))
     stage.merge_again(run, Merge(rows=1), tmp_path / "out")
-    assert alive == [False]
+    assert alive == [False] * 3  # the float32 copy, the stored model, and the generator on it
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "free", "moved"),
+    [
+        ("cuda", 1.54e9, 14.5 * GIB, True),  # 1.5B on a T4
+        ("cuda", 3.09e9, 14.5 * GIB, False),
+        ("cuda", 1.54e9, 5.0 * GIB, False),
+        ("cpu", 1.54e9, 14.5 * GIB, False),
+    ],
+)
+def test_folding_and_comparing_are_done_on_a_gpu_that_has_room(
+    monkeypatch: pytest.MonkeyPatch, device: Any, parameters: float, free: float, moved: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 15 * GIB))
+    model = SimpleNamespace(num_parameters=lambda: parameters, to=lambda place: place)
+    hardware = Hardware(device, "", "float16", "float16", "sdpa", 1)
+    assert merging.to_gpu(model, hardware) == ("cuda" if moved else model)
 
 
 @pytest.mark.slow
@@ -298,6 +321,16 @@ def refused(folder: Path, *options: str | Path, code: int = 2) -> str:
 
 def test_a_second_merge_overwrites_nothing(trained: tuple[Path, str]) -> None:
     assert "already exists" in refused(trained[0])
+
+
+def test_what_a_merge_that_was_cut_off_left_is_removed(two_adapters: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_adapters, tmp_path / "run")
+    left = tmp_path / "run" / "merged-float16" / "trained.draft"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    result = call("merge", tmp_path / "run", "--rows", "2")
+    assert result.exit_code == 0, result.output
+    assert sorted(file.name for file in left.parent.iterdir()) == ["merge.json", "model"]
 
 
 def test_an_adapter_of_another_base_is_refused(two_adapters: Path, tmp_path: Path) -> None:

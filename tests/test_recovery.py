@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from qreason.errors import OutOfMemoryError
 from qreason.inference.drawing import take
 from qreason.inference.generate import LocalGenerator
 from qreason.judge.verdict import LocalModel
+from qreason.machine.rows import Rows
+from qreason.model.classifier import PreferenceModel
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.run.session import Session
 from qreason.stages import run_stage
-from qreason.training.recovery import split_rows
+from qreason.training.recovery import Recovery, row_count, split_rows
 from qreason.types import Sampling
 
 Trouble = Callable[[Any], None]
@@ -59,7 +62,7 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, when: Callable[[int, int], bo
 
     def counting(compute_loss: Any) -> Any:
         def wrapped(self: Any, model: Any, inputs: Any, **kwargs: Any) -> Any:
-            attempts.append(len(next(iter(inputs.values()))))
+            attempts.append(row_count(inputs))
             return compute_loss(self, model, inputs, **kwargs)
 
         return wrapped
@@ -89,6 +92,7 @@ GRPO = (
     ("stage", "settings", "moment"),  # the second micro-batch of SFT's steps is a single row
     [
         *(("sft", SFT, 3), ("grpo", GRPO + "dapo", 2)),
+        pytest.param("sft", SFT + ", packing: true, trl: {max_length: 64}", 3, marks=pytest.mark.slow),
         *(pytest.param("grpo", GRPO + loss, 4, marks=pytest.mark.slow) for loss in ("bnpo", "grpo", "dr_grpo")),
     ],
 )
@@ -140,6 +144,75 @@ def test_the_pieces_of_a_micro_batch_are_all_of_it(parts: int) -> None:
         assert torch.equal(torch.cat([piece["ids"] for piece, _ in pieces]), rows["ids"])
         assert all(float(piece["total"]) == 7.0 for piece, _ in pieces)
         assert sum(share for _, share in pieces) == pytest.approx(parts if loss_type == "dapo" else 1)
+
+
+def test_rows_that_were_packed_into_one_come_apart_at_their_beginnings() -> None:
+    """A packed micro-batch counted as one row, so that it could not be halved."""
+    lengths = torch.tensor([3, 2, 4])
+    positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    packed = {"input_ids": torch.arange(9).unsqueeze(0), "position_ids": positions, "lengths": lengths}
+    assert row_count(packed) == 3
+    pieces = [piece for piece, share in split_rows(packed, 2, "chunked_nll") if share == 1.0]
+    assert [piece["input_ids"].tolist() for piece in pieces] == [[[0, 1, 2]], [[3, 4, 5, 6, 7, 8]]]
+    assert [piece["position_ids"][0, 0] for piece in pieces] == [0, 0]
+    assert [piece["lengths"].tolist() for piece in pieces] == [[3], [2, 4]]
+    beside = {"input_ids": torch.ones(1, 4), "attention_mask": torch.ones(1, 4), "position_ids": torch.zeros(1, 4)}
+    assert row_count(beside) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_every_library_may_run_out_of_memory(error: RuntimeError) -> None:
+    def work() -> None:
+        raise error
+
+    assert Rows(4, "replies", lambda line: None).attempt(work, 4) is None
+    trainer = SimpleNamespace(prepared={"ids": torch.ones(4, 2)}, state=SimpleNamespace(global_step=0))
+    pieces: list[bool] = []
+
+    def attempt(cut: Any) -> float:
+        pieces.append(cut is not None)
+        if cut is None:
+            work()
+        return 1.0
+
+    assert Recovery(lambda line: None)(trainer, torch.nn.Linear(1, 1), attempt) == 1.0
+    assert pieces == [False, True]
+
+
+def test_a_preference_model_goes_on_with_fewer_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def rate(self: PreferenceModel, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        read.append(len(pairs))
+        if len(pairs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [float(len(reply)) for _, reply in pairs]
+
+    monkeypatch.setattr(PreferenceModel, "rate", rate)
+    model, said = PreferenceModel.__new__(PreferenceModel), []
+    model.rows = Rows(4, "replies to rate", said.append)
+    assert model.outputs([("prompt", "a" * length) for length in range(5)]) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert read == [4, 2, 2, 1]
+    assert len(said) == 1
+
+
+def test_other_errors_of_a_gpu_are_not_taken_for_its_memory() -> None:
+    def work() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(torch.AcceleratorError, match="illegal"):
+        Rows(4, "replies", lambda line: None).attempt(work, 4)
 
 
 def test_replies_are_taken_in_portions_and_none_is_lost() -> None:

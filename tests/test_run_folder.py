@@ -54,6 +54,7 @@ def test_new_run_writes_down_where_it_comes_from(write_recipe: RecipeWriter) -> 
     manifest = json.loads((run.folder / "manifest.json").read_text())
     assert manifest["recipe"] == "small"
     assert manifest["seed"] == 7
+    assert manifest["command"].startswith("qreason ")
     assert manifest["steps"] == []
     assert {"torch", "transformers", "trl", "peft"} <= manifest["versions"].keys()
     assert {key: len(value) for key, value in manifest["data"].items()} == dict.fromkeys(

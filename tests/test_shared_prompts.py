@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import give_weights
 
-from qreason.model.compat.trl import read_prompts_once, sharing_prompts
+from qreason.model.compat.trl import frugal, read_prompts_once
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora
 
@@ -73,6 +73,7 @@ def test_only_where_it_helps_and_can_be_done(args: dict[str, bool], others: dict
         def _get_per_token_logps_and_entropies(self, model: Any, *rest: Any, **kwargs: Any) -> Any:
             return model
 
-    trainer, model = sharing_prompts(Trainer)(), object()
-    trainer.args = SimpleNamespace(**args)
+    model = SimpleNamespace(get_output_embeddings=lambda: None)
+    trainer = frugal(Trainer, model, print)()
+    trainer.args, trainer.tiled = SimpleNamespace(**args), False
     assert (trainer._get_per_token_logps_and_entropies(model, None, None, 1, **others) is not model) == shared

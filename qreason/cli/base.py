@@ -113,4 +113,5 @@ class Commands(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Train, judge and measure a small model that reasons, on one GPU or a laptop."""
-    prepare_process()
+    if line := prepare_process():
+        say(line)

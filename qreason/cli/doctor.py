@@ -19,10 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from qreason.errors import kind_and_line
-from qreason.machine.hardware import GIB, Hardware, detect, free_bytes
+from qreason.machine.hardware import COMPILER, GIB, Hardware, compiler_trouble, detect, free_bytes
 from qreason.model.backends import choose
 from qreason.model.compat.bitsandbytes import four_bit_trouble
 from qreason.model.compat.noise import CUDA, is_news, without
+from qreason.model.compat.trl import check_kernel
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -100,7 +101,8 @@ def library(name: str, build: str) -> Finding:
         return Finding(name, f"{found}, but qreason needs {allowed}", False, cure)
     if Version(found).public == TESTED[name]:
         return Finding(name, f"{found}, as tested", True)
-    return Finding(name, f"{found}; tested with {TESTED[name]}", None, cure)
+    # Replacing torch breaks what was built for it, such as Colab's torchvision.
+    return Finding(name, f"{found}; tested with {TESTED[name]}", None, "" if name == "torch" else cure)
 
 
 def installed(name: str) -> str | None:
@@ -126,11 +128,12 @@ def torch_build(card: Card | None) -> str:
 
 
 def install_torch(build: str) -> str:
-    """With the local version: pip would keep another build of the same version."""
+    """With the local version, or pip would keep another build of it; and with what is built for one torch alone."""
+    others = "".join(f" {name}" for name in ("torchvision", "torchaudio") if installed(name))
     command = f"pip install torch=={TESTED['torch']}"
-    return (
-        command if platform.system() == "Darwin" else f"{command}+{build} -i https://download.pytorch.org/whl/{build}"
-    )
+    if platform.system() == "Darwin":
+        return command + others
+    return f"{command}+{build}{others} -i https://download.pytorch.org/whl/{build}"
 
 
 def nvidia_smi() -> Card | None:
@@ -158,6 +161,7 @@ def computing(card: Card | None) -> list[Finding]:
     sound = healthy(findings)
     findings += [trainers()] if installed("trl") else []
     findings += [four_bit(hardware.device)] if installed("bitsandbytes") and sound else []
+    findings += [kernels()] if hardware.device == "cuda" and sound else []
     return findings + plan(hardware, torch.cuda.get_device_capability() if hardware.device == "cuda" else None)
 
 
@@ -229,6 +233,19 @@ def four_bit(device: str) -> Finding:
         return Finding("4-bit weights", f"bitsandbytes works on the {device}", True)
     reinstall = f"pip install --force-reinstall --no-deps bitsandbytes=={TESTED['bitsandbytes']}"
     return Finding("4-bit weights", trouble, False, f"{reinstall}\npython -m bitsandbytes   # prints details")
+
+
+def kernels() -> Finding:
+    """Whether Triton's kernels work, TRL's and Unsloth's; a run without them is slower and needs more memory."""
+    if trouble := compiler_trouble():
+        return Finding("fused kernels", f"{trouble}; runs go without them", None, COMPILER)
+    try:
+        trouble = check_kernel("cuda")
+    except ImportError:  # of TRL, which has a finding of its own
+        return Finding("fused kernels", "can be compiled", True)
+    return Finding(
+        "fused kernels", f"{trouble}; runs go without TRL's" if trouble else "work", None if trouble else True
+    )
 
 
 def plan(hardware: Hardware, capability: tuple[int, int] | None) -> list[Finding]:

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 def open_unwritten(recipe: str, overrides: tuple[str, ...], out: Path | None = None) -> Session:
     """A run of a recipe that writes no run folder."""
+    from qreason.data.examples import choose_prompt
     from qreason.recipe.load import load_recipe
     from qreason.run.folder import RunFolder
     from qreason.run.session import Session
 
     loaded = load_recipe(recipe, overrides)
+    loaded = loaded.model_copy(update={"data": choose_prompt(loaded.data, hub=False)})
     return Session(loaded, RunFolder.unwritten(out or Path("runs") / f"{loaded.name}-judge", loaded), say)
 
 

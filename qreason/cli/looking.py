@@ -1,7 +1,8 @@
-"""Commands that look before a run: recipes, init, validate, data preview."""
+"""Commands that look: before a run (recipes, init, validate, plan, data preview) and at what runs left (report, …)."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import click
 
 from qreason.cli.base import main, open_finished, say, show
-from qreason.cli.options import set_option
-from qreason.errors import InputError
+from qreason.cli.options import json_option, set_option
+from qreason.errors import InputError, RunFolderError
 
 
 @main.command()
@@ -27,9 +28,19 @@ def recipes() -> None:
 
 @main.command()
 @click.argument("name", default="quickstart")
-@click.option("--to", type=click.Path(path_type=Path), default=Path(), help="Folder to copy into [default: here].")
-def init(name: str, to: Path) -> None:
-    """Copy the recipe NAME and its data here, ready to be changed."""
+@click.option("--to", type=click.Path(path_type=Path), default=Path(), help="Folder to write into [default: here].")
+@click.option("--from", "own", metavar="FILE", help="Write a recipe for a data file, or for a data set on the Hub.")
+@click.option("--model", default="qreason/tiny", show_default=True, help="With --from: a Hub id or a model's folder.")
+@click.option("--force", is_flag=True, help="With --from: replace an earlier recipe.")
+def init(name: str, to: Path, own: str | None, model: str, force: bool) -> None:
+    """Copy the recipe NAME and its data here, ready to be changed; or write one for a file of your own."""
+    if own:
+        from qreason.cli.starting import write_recipe
+
+        written = write_recipe(own, model, to, force=force)
+        click.echo(written)
+        say(f"now: qreason validate {written}, qreason run {written}")
+        return
     import yaml
 
     from qreason.recipe.load import find_recipe, load_recipe, recipe_name, shipped_recipes
@@ -56,7 +67,7 @@ def init(name: str, to: Path) -> None:
 @set_option
 def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check RECIPE, its data, its rewards and what fits its base, without loading any model: all problems at once."""
-    from qreason.data.examples import read_examples
+    from qreason.data.examples import choose_prompt, describe, read_examples
     from qreason.data.pairs import read_pairs
     from qreason.planning.checks import Findings, examine
     from qreason.recipe.load import load_recipe
@@ -64,6 +75,8 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     from qreason.run.session import check_steps
 
     loaded, found = load_recipe(recipe, overrides), Findings()
+    data = found.attempt(partial(choose_prompt, loaded.data, hub=False))
+    loaded = loaded.model_copy(update={"data": data}) if data else loaded
     local = {use: source for use, source in loaded.data.all_sources.items() if not is_hub_id(source)}
     read = {
         use: found.attempt(partial(read_pairs, source, loaded.data))
@@ -77,13 +90,62 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     if loaded.asks_for("consistent_steps") and examples.keys() == loaded.data.sources.keys():
         found.attempt(partial(check_steps, examples))
     looked = examine(loaded, examples, pairs, Path("runs") / loaded.name, fetch=False)
-    if problems := [*found.problems, *looked.problems]:
+    if problems := list(dict.fromkeys([*found.problems, *looked.problems])):
         raise InputError("\n".join(problems))
     for note in looked.notes:
         say(f"note: {note}")
     steps = ", ".join(step.stage for step in loaded.steps)
     rows = ", ".join(f"{use} {count}" for use, count in counts.items())
-    click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}\nvalid")
+    click.echo(f"{loaded.name}: {steps}\nbase {loaded.model.base}; rows: {rows or 'not read (Hub)'}")
+    for use, read_rows in examples.items():
+        click.echo(f"{use}: {describe(read_rows)}")
+    asked = "your own (data.system)" if loaded.data.system else loaded.data.prompt or "helpdesk"
+    with_own = sum(row.system not in (None, loaded.data.system) for one in examples.values() for row in one)
+    click.echo(f"system prompt: {asked}{f'; {with_own} rows have their own' if with_own else ''}\nvalid")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+def report(folder: Path) -> None:
+    """Write RUN/report.html: figures, curves, replies and origin of a run, as one page."""
+    from qreason.report.build import write_report
+    from qreason.report.page import write_page
+
+    run = open_finished(folder)
+    if not run.disk.evaluations():
+        raise RunFolderError(f"{folder}: no evaluation is finished yet; `qreason run` continues it")
+    click.echo(write_page(run, write_report(run.disk)))
+
+
+@main.command(name="show")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+def show_again(folder: Path) -> None:
+    """Print the table of RUN/report.json again."""
+    from qreason.machine.files import read_json
+    from qreason.report.records import Shown
+    from qreason.report.table import report_table
+
+    cure = f"`qreason report {folder}` writes it anew"
+    show(report_table(read_json(open_finished(folder).folder / "report.json", Shown, cure)))
+
+
+@main.command()
+@click.argument("folders", type=click.Path(path_type=Path), metavar="RUN RUN…", nargs=-1, required=True)
+@json_option
+def compare(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Compare the last evaluations of runs, each against the first, and their recipes."""
+    from qreason.report.comparison import compare_runs
+    from qreason.report.table import comparison_table
+
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise InputError("compare takes two or more different run folders")
+    for folder in folders:
+        open_finished(folder)
+    found = compare_runs(folders)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        show(comparison_table(found))
 
 
 @main.command()
@@ -131,18 +193,21 @@ def doctor() -> None:
 @set_option
 def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
     """Plan the GPU memory of RECIPE, phase by phase, without loading it."""
+    from qreason.data.examples import choose_prompt
+    from qreason.planning.chart import plan_table
+    from qreason.planning.checks import check_export
+    from qreason.planning.fit import plan
+    from qreason.planning.memory import find_card, read_card, read_lengths
+    from qreason.planning.shapes import read_shape
     from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    from qreason.planning.chart import plan_table
-    from qreason.planning.fit import plan
-    from qreason.planning.memory import find_card, read_card, read_lengths
-    from qreason.planning.phases import read_shape
-
     card = read_card(gpu) if gpu else find_card()
     if card is None:
         raise InputError("there is no GPU here to plan for; name one with --gpu, for example --gpu t4 or --gpu 6GiB")
+    loaded = loaded.model_copy(update={"data": choose_prompt(loaded.data)})
     show(plan_table(plan(loaded, read_shape(loaded.model.base), card, read_lengths(loaded))))
+    check_export(loaded)
 
 
 @main.group()
@@ -157,8 +222,10 @@ def data() -> None:
 def preview(recipe: str, overrides: tuple[str, ...], rows: int) -> None:
     """Show rendered prompts, token lengths, and what the loss covers."""
     from qreason.cli.preview import preview_source
+    from qreason.data.examples import choose_prompt
     from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    loaded = loaded.model_copy(update={"data": choose_prompt(loaded.data)})
     for use in loaded.data.sources:
         show(preview_source(loaded, use, rows))

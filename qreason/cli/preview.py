@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Group
 from rich.text import Text
 
-from qreason.data.examples import read_examples
-from qreason.data.prompts import SYSTEM_PROMPTS, render, teach
+from qreason.data.examples import describe, read_examples
+from qreason.data.prompts import lesson, render, system_prompt, teach
+from qreason.data.turns import reply_spans
 from qreason.model.load import load_tokenizer
 from qreason.recipe.schema import Recipe
 from qreason.types import Example
@@ -24,28 +26,31 @@ def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
     examples = read_examples(getattr(recipe.data, use), recipe.data, use)
     rendered = [render_parts(tokenizer, example, recipe, use) for example in examples]
     counts = [
-        sorted(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
-        for texts in zip(*rendered, strict=True)
+        sorted(sum(map(len, tokenizer(parts[side::2], add_special_tokens=False)["input_ids"])) for parts in rendered)
+        for side in range(2 if use in TRAINED else 1)
     ]
     lines = [Text(f"{use}: {len(examples)} rows of {getattr(recipe.data, use)}", style="bold")]
-    lines.append(Text(f"prompt tokens {spread(counts[0])}"))
+    lines += [Text(describe(examples)), Text(f"prompt tokens {spread(counts[0])}")]
     if use in TRAINED:
         lines.append(Text(f"reply tokens, covered by the loss {spread(counts[1])}"))
-    lines += [Text.assemble(prompt, (reply, "green")) for prompt, reply in rendered[:rows]]
+    styles = ("", "green")
+    lines += [Text.assemble(*((part, styles[at % 2]) for at, part in enumerate(parts))) for parts in rendered[:rows]]
     return Group(*lines, Text(""))
 
 
-def render_parts(tokenizer: Any, example: Example, recipe: Recipe, use: str) -> tuple[str, str]:
-    """(the prompt as the model reads it, the reply that the loss covers)"""
-    shown = replace(example, reasoning=None) if use == "plain" else example
-    messages, reply = teach(shown, SYSTEM_PROMPTS[recipe.data.prompt])
+def render_parts(tokenizer: Any, example: Example, recipe: Recipe, use: str) -> list[str]:
+    """A row as the model reads it, in turns: what the loss leaves out, what it covers, and so on."""
+    shown, system = replace(example, reasoning=None) if use == "plain" else example, system_prompt(recipe.data)
     if use not in TRAINED:
-        messages, reply = render(example, SYSTEM_PROMPTS[recipe.data.prompt]), ""
+        return [tokenizer.apply_chat_template(render(example, system), tokenize=False, add_generation_prompt=True)]
+    if example.history and not any(step.sft and step.sft.turns == "last" for step in recipe.steps):
+        text, spans = reply_spans(tokenizer, lesson(shown, system), example.source)
+        edges = [0, *(edge for span in spans for edge in span)]
+        return [text[start:end] for start, end in pairwise(edges)]
+    messages, reply = teach(shown, system)
     prompt: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    if not reply:
-        return prompt, ""
     whole: str = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": reply}], tokenize=False)
-    return prompt, whole.removeprefix(prompt)
+    return [prompt, whole.removeprefix(prompt)]
 
 
 def spread(counts: list[int]) -> str:

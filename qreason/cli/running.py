@@ -13,7 +13,7 @@ import click
 
 from qreason.cli.base import main, say, show
 from qreason.cli.options import json_option, read_settings, recipe_options, settings_options
-from qreason.errors import DataError, InputError, RunFolderError
+from qreason.errors import DataError, InputError, QReasonError, RunFolderError
 from qreason.recipe.schema import STAGES
 from qreason.recipe.settings import Evaluate
 
@@ -53,6 +53,7 @@ def run_recipe(
     only: str | None = None,
 ) -> None:
     """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
+    from qreason.data.examples import describe
     from qreason.hub.mirror import open_mirror
     from qreason.recipe.load import load_recipe
     from qreason.run.folder import is_run_folder
@@ -74,9 +75,12 @@ def run_recipe(
     if finished < last:
         if not starting:
             examples = {use: opened.examples(use) for use in loaded.data.sources}
-            check(loaded, examples, opened.pairs if loaded.data.pairs else [], folder=folder)
+            check(opened.recipe, examples, opened.pairs if loaded.data.pairs else [], folder=folder)
         make_it_fit(opened)
-    for step in range(finished, next_step(opened, only) + 1 if only else last):
+    steps = range(finished, next_step(opened, only) + 1 if only else last)
+    for use in loaded.data.sources if starting else ():
+        say(f"{use}: {describe(opened.examples(use))}")
+    for step in steps:
         run_and_say(opened, step)
     show_report(opened, as_json)
 
@@ -85,7 +89,7 @@ def check(recipe: Recipe, examples: Mapping[str, Sequence[Example]], pairs: Sequ
     """Say what is known before anything is loaded; InputError with all problems."""
     from qreason.model.backends import start
 
-    start(recipe.model.backend)  # before transformers is imported
+    start(recipe.model.backend, recipe.plain_stage)  # before transformers is imported
     from qreason.planning.checks import examine
 
     found = examine(recipe, examples, pairs, folder, fetch=True)
@@ -99,7 +103,7 @@ def make_it_fit(run: Session) -> None:
     """Look at the GPU before anything is loaded, and cut batches down to what its memory holds."""
     _ = run.backend  # chosen before transformers is imported
     from qreason.planning.fit import fit
-    from qreason.planning.memory import find_card, is_planned, peak_line, read_lengths, shape_of
+    from qreason.planning.memory import find_card, is_planned, measure, peak_line, read_lengths, shape_of
 
     card = find_card()
     if card is None or run.recipe.fit == "none" or not is_planned(run.recipe):
@@ -108,6 +112,8 @@ def make_it_fit(run: Session) -> None:
     lengths = read_lengths(run.recipe)
     run.recipe, changes = fit(run.recipe, shape, card, lengths)
     run.disk.manifest["fit"] = changes
+    planned = {str(step.position): step.peak[1] for step in measure(run.recipe, shape, card, lengths).steps}
+    run.disk.manifest.setdefault("memory", {})["planned_bytes"] = planned
     for line in [*changes, peak_line(run.recipe, shape, card, lengths)]:
         say(f"memory: {line}")
 
@@ -134,8 +140,9 @@ def run_and_say(run: Session, step: int) -> None:
 
 
 def show_report(run: Session, as_json: bool) -> None:
-    """report.json of all finished evaluations, as a table or as JSON; nothing where there is none yet."""
+    """report.json of all finished evaluations, as a table or as JSON, and its page; nothing where there is none yet."""
     from qreason.report.build import write_report
+    from qreason.report.page import write_page
     from qreason.report.table import report_table
 
     if not run.disk.evaluations():
@@ -143,9 +150,14 @@ def show_report(run: Session, as_json: bool) -> None:
     numbers = write_report(run.disk)
     if as_json:
         click.echo(json.dumps(numbers, indent=2))
-        return
-    show(report_table(numbers))
-    say(f"report: {run.folder / 'report.json'}  replies: {run.folder / 'replies.jsonl'}")
+    else:
+        show(report_table(numbers))
+    try:
+        page = write_page(run, numbers)
+    except QReasonError as error:  # the run is done, with or without its page
+        say(f"no page: {error}")
+    else:
+        say(f"page: {page}  figures: {page.with_name('report.json')}  replies: {page.with_name('replies.jsonl')}")
 
 
 @main.command()
@@ -155,16 +167,19 @@ def show_report(run: Session, as_json: bool) -> None:
 @settings_options(Evaluate, pass_at="pass-at", cons_at="cons-at", best_of="best-of")
 @settings_options(Evaluate, "best_by", "right_by")
 @click.option("--beam", type=click.IntRange(1), metavar="WIDTH", help="Step-wise beam search, ranked by --best-by.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSONL file for the rows; with it, it goes on if cut off.")
 @click.option("--direct", is_flag=True, help="Ask for the answer without reasoning.")
 @json_option
-def evaluate(target: str, task: Path, beam: int | None, direct: bool, as_json: bool, **settings: Any) -> None:
+def evaluate(
+    target: str, task: Path, beam: int | None, out: Path | None, direct: bool, as_json: bool, **settings: Any
+) -> None:
     """Measure a run folder, a model folder or a Hub model on a task file with prompts and references."""
     from qreason.report.table import passes_table, reasoning_table, scaling_table
     from qreason.stages.evaluate import evaluate_task
 
     width = {"beam": {"width": beam, "by": settings["best_by"] or "likelihood"}} if beam else {}
     asked = read_settings(Evaluate, {**settings, **width, "chain_of_thought": not direct})
-    numbers = evaluate_task(target, task, asked)
+    numbers = evaluate_task(target, task, asked, out, say)
     if as_json:
         click.echo(json.dumps(numbers, indent=2))
         return

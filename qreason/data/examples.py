@@ -1,22 +1,28 @@
 """Data files and Hub data sets -> examples, with file and line in every error.
 
-The usual column names are recognized automatically (COLUMNS, first match wins); `data.fields` names others.
-A reference with `####` is split as in GSM8K: reasoning before it, the final answer after.
+The usual column names are recognized automatically (COLUMNS, first match wins); `data.fields` names others. Chats and
+instructions have forms of their own (chats.py). A reference with `####` is split as in GSM8K: reasoning before it, the
+final answer after.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os.path
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from qreason.data.chats import CHATS, Chat, form_of, read_chat
 from qreason.data.formats import read_rows
+from qreason.data.prompts import asks_for_reasoning
 from qreason.errors import DataError
-from qreason.recipe.sections import Data
+from qreason.recipe.sections import Data, is_hub_id
 from qreason.types import Example
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -31,14 +37,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Field of an example -> the columns it may come from."""
 MARKER = "####"
+FIRST = 100
+"""Rows that say which system prompt fits."""
 
 
 def read_examples(source: str | Path, data: Data | None = None, use: str = "heldout") -> list[Example]:
-    """All examples of a source; `use` is `sft` (needs reasoning), `sampled`, `prompts`, `heldout` or `plain`.
+    """All examples of a source; `use` is `sft`, `sampled`, `prompts`, `heldout` or `plain`.
 
+    Rows of `sft` and `sampled` without reasoning are plain, and all where the system prompt does not ask for it.
     Raises DataError with `file:line` for the first row that cannot be used.
     """
     data = data or Data()
+    bare = not asks_for_reasoning(data)
     examples: list[Example] = []
     locations: dict[str, str] = {}
     for location, row in read_rows(source, data, use):
@@ -46,9 +56,11 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
             continue
         if data.choices:
             row = add_choices(row, data, data.choices, location)
-        example = to_example(row, data.fields, location, needs_reasoning=use == "sft")
-        if use == "plain" or (use == "sampled" and example.reasoning is None):
-            example = replace(example, plain=True)
+        example = to_example(row, data.fields, location)
+        plain = use == "plain" or (example.reasoning is None and (bare or use in ("sft", "sampled")))
+        system = data.system if example.system is None and use != "plain" else example.system
+        if plain or system != example.system:
+            example = replace(example, plain=plain, system=system)
         if example.id in locations:
             raise DataError(f"{location}: id '{example.id}' was used at {locations[example.id]}; ids must be unique")
         locations[example.id] = location
@@ -56,7 +68,56 @@ def read_examples(source: str | Path, data: Data | None = None, use: str = "held
     if not examples:
         what = f"no rows with {' and '.join(data.where)} as in data.where" if data.where else "no rows"
         raise DataError(f"{source}: {what}; a data file needs at least one")
+    if data.heldout_share and data.heldout in (str(source), os.path.realpath(source)):
+        return hold_out(examples, data.heldout_share, use == "heldout", str(source))
     return examples
+
+
+def hold_out(examples: Sequence[Example], share: float, held_out: bool, source: str) -> list[Example]:
+    """The held-out rows, or the others: chats that begin alike are on the same side, whatever other rows there are."""
+    starts = [example.history[0][1] if example.history else example.prompt for example in examples]
+    places = {start: int(hashlib.sha256(start.encode()).hexdigest()[:12], 16) / 16**12 for start in starts}
+    if len(places) < 2:
+        raise DataError(f"{source}: all rows begin alike, so none can be held out; leave data.heldout_share out")
+    order = sorted(places.values())
+    edge = min(max(share, order[0]), order[-2])  # at least one on each side
+    return [one for one, start in zip(examples, starts, strict=True) if (places[start] <= edge) == held_out]
+
+
+def choose_prompt(data: Data, *, hub: bool = True) -> Data:
+    """The data with the shipped system prompt that fits their first rows, where neither prompt nor system is given.
+
+    `helpdesk` for rows with an `issue`, `choice` for choices, `none` where nothing that is taught has reasoning,
+    otherwise `general`. Without `hub`, the Hub is not asked.
+    """
+    use = next((use for use in ("sft", "prompts", "heldout") if data.sources.get(use)), None)
+    if use is None or data.prompt or data.system or (is_hub_id(data.sources[use]) and not hub):
+        return data
+    if data.choices:
+        return data.model_copy(update={"prompt": "choice"})
+    rows = read_rows(data.sources[use], data, use)
+    first = list(islice(((place, row) for place, row in rows if is_selected(row, data, place)), FIRST))
+    if any("issue" in row for _, row in first):
+        return data.model_copy(update={"prompt": "helpdesk"})
+    own = any(not form_of(row, data.fields) for _, row in first)
+    if (own and use != "sft") or any(to_example(row, data.fields, place).reasoning for place, row in first):
+        return data.model_copy(update={"prompt": "general"})
+    return data.model_copy(update={"prompt": "none"})
+
+
+def describe(examples: Sequence[Example]) -> str:
+    """The rows of a source in words: how many, of what form, with how much reasoning."""
+    count, turns = len(examples), sum(len(example.history) // 2 + 1 for example in examples)
+    forms = sorted({example.form for example in examples if example.form})
+    chats = len(forms) == 1 and forms[0] in CHATS.values()
+    parts = [f"{count} {'chat' if chats else 'row'}{'s' if count > 1 else ''}"]
+    parts[0] += f" ({', '.join(forms)})" if forms else ""
+    if turns > count or chats:
+        mean = f"{turns / count:.1f}".removesuffix(".0")
+        parts.append(f"{mean} turn{'s' if mean != '1' else ''} on average")
+    reasoned = sum(example.reasoning is not None for example in examples)
+    parts.append({0: "no reasoning", count: "all with reasoning"}.get(reasoned, f"{reasoned} with reasoning"))
+    return ", ".join(parts)
 
 
 def is_selected(row: Mapping[str, Any], data: Data, location: str) -> bool:
@@ -67,8 +128,34 @@ def is_selected(row: Mapping[str, Any], data: Data, location: str) -> bool:
     return all(("" if row[column] is None else str(row[column])) in values for column, values in data.where.items())
 
 
-def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str, needs_reasoning: bool) -> Example:
+def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str) -> Example:
     """One row -> Example; DataError names the column that is missing or of the wrong type."""
+    chat = read_chat(row, fields, location)
+    row, texts = chat.row, read_texts(chat, fields, location)
+    reference, reasoning = texts["reference"] or "", texts["reasoning"]
+    if MARKER in reference and not chat.form:  # elsewhere it is a heading
+        working, _, reference = (part.strip() for part in reference.rpartition(MARKER))
+        reasoning = reasoning or working
+    file, _, line = location.rpartition(":")
+    return Example(
+        id=texts["id"] or f"{Path(file).stem}-{line}",
+        prompt=texts["prompt"] or "",
+        reference=reference,
+        accepted=read_accepted(row, fields, location),
+        reasoning=reasoning if (reasoning or "").strip() else None,
+        category=texts["category"],
+        split=texts["split"],
+        tests=texts["tests"],
+        system=chat.system,
+        history=chat.history,
+        form=chat.form,
+        source=location,
+    )
+
+
+def read_texts(chat: Chat, fields: Mapping[Any, str], location: str) -> dict[str, str | None]:
+    """The texts of a row by field; DataError where a needed one is missing, or one is no text."""
+    row = chat.row
     texts: dict[str, str | None] = {}
     for key in ("prompt", "reference", "reasoning", "id", "category", "split", "tests"):
         column = find_column(row, key, fields)
@@ -86,26 +173,7 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str,
         if required and not (value or "").strip():
             raise DataError(f"{location}: '{column}' is empty; fill it or remove the row")
         texts[key] = value
-    reference, reasoning = texts["reference"] or "", texts["reasoning"]
-    if MARKER in reference:
-        working, _, reference = (part.strip() for part in reference.rpartition(MARKER))
-        reasoning = reasoning or working
-    if needs_reasoning and not (reasoning or "").strip():
-        raise DataError(
-            f"{location}: no reasoning: SFT needs a column 'steps' or 'reasoning' (or data.fields.reasoning)"
-        )
-    file, _, line = location.rpartition(":")
-    return Example(
-        id=texts["id"] or f"{Path(file).stem}-{line}",
-        prompt=texts["prompt"] or "",
-        reference=reference,
-        accepted=read_accepted(row, fields, location),
-        reasoning=reasoning,
-        category=texts["category"],
-        split=texts["split"],
-        tests=texts["tests"],
-        source=location,
-    )
+    return texts
 
 
 def find_column(row: Mapping[str, Any], key: str, fields: Mapping[Any, str]) -> str | None:

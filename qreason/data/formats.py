@@ -13,7 +13,7 @@ from io import StringIO
 from itertools import zip_longest
 from os.path import isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qreason.errors import DataError, first_line
 from qreason.recipe.sections import SUFFIXES, Data, is_hub_id
@@ -30,27 +30,51 @@ def read_rows(source: str | Path, data: Data, use: str) -> Iterator[Row]:
     """
     if is_hub_id(str(source)) and not isfile(source):
         return read_hub(str(source), data, use)
-    return read_file(Path(source))
+    return read_file(Path(source), data)
 
 
-def read_file(file: Path) -> Iterator[Row]:
+def read_file(file: Path, data: Data | None = None) -> Iterator[Row]:
     """The rows of a file, by its ending; DataError for another one."""
-    readers = {".jsonl": read_jsonl, ".json": read_json_list, ".csv": read_table, ".tsv": read_table}
-    readers[".parquet"] = read_parquet
-    if reader := readers.get(file.suffix.lower()):
-        return reader(file)
+    data, kind = data or Data(), file.suffix.lower()
+    if kind in (".csv", ".tsv"):
+        return read_table(file, "\t" if kind == ".tsv" else data.separator or ",", data.encoding)
+    if kind in (".jsonl", ".json"):
+        return (read_jsonl if kind == ".jsonl" else read_json_list)(file, data.encoding)
+    if kind == ".parquet":
+        return read_parquet(file)
     raise DataError(f"{file}: a data file ends with {', '.join(SUFFIXES)}; save its rows as one of them")
 
 
-def read_text(file: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark."""
+def encoding_of(raw: bytes) -> Literal["utf-8", "cp1252", "utf-16"]:
+    """The likely encoding of a text file."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
     try:
-        return (raw := file.read_bytes()).decode("utf-8-sig")
+        raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8"
+
+
+def separator_of(header: str, usual: str) -> str:
+    """What separates the columns of a table, by its first line."""
+    others = [mark for mark in SEPARATORS if mark in header]
+    return usual if usual in header or not others else others[0]
+
+
+def read_text(file: Path, encoding: str) -> str:
+    """The text of a file, without a byte order mark."""
+    try:
+        return (raw := file.read_bytes()).decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        kind = "UTF-16" if wide else "perhaps Windows-1252"
-        raise DataError(f"{file}:{line}: not UTF-8 ({kind}); save the file as UTF-8") from None
+        likely = encoding_of(raw)
+        kind = "UTF-16" if likely == "utf-16" else "perhaps Windows-1252"
+        cure = f"save the file as UTF-8, or set data.encoding: {likely}"
+        problem = f"not UTF-8 ({kind})" if encoding == "utf-8" else f"not {encoding}, as data.encoding says"
+        raise DataError(f"{file}:{line}: {problem}; {cure}") from None
+    except UnicodeError as error:  # UTF-16 without a byte order mark
+        raise DataError(f"{file}: not {encoding}, as data.encoding says ({error}); leave it out for UTF-8") from None
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or first_line(error)
         raise DataError(f"{file}: {problem}; give the path of a readable file") from None
@@ -59,9 +83,9 @@ def read_text(file: Path) -> str:
 # --- JSON ------------------------------------------------------------------------------------------
 
 
-def read_jsonl(file: Path) -> Iterator[Row]:
+def read_jsonl(file: Path, encoding: str) -> Iterator[Row]:
     """The rows of a JSON Lines file; empty lines are skipped."""
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    for number, line in enumerate(read_text(file, encoding).split("\n"), 1):
         if line.strip():
             location = f"{file}:{number}"
             row, end = read_object(line, len(line) - len(line.lstrip()), file, (number, number), "one object per line")
@@ -70,9 +94,9 @@ def read_jsonl(file: Path) -> Iterator[Row]:
             yield location, row
 
 
-def read_json_list(file: Path) -> Iterator[Row]:
+def read_json_list(file: Path, encoding: str) -> Iterator[Row]:
     """The objects of a JSON file: a list of them, or one after the other."""
-    text = read_text(file)
+    text = read_text(file, encoding)
     gap = re.compile(r"[\s,]*")
     listed = text.lstrip().startswith("[")
     position = text.index("[") + 1 if listed else 0
@@ -123,11 +147,10 @@ DECODER = json.JSONDecoder(parse_float=finite, parse_constant=finite)
 # --- tables ----------------------------------------------------------------------------------------
 
 
-def read_table(file: Path) -> Iterator[Row]:
+def read_table(file: Path, separator: str, encoding: str) -> Iterator[Row]:
     """The rows of a CSV or TSV file: every cell is text as written, an empty one is None."""
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(StringIO(read_text(file, encoding), newline=""), delimiter=separator, strict=True)
     header: list[str] = []
     line = 1
     try:
@@ -148,10 +171,10 @@ def read_table(file: Path) -> Iterator[Row]:
 
 def check_header(cells: list[str], separator: str, location: str) -> list[str]:
     """The column names of a table; DataError where another character separates them, or one is there twice."""
-    for other, name in SEPARATORS.items():
-        if len(cells) == 1 and other in cells[0]:
-            cure = "name it .tsv" if other == "\t" else "save it as CSV with commas"
-            raise DataError(f"{location}: separated by {name}, not by {SEPARATORS[separator]}; {cure}")
+    if len(cells) == 1 and (other := separator_of(cells[0], separator)) != separator:
+        cure = "name it .tsv" if other == "\t" else "save it as CSV with commas"
+        cure += f", or set data.separator: '{repr(other)[1:-1]}'"
+        raise DataError(f"{location}: separated by {SEPARATORS[other]}, not by {SEPARATORS[separator]}; {cure}")
     names = [cell.strip() for cell in cells]
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise DataError(f"{location}: two columns are called '{twice[0]}'; rename one")

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
+from qreason.errors import InputError
+from qreason.recipe.sections import Data
 from qreason.types import Example, Messages
 
 HELPDESK = (
@@ -15,16 +18,22 @@ HELPDESK = (
     "then give the resolution inside <answer></answer>."
 )
 SYSTEM_PROMPTS = {
+    "general": "Work through the question inside <reasoning></reasoning>, then give the answer inside "
+    "<answer></answer>.",
     "helpdesk": HELPDESK,
     "math": "You solve math problems. Work through the problem inside <reasoning></reasoning>, "
     "then give only the final number inside <answer></answer>.",
     "choice": "You answer multiple-choice questions. Work through the question inside <reasoning></reasoning>, "
     "then give only the letter of the right choice inside <answer></answer>.",
+    "none": "",
 }
+"""The values of `data.prompt`; `none` asks without a system prompt, and for no reasoning."""
 DIRECT_PROMPTS = {
+    "general": "Give only the answer, inside <answer></answer>.",
     "helpdesk": "You are an IT helpdesk assistant. Give only the resolution, inside <answer></answer>.",
     "math": "You solve math problems. Give only the final number, inside <answer></answer>.",
     "choice": "You answer multiple-choice questions. Give only the letter of the choice, inside <answer></answer>.",
+    "none": "",
 }
 """The same tasks without chain of thought: they ask for the answer alone."""
 
@@ -36,17 +45,40 @@ CHOICES = {"1": 1.0, "2": 0.0}
 """The answers of a judge that compares two responses, and the first one's share of the win."""
 
 
+def system_prompt(data: Data, *, direct: bool = False) -> str:
+    """The system prompt of a recipe's data, empty for none; `direct` is the version without chain of thought.
+
+    Raises InputError where a text of one's own has no such version.
+    """
+    if data.system is None:
+        return (DIRECT_PROMPTS if direct else SYSTEM_PROMPTS)[data.prompt or "helpdesk"]
+    if direct:
+        raise InputError(
+            "data.system: a system prompt of your own has no version without chain of thought; evaluate with "
+            "chain_of_thought: true, or take a shipped one with data.prompt"
+        )
+    return data.system
+
+
+def asks_for_reasoning(data: Data) -> bool:
+    """Whether the system prompt of a recipe's data asks for the tags of a reply."""
+    return "<answer>" in system_prompt(data)
+
+
 def render(example: Example, system: str = HELPDESK, shots: Sequence[Example] = ()) -> Messages:
-    """The messages that ask for a reply: system prompt, examples and issue; the issue alone for a plain example."""
-    asked = {"role": "user", "content": example.prompt}
-    if example.plain:
-        return [asked]
-    shown = [
-        {"role": role, "content": text}
-        for shot in shots
-        for role, text in (("user", shot.prompt), ("assistant", demonstrate(shot)))
+    """The messages that ask for a reply: system prompt, examples, earlier turns and the prompt.
+
+    The row's own system prompt wins; a plain example has no other, and no shots.
+    """
+    own = example.system if example.system is not None else "" if example.plain else system
+    shown = [(role, text) for shot in shots for role, text in (("user", shot.prompt), ("assistant", demonstrate(shot)))]
+    turns = [
+        *([("system", own)] if own else []),
+        *([] if example.plain else shown),
+        *example.history,
+        ("user", example.prompt),
     ]
-    return [{"role": "system", "content": system}, *shown, asked]
+    return [{"role": role, "content": text} for role, text in turns]
 
 
 def demonstrate(example: Example) -> str:
@@ -57,9 +89,9 @@ def demonstrate(example: Example) -> str:
 
 
 def teach(example: Example, system: str) -> tuple[Messages, str]:
-    """(messages, reply) of an SFT row. Without steps, no system prompt asks for reasoning."""
-    messages = render(example, system)
-    return (messages[-1:] if example.reasoning is None else messages), demonstrate(example)
+    """(messages, reply) of an SFT row. Without steps, no shipped system prompt asks for reasoning."""
+    plain = example.plain or example.reasoning is None
+    return render(replace(example, plain=plain), system), demonstrate(example)
 
 
 def lesson(example: Example, system: str) -> Messages:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import SYSTEM_PROMPTS
+from qreason.data.prompts import system_prompt
 from qreason.errors import ModelError, RunFolderError, first_line
 from qreason.export import engine, lora, ollama, writer
 from qreason.export.original import REPLIES, TOKENS, Original
 from qreason.export.reference import Heldout
-from qreason.export.verify import DRAFT, Results
+from qreason.export.verify import DRAFT, Results, read_checks
+from qreason.machine.files import hash_files, read_json, write_json
+from qreason.machine.records import Exported
 from qreason.model.load import fingerprint, load_tokenizer, locate
 from qreason.model.merging import check_adapter
 from qreason.recipe.settings import Export
 from qreason.run.session import Session
+
+REPORT, PART = "export.json", "export.part"
+"""All checks of an export, and those so far of one that is not finished."""
 
 
 class Exporter:
@@ -31,10 +37,13 @@ class Exporter:
         self.config = writer.read_config(merged)
         self.native = writer.native_type(self.config)
         self.results = Results(folder, run.say)
-        self.finished: dict[str, Path] = {}
+        self.finished: dict[str, dict[str, Any]] = {}
+        """Kind -> its entry in `export.json`."""
+        self.made_of = made_of(merged, adapter, settings, run)
+        self.earlier = read_earlier(folder, self.made_of)
         self.heldout = Heldout(
             run.examples("heldout"),
-            SYSTEM_PROMPTS[run.recipe.data.prompt],
+            system_prompt(run.recipe.data),
             load_tokenizer(str(merged)),
             run.recipe.sampling.max_completion_length,
             settings.rows,
@@ -44,9 +53,11 @@ class Exporter:
     def make_all(self) -> None:
         """The lossless float file first: the others are made from it or compared with it."""
         self.check_inputs()
-        if self.settings.verify:
-            self.original = Original(self.run, self.merged, self.heldout, self.work, self.results)
         wanted = self.settings.gguf
+        if self.settings.verify:
+            self.original = Original(self.run, self.merged, self.heldout, self.work, self.results, self.earlier)
+            if not self.earlier:  # which has more
+                self.save()
         lossless = self.make_float(self.native)
         for kind in wanted:
             if kind in writer.FLOATS and kind != self.native:
@@ -92,10 +103,34 @@ class Exporter:
         """Give a draft its final name, in place of an earlier file."""
         kept = draft.replace(draft.with_suffix(""))
         if draft.parent == self.folder:
-            self.finished[kind] = kept
+            self.finished[kind] = describe(kept)
+            self.save()
         return kept
 
+    def kept(self, kind: str) -> Path | None:
+        """The file of this kind that an earlier export of the same model has finished, with its results."""
+        entry = self.earlier and self.earlier["files"].get(kind)
+        if not self.earlier or not entry or not (file := self.folder / entry["file"]).is_file():
+            return None
+        found = describe(file)
+        if (found["file"], found["sha256"]) != (entry["file"], entry["sha256"]):
+            return None
+        self.finished[kind] = found
+        self.results.checks += read_checks(self.earlier, file.name)
+        if kind in self.earlier["accuracy"]:
+            self.results.accuracy[kind] = self.earlier["accuracy"][kind]
+        self.run.say(f"{file.name} is there already, made of the same model")
+        return file
+
+    def save(self) -> None:
+        """What is finished, for an export that is cut off."""
+        write_json(self.folder / PART, self.report())
+
     def make_float(self, kind: str) -> Path:
+        if file := self.kept(kind):
+            if self.original and kind == self.native:
+                self.original.compare_with(file)
+            return file
         draft = self.draft(kind)
         writer.write_model(self.merged, draft, kind, self.name)
         if self.original:
@@ -103,6 +138,8 @@ class Exporter:
         return self.keep(kind, draft)
 
     def make_quantized(self, kind: str, lossless: Path) -> None:
+        if self.kept(kind):
+            return
         draft = self.draft(kind)
         if kind in writer.FILE_TYPES:
             writer.write_model(self.merged, draft, kind, self.name)
@@ -114,6 +151,8 @@ class Exporter:
 
     def make_adapter(self) -> None:
         """The newest adapter, for the GGUF file of its base; kinds that GGUF cannot hold are reported and left out."""
+        if self.kept("adapter"):
+            return
         base, draft = base_folder(self.base), self.draft("adapter")
         try:
             lora.write_adapter(self.adapter, base, draft, self.name)
@@ -126,9 +165,9 @@ class Exporter:
 
     def make_modelfile(self) -> None:
         """A Modelfile for the last requested type, and the model in Ollama where that is installed."""
-        model = self.finished[self.settings.gguf[-1]]
+        model = self.finished[self.settings.gguf[-1]]["file"]
         context = self.config.max_position_embeddings
-        text = ollama.modelfile(model.name, self.heldout, self.run.recipe.sampling, context, self.merged)
+        text = ollama.modelfile(model, self.heldout, self.run.recipe.sampling, context, self.merged)
         check = ollama.check_template(self.heldout)
         file = self.folder / ("Modelfile" if check.passed else f"Modelfile{DRAFT}")
         file.write_text(text, encoding="utf-8")
@@ -143,7 +182,7 @@ class Exporter:
 
     @property
     def summary(self) -> str:
-        files = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.0f} MB" for file in self.finished.values())
+        files = ", ".join(f"{file['file']} {file['bytes'] / 1e6:.0f} MB" for file in self.finished.values())
         if not self.original:
             return f"{files}; nothing was verified"
         right = ", ".join(f"{name} {share:.1%}" for name, share in self.results.accuracy.items())
@@ -151,15 +190,44 @@ class Exporter:
 
     def report(self) -> dict[str, Any]:
         """`export.json`."""
-        files = {kind: {"file": file.name, "bytes": file.stat().st_size} for kind, file in self.finished.items()}
         return {
             "model": str(self.merged),
+            "made_of": self.made_of,
             "verified": self.original is not None and all(check.passed for check in self.results.checks),
             "rows": len(self.heldout.asked),
             "accuracy": self.results.accuracy,
-            "files": files,
+            "files": self.finished,
             "checks": [asdict(check) for check in self.results.checks],
         }
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """A finished file in `export.json`."""
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": hash_files([file])}
+
+
+def made_of(merged: Path, adapter: Path, settings: Export, run: Session) -> dict[str, str]:
+    """What the files and their checks depend on."""
+    return {
+        "model": hash_files(sorted(file for file in merged.iterdir() if file.is_file())),
+        "adapter": hash_files(sorted(file for file in adapter.iterdir() if file.is_file())),
+        "data": str(run.disk.manifest.get("data", {}).get("heldout")),
+        "checks": f"{settings.rows} rows" if settings.verify else "none",
+        "by": ", ".join(f"{name} {version(name)}" for name in ("qreason", *engine.PACKAGES)),
+    }
+
+
+def read_earlier(folder: Path, of: dict[str, str]) -> Exported | None:
+    """What an export of the same model, cut off or finished, has left in a folder."""
+    for file in (folder / PART, folder / REPORT):
+        try:
+            earlier: Exported = read_json(file, Exported)
+        except RunFolderError:
+            continue
+        measured = earlier["accuracy"].keys() >= {"adapter", "merged"} or not earlier["checks"]
+        if earlier["made_of"] == of and measured:
+            return earlier
+    return None
 
 
 def base_folder(base: str) -> Path:

@@ -39,7 +39,8 @@ def modelfile(model: str, heldout: Heldout, sampling: Draw, context: int, source
         "stop": f'"{heldout.tokenizer.eos_token}"',
     }
     lines = [f"FROM ./{model}", f"TEMPLATE {fenced(template(), 'template')}"]
-    lines.append(f"SYSTEM {fenced(heldout.system, 'system prompt')}")
+    if heldout.system:
+        lines.append(f"SYSTEM {fenced(heldout.system, 'system prompt')}")
     lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
     licence = next((file for file in (source / name for name in LICENCES) if file.is_file()), None)
     if licence:
@@ -56,14 +57,15 @@ def fenced(text: str, what: str) -> str:
 
 def as_ollama_asks(messages: Messages, system: str) -> str:
     """Messages as Ollama renders them: SYSTEM first where there is no system message, then the template."""
-    if messages[0]["role"] != "system":
+    if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     return "".join(MESSAGE.format(**message) for message in messages) + REPLY
 
 
 def check_template(heldout: Heldout) -> Check:
     """Every held-out question, as Ollama renders it from the user's message, has the tokens of training."""
-    bare = [[one for one in messages if one["role"] != "system"] for messages in heldout.conversations]
+    own = {"role": "system", "content": heldout.system}
+    bare = [[one for one in messages if one != own] for messages in heldout.conversations]
     texts = [as_ollama_asks(messages, heldout.system) for messages in bare]
     ids = heldout.tokenizer(texts, add_special_tokens=False)["input_ids"]
     wrong = [text for text, ours, theirs in zip(texts, ids, heldout.prompts, strict=True) if ours != theirs]

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from qreason.export import engine, quality, reference, verify, writer
-from qreason.export.verify import Results
+from qreason.export.verify import MERGED, Results
 from qreason.machine.files import read_jsonl
 from qreason.machine.hardware import detect
-from qreason.machine.records import Marked
+from qreason.machine.records import Exported, Marked
 from qreason.run.session import Session
 
 REPLIES = 20
@@ -24,13 +24,27 @@ class Original:
     Raises ExportError, through `Results.passed`, for the first check that fails.
     """
 
-    def __init__(self, run: Session, merged: Path, heldout: reference.Heldout, work: Path, results: Results) -> None:
+    def __init__(
+        self,
+        run: Session,
+        merged: Path,
+        heldout: reference.Heldout,
+        work: Path,
+        results: Results,
+        earlier: Exported | None = None,
+    ) -> None:
+        """`earlier`: the results of an export of the same model, in which the two were compared."""
         self.run, self.merged, self.heldout, self.work, self.results = run, merged, heldout, work, results
         self.passed = results.passed
         config = writer.read_config(merged)
         self.native = writer.native_type(config)
+        known = verify.read_checks(earlier, MERGED) if earlier else []
+        if earlier and known:
+            results.accuracy = {name: earlier["accuracy"][name] for name in ("adapter", MERGED)}
+            results.checks += known
         self.ask_merged()
-        self.passed(verify.check_merged(self.ask_trained(), self.logits, detect().dtype))
+        if not known:
+            self.passed(verify.check_merged(self.ask_trained(), self.logits, detect().dtype))
         longest = max(map(len, heldout.asked)) + max(heldout.limit, TOKENS)
         self.context = min(-(-longest // 256) * 256, config.max_position_embeddings)
 
@@ -42,9 +56,10 @@ class Original:
         self.run.release()
         merged = reference.in_float32(self.merged)
         self.replies = reference.answer(merged, questions[:REPLIES], TOKENS, "merged replies")
-        whole = reference.answer(merged, questions, self.heldout.limit, "merged replies")
         self.logits = reference.write_logits(merged.model, self.replies, self.work / "merged")
-        self.results.accuracy["merged"] = self.heldout.accuracy([reply.text for reply in whole])
+        if "merged" not in self.results.accuracy:
+            whole = reference.answer(merged, questions, self.heldout.limit, "merged replies")
+            self.results.accuracy["merged"] = self.heldout.accuracy([reply.text for reply in whole])
 
     def ask_trained(self) -> list[Path]:
         """The trained model's logits on the same replies; its accuracy from its evaluation, or measured now."""
@@ -74,6 +89,10 @@ class Original:
             replies = server.replies(self.heldout.asked, self.heldout.limit, f"{kind} replies")
         texts = self.heldout.tokenizer.batch_decode(replies, skip_special_tokens=True)
         self.results.accuracy[kind] = self.heldout.accuracy(texts)
+
+    def compare_with(self, file: Path) -> None:
+        """Quantized files are compared with this verified one."""
+        self.verified = engine.logits(file, self.replies, self.work / self.native)
 
     def check_float(self, kind: str, file: Path) -> None:
         """Header, tokens, template, stop, logits and greedy replies of a float file against transformers."""

@@ -16,7 +16,7 @@ from qreason.machine.progress import progress_bar
 from qreason.model.compat.transformers import engine_angles
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Model
-from qreason.rewards.tags import read_answer
+from qreason.rewards.tags import answer_of
 from qreason.rewards.text import correct
 from qreason.types import Example, Messages, Reply, Sampling
 
@@ -62,7 +62,8 @@ class Heldout:
     def accuracy(self, texts: Sequence[str]) -> float:
         """The share of replies to the first rows that have the right answer."""
         rows = self.examples[: self.rows]
-        right = sum(correct(read_answer(text), row.references) > 0 for text, row in zip(texts, rows, strict=True))
+        answers = [answer_of(Reply(text), row) for text, row in zip(texts, rows, strict=True)]
+        right = sum(correct(answer, row.references) > 0 for answer, row in zip(answers, rows, strict=True))
         return right / len(rows)
 
 
@@ -103,5 +104,5 @@ def with_adapter(base: Path, adapter: Path) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, trust_remote_code=False)
     return PeftModel.from_pretrained(model, str(adapter)).eval()

@@ -12,6 +12,7 @@ from qreason.errors import ExportError
 from qreason.export.engine import Server
 from qreason.export.reference import Heldout
 from qreason.machine.files import read_json
+from qreason.machine.records import Exported
 from qreason.types import Reply
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ MARGIN = 0.005
 """Lead in logits of the most probable token, below which F32 and F16 may choose different tokens."""
 DRAFT = ".unverified"
 """What a file's name ends with until it has passed its checks."""
+MERGED = "merged"
+"""Names the merged model in a check."""
 PROBES = (
     "It's 12345 and 3.14; they'LL re-check 2026-11-20T08:15Z.",
     "  two  spaces\tand a tab\n\n\nthree lines  \r\n end ",
@@ -113,6 +116,12 @@ class Check:
         return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.name}: {figures}{bound}"
 
 
+def read_checks(earlier: Exported, file: str) -> list[Check]:
+    """What an earlier export found right in one of its files."""
+    found = [one for one in earlier["checks"] if one["file"] == file and one["passed"]]
+    return [Check(one["file"], one["name"], one["passed"], one["figures"], one["bound"]) for one in found]
+
+
 class Results:
     """The results of an export: its checks, and the held-out accuracy of each model."""
 
@@ -146,7 +155,7 @@ def shown(value: Any) -> str:
 def check_merged(trained: Sequence[Path], merged: Sequence[Path], arithmetic: str = "float32") -> Check:
     """The merged model against base and adapter, which ran in this number format."""
     found, most = distance(trained, merged), MERGED_KL[arithmetic]
-    return Check("merged", "same as the adapter", found.kl <= most, asdict(found), f"kl {most:g}")
+    return Check(MERGED, "same as the adapter", found.kl <= most, asdict(found), f"kl {most:g}")
 
 
 # --- (b) the float file against transformers -------------------------------------------------------

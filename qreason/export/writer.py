@@ -126,7 +126,7 @@ def read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{folder / 'config.json'}: damaged ({first_line(error)[:200]}); {ANEW}") from error
     if config.model_type != "qwen2":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import SYSTEM_PROMPTS
+from qreason.data.prompts import system_prompt
 from qreason.errors import redact
 from qreason.machine.files import read_json
 from qreason.machine.records import Merged, Report, Told
@@ -66,7 +67,8 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
         points=lambda measure: interval(measure, 100, "", 1),
         judge=judge(run),
         merge=read_json(newest.parent / "merge.json", Merged) if newest and "merged" in parts else None,
-        system=SYSTEM_PROMPTS[run.recipe.data.prompt],
+        system=(system := system_prompt(run.recipe.data)),
+        quoted=json.dumps(system, ensure_ascii=False),
         tokens=run.recipe.sampling.max_completion_length,
     )
     return redact(f"{card}\n")

@@ -70,7 +70,7 @@ def about(run: Session) -> dict[str, Any]:
         "seed": run.recipe.seed,
         "base": {"id": public_base(run), "fingerprint": base.get("fingerprint")},
         "model": run.recipe.model.model_dump(mode="json", exclude={"base"}),
-        "prompt": run.recipe.data.prompt,
+        **{key: value for key in ("prompt", "system") if (value := getattr(run.recipe.data, key))},
         "sampling": run.recipe.sampling.model_dump(mode="json"),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,14 +45,11 @@ def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | Non
     return tokens.clamp(max=logits.shape[-1] - 1)
 
 
-def staying(alive: torch.Tensor) -> torch.Tensor:
-    """The indices of the rows that continue, (left,): the last ones take the places of those that ended."""
-    import torch
-
-    left = int(alive.sum())
-    rows = torch.arange(left, device=alive.device)
-    rows[~alive[:left]] = left + alive[left:].nonzero().squeeze(1)
-    return rows
+def staying(alive: Sequence[bool]) -> list[int]:
+    """The rows that continue: the last ones take the places of those that ended."""
+    left = sum(alive)
+    later = (row for row in range(left, len(alive)) if alive[row])
+    return [row if alive[row] else next(later) for row in range(left)]
 
 
 def take(left: list[tuple[int, int]], most: int) -> tuple[list[int], int, list[tuple[int, int]]]:

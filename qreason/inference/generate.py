@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qreason.errors import DataError, ModelError
-from qreason.inference.drawing import Drawing, draw, staying, take, up_to
+from qreason.inference.decoding import decode, decode_by_generate, not_finite
+from qreason.inference.drawing import Drawing, take
+from qreason.inference.journal import Journal
 from qreason.inference.reading import (
     Ids,
     batches,
     last_logits,
     logits_by_generate,
     mean_log_probabilities,
-    pad_left,
     render_ids,
 )
 from qreason.machine.hardware import detect
@@ -28,6 +30,7 @@ from qreason.types import Messages, Reply, Sampling
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 QUESTIONS = 64
 """Questions that are answered in parallel."""
 RANKED = 64
@@ -41,6 +44,8 @@ class LocalGenerator:
 
     `offload` keeps the model in the CPU's memory while it is not used: for a judge with a separate base.
     """
+
+    journal: Journal | None = None
 
     def __init__(self, resident: Resident, *, offload: bool = False) -> None:
         self.resident, self.offload = resident, offload
@@ -64,6 +69,23 @@ class LocalGenerator:
         finally:
             if self.offload:
                 self.resident.model.to("cpu")
+
+    @contextmanager
+    def recording(self, journal: Journal | None) -> Iterator[None]:
+        """What is made within is kept in a journal, or read from it where it has been made before."""
+        self.journal = journal
+        try:
+            yield
+        finally:
+            self.journal = None
+
+    def attempt(
+        self, rows: Rows, work: Callable[[], list[T]], count: int, asked: Any, source: torch.Generator | None = None
+    ) -> list[T] | None:
+        """As `rows.attempt`; `asked` says what the work depends on, `source` is what it draws from."""
+        if self.journal:
+            return self.journal.attempt(rows, work, count, asked, source)
+        return rows.attempt(work, count)
 
     def rows(self, most: int) -> Rows:
         """How many replies are decoded in parallel: `most`, or fewer once memory ran out."""
@@ -97,8 +119,9 @@ class LocalGenerator:
         with self.awake(fast=fast) as model:
             while left:
                 chosen, each, rest = take(left, rows.most)
-                work = partial(self.decode, model, [ids[index] for index in chosen], each, drawing)
-                completions = rows.attempt(work, len(chosen) * each)
+                now = [ids[index] for index in chosen]
+                work = partial(self.decode, model, now, each, drawing)
+                completions = self.attempt(rows, work, len(chosen) * each, (now, each, sampling, fast), drawing.source)
                 if completions is None:
                     continue
                 left = rest
@@ -118,7 +141,9 @@ class LocalGenerator:
         with self.awake() as model:
             while left := beginnings[len(ways) :]:
                 now = list(left[: max(1, rows.most // n)])
-                drawn = rows.attempt(partial(self.decode, model, now, n, drawing), len(now) * n if len(now) > 1 else 1)
+                work = partial(self.decode, model, now, n, drawing)
+                count, asked = len(now) * n if len(now) > 1 else 1, (now, n, sampling, sorted(stop_at))
+                drawn = self.attempt(rows, work, count, asked, drawing.source)
                 if drawn is not None:
                     ways += [drawn[start : start + n] for start in range(0, len(drawn), n)]
         return ways
@@ -140,7 +165,7 @@ class LocalGenerator:
                     left = [half for pair in halves for half in pair if half]
                     continue
                 weights = logits[:, tokens].float().softmax(-1)
-                expected = (weights @ weights.new_tensor(word_values)).tolist()
+                expected = self.finite((weights @ weights.new_tensor(word_values)).tolist())
                 for index in left.pop(0):
                     answers[index], expected = expected[: len(rows[index])], expected[len(rows[index]) :]
         return answers
@@ -176,12 +201,20 @@ class LocalGenerator:
                 logits = longest[replies[left[-1]].prompt_ids] * vocabulary
                 batch = left[-max(1, min(self.ranked.most, LOGITS // logits)) :]
                 rows = [(replies[index], counted[index]) for index in batch]
-                found = self.ranked.attempt(partial(mean_log_probabilities, self.resident, model, rows), len(batch))
+                work = partial(mean_log_probabilities, self.resident, model, rows)
+                asked = [(reply.prompt_ids, reply.token_ids, count, fast) for reply, count in rows]
+                found = self.attempt(self.ranked, work, len(batch), asked)
                 if found is not None:
                     left = left[: -len(batch)]
-                    for index, score in zip(batch, found, strict=True):
+                    for index, score in zip(batch, self.finite(found), strict=True):
                         scores[index] = score
         return scores
+
+    def finite(self, values: list[float]) -> list[float]:
+        """Values of the model; raises TrainingError where one is no number."""
+        if any(isnan(value) for value in values):
+            raise not_finite(self.resident)
+        return values
 
     def step_tokens(self, ends: tuple[str, ...]) -> set[int]:
         tokenizer = self.resident.tokenizer
@@ -205,71 +238,10 @@ class LocalGenerator:
             source = torch.Generator(self.resident.device).manual_seed(sampling.seed)
         return Drawing(sampling, source, self.stops | stop_at)
 
-    def decode(self, model: Any, ids: list[list[int]], n: int, drawing: Drawing) -> list[list[int]]:
+    def decode(self, model: Any, ids: list[Ids], n: int, drawing: Drawing) -> list[Ids]:
         """Token ids of n replies for each row of prompt ids, the stop token included."""
-        if self.resident.backend == "unsloth":
-            return self.decode_by_generate(model, ids, n, drawing)
-        import torch
-
-        from qreason.model.compat.cache import roomy_cache
-
-        inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
-        cache = roomy_cache(model.config, drawing.sampling.max_completion_length)
-        logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        cache.batch_repeat_interleave(n)
-        logits = logits.repeat_interleave(n, 0)
-        mask = inputs["attention_mask"].repeat_interleave(n, 0)
-        position = inputs["position_ids"][:, -1:].repeat_interleave(n, 0)
-        stops, most = torch.tensor(sorted(drawing.stops), device=logits.device), drawing.sampling.max_completion_length
-        completions: list[list[int]] = [[] for _ in range(len(ids) * n)]
-        running = list(range(len(completions)))
-        for _ in range(most):
-            tokens = draw(logits, drawing.sampling, drawing.source)
-            for index, token in zip(running, tokens.tolist(), strict=True):
-                completions[index].append(token)
-            stay = staying(~torch.isin(tokens, stops))
-            if len(stay) == 0 or len(completions[running[0]]) == most:
-                break
-            if len(stay) < len(running):  # finished rows leave the batch
-                running = [running[index] for index in stay.tolist()]
-                cache.batch_select_indices(stay)
-                tokens, mask, position = tokens[stay], mask[stay], position[stay]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            position = position + 1
-            logits = model(
-                input_ids=tokens.unsqueeze(1),
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
-        return completions
-
-    def decode_by_generate(self, model: Any, ids: list[list[int]], n: int, drawing: Drawing) -> list[list[int]]:
-        """The same through the model's own generate, for models that do not use the caches of transformers."""
-        import torch
-
-        sampling, source = drawing.sampling, drawing.source
-        inputs = pad_left(self.resident.tokenizer, ids, self.resident.device)
-        del inputs["position_ids"]  # generate makes them itself
-        options: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature:
-            names = ("temperature", "top_p", "top_k", "min_p")
-            options = {"do_sample": True} | {name: getattr(sampling, name) for name in names}
-        if source is not None:
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=source, device=source.device)))
-        made = model.generate(
-            **inputs,
-            **options,
-            num_return_sequences=n if sampling.temperature else 1,
-            max_new_tokens=sampling.max_completion_length,
-            eos_token_id=sorted(drawing.stops),
-            pad_token_id=self.resident.tokenizer.pad_token_id,
-        )
-        rows = made[:, inputs["input_ids"].shape[1] :].tolist()
-        if not sampling.temperature:
-            rows = [row for row in rows for _ in range(n)]
-        return [up_to(row, drawing.stops) for row in rows]
+        way = decode_by_generate if self.resident.backend == "unsloth" else decode
+        return way(self.resident, model, ids, n, drawing)
 
 
 def open_generator(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from qreason.model.compat.transformers import own_sampling
 from qreason.model.resident import Resident
 from qreason.types import Messages, Reply
 
@@ -60,14 +61,15 @@ def logits_by_generate(resident: Resident, model: Any, rows: Sequence[Ids]) -> t
     """The same through the model's own generate, each row read in full."""
     inputs = pad_left(resident.tokenizer, rows, resident.device)
     del inputs["position_ids"]  # generate makes them itself
-    answers = model.generate(
-        **inputs,
-        do_sample=False,
-        max_new_tokens=1,
-        output_logits=True,
-        return_dict_in_generate=True,
-        pad_token_id=resident.tokenizer.pad_token_id,
-    )
+    with own_sampling(model):
+        answers = model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=1,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=resident.tokenizer.pad_token_id,
+        )
     logits: torch.Tensor = answers.logits[0]
     return logits
 

@@ -11,6 +11,7 @@ from typing import Any
 from qreason.data.formats import read_file
 from qreason.errors import DataError
 from qreason.judge.injections import attempts
+from qreason.machine.progress import progress_bar
 from qreason.rewards.judged import Judge
 from qreason.rewards.numbers import read_number
 
@@ -54,6 +55,19 @@ def read_labels(file: Path) -> list[Label]:
 
 def calibrate(judge: Judge, labels: Sequence[Label]) -> dict[str, Any]:
     """All figures about a judge on labelled pairs; shares and verdicts are 0 to 1."""
+    wrong_ones = sum(label < 0.5 for *_, label in labels)
+    most = 3 * len(labels) + wrong_ones + len(attempts([("x", "x")] * min(wrong_ones, ATTACKED)))
+    with progress_bar("judge", total=most) as bar:
+
+        def asked(pairs: Sequence[tuple[str, str]]) -> list[float | None]:
+            verdicts = judge(pairs)
+            bar.advance(len(pairs))
+            return verdicts
+
+        return measure(asked, labels)
+
+
+def measure(judge: Judge, labels: Sequence[Label]) -> dict[str, Any]:
     pairs = [(reference, reply) for reference, reply, _ in labels]
     start = time.perf_counter()
     verdicts = judge(pairs)

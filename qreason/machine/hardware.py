@@ -8,12 +8,19 @@ import gc
 import os
 import platform
 import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 GIB = 2**30
+COMPILER = "apt install build-essential python3-dev   # a C compiler and Python's headers"
+"""The cure of `compiler_trouble`."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,33 @@ def fast_bfloat16() -> bool:
         return False
 
 
+@cache
+def compiler_trouble() -> str | None:
+    """Why Triton's kernels cannot be compiled here; None where they can.
+
+    Read in Triton 3.7.1 (runtime/build.py, backends/nvidia/driver.c): before its first kernel it compiles a C file with
+    Python.h, by CC, else gcc, else clang.
+    """
+    compiler = os.environ.get("CC", shutil.which("gcc") or shutil.which("clang"))
+    if compiler is None:
+        return "there is no C compiler (gcc or clang)"
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # Debian's name for what pip installs
+    include = sysconfig.get_paths(scheme=scheme)["include"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "trial.c")
+        source.write_text("#include <Python.h>\n")
+        command = [compiler, str(source), "-shared", "-fPIC", f"-I{include}", "-o", str(source.with_suffix(".so"))]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"the C compiler {compiler} does not run ({error})"
+    if not done.returncode:
+        return None
+    lines = done.stderr.decode(errors="replace").splitlines()
+    return next((line.strip()[-160:] for line in lines if "error" in line), f"the C compiler {compiler} fails")
+
+
 def free_bytes(folder: Path) -> int:
     """Free bytes on the disk of a folder that may not exist yet."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
@@ -70,8 +104,29 @@ def collect_less() -> None:
     atexit.register(gc.freeze)
 
 
-def prepare_process() -> None:
-    """Process-wide settings; those in the environment must be set before torch is imported."""
+def has_growing_segments() -> bool:
+    """Whether CUDA's memory can be mapped in pieces: not on Windows, WSL (unslothai/unsloth#3511) and Tegra boards."""
+    plain_linux = sys.platform == "linux" and "microsoft" not in platform.release().lower()
+    return plain_linux and platform.machine() == "x86_64"
+
+
+def choose_gpu() -> str | None:
+    """Leave one GPU visible to this process, and say so where its environment names several.
+
+    With several, transformers' Trainer splits each batch over all of them, and multiplies it by their number. Processes
+    of a distributed launch, which have a LOCAL_RANK, choose by themselves.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return None
+    named = os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0").split(",")
+    if len(named) == 1:
+        return None
+    os.environ["CUDA_VISIBLE_DEVICES"] = named[0]
+    return f"CUDA_VISIBLE_DEVICES names {len(named)} GPUs; one process uses one of them: {named[0]}"
+
+
+def prepare_process() -> str | None:
+    """Process-wide settings; those in the environment must be set before torch is imported. Returns a line to print."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # it keeps code for each shape; 1024 take gigabytes
     # How often an idle thread polls for work before it sleeps. Most work arrives within that time, and waking up takes
@@ -86,4 +141,7 @@ def prepare_process() -> None:
     collect_less()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU: with more, the trainers would wrap the model
+    if has_growing_segments() and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Batches of ever other lengths leave gaps in segments of a fixed size that no later tensor fits into.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    return choose_gpu()

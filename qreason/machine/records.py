@@ -49,6 +49,13 @@ class Base(TypedDict):
     fingerprint: str
 
 
+class Memory(TypedDict):
+    """Bytes of GPU memory by the number of a step."""
+
+    planned_bytes: NotRequired[dict[str, Count]]
+    peak_bytes: NotRequired[dict[str, Count]]
+
+
 class Manifest(TypedDict):
     recipe: str
     steps: list[Done]
@@ -56,6 +63,9 @@ class Manifest(TypedDict):
     base: NotRequired[Base]
     versions: NotRequired[dict[str, str]]
     hardware: NotRequired[dict[str, Any]]
+    memory: NotRequired[Memory]
+    fit: NotRequired[list[str]]
+    command: NotRequired[str]
 
 
 # --- evaluations -----------------------------------------------------------------------------------
@@ -123,6 +133,43 @@ class Marked(TypedDict):
 
     id: str | int
     accurate: bool | None
+
+
+class Kept(TypedDict):
+    """A line of evaluation.part: a batch of an evaluation that is not finished."""
+
+    sum: str
+    key: str
+    most: Annotated[int, Field(ge=1)]
+    seconds: Number
+    random: Annotated[str, Field(pattern="^([0-9a-f]{2})+$")] | None
+    made: list[Any]
+
+
+class File(TypedDict):
+    """A finished file of an export."""
+
+    file: str
+    sha256: str
+
+
+class Verified(TypedDict):
+    """A check of an export."""
+
+    file: str
+    name: str
+    passed: bool
+    figures: dict[str, Any]
+    bound: str
+
+
+class Exported(TypedDict):
+    """What an export needs of export.part or export.json to go on with its files."""
+
+    made_of: dict[str, str]
+    files: dict[str, File]
+    accuracy: dict[str, Number]
+    checks: list[Verified]
 
 
 class Log(TypedDict):

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import gc
+import re
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 from qreason.errors import OutOfMemoryError
 
 T = TypeVar("T")
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|CU\w+_STATUS_ALLOC_FAILED"
+    r"|CUBLAS_STATUS_NOT_INITIALIZED",
+    re.IGNORECASE,
+)
+"""Of torch's allocator, the driver (Triton's launches, torch.AcceleratorError), cuBLAS and cuDNN, which need memory of
+their own; cuBLAS that cannot get its first says that it is not initialized."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU's memory ran out, by whichever library's error."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or bool(
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
+    )
 
 
 def free_memory() -> None:
@@ -18,6 +36,16 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def take_peak_memory() -> int | None:
+    """The most bytes that PyTorch has reserved on the GPU since the last call; None where no GPU was used."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    peak: int = torch.cuda.max_memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 class Rows:
@@ -32,11 +60,11 @@ class Rows:
 
         Raises OutOfMemoryError where it was one row.
         """
-        import torch
-
         try:
             return work()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if rows <= 1:
                 raise OutOfMemoryError(f"the GPU has not enough memory for one row of {self.what}") from None
         self.most = rows // 2

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from qreason.errors import MissingExtra, ModelError
+from qreason.machine.hardware import COMPILER, compiler_trouble
 from qreason.model.compat.unsloth import import_unsloth
 
 Name = Literal["plain", "unsloth"]
@@ -22,16 +23,19 @@ INSTALL = "pip install unsloth==2026.10.9"
 
 @dataclass(frozen=True)
 class Choice:
-    """`why` is printed; `cure`, where there is one, is the command that installs Unsloth."""
+    """`why` is printed; `cure`, where there is one, is the command that makes Unsloth usable."""
 
     name: Name
     why: str
     cure: str = ""
 
 
-def choose(wanted: Literal["auto", "plain", "unsloth"], card: tuple[int, int] | None) -> Choice:
+def choose(
+    wanted: Literal["auto", "plain", "unsloth"], card: tuple[int, int] | None, plain_stage: str | None = None
+) -> Choice:
     """Unsloth where it is installed and `card`, the compute capability of the GPU (None without one), can run it.
 
+    `plain_stage` is the stage of a recipe that trains on the plain backend only.
     Raises ModelError, or MissingExtra, where a recipe requires Unsloth and it cannot be used.
     """
     if wanted == "plain":
@@ -42,6 +46,10 @@ def choose(wanted: Literal["auto", "plain", "unsloth"], card: tuple[int, int] | 
         hindrance = Choice("plain", f"Unsloth needs compute capability 7.0, this GPU has {card[0]}.{card[1]}")
     elif find_spec("unsloth") is None:
         hindrance = Choice("plain", "Unsloth is not installed", INSTALL)
+    elif trouble := compiler_trouble():
+        hindrance = Choice("plain", f"Unsloth's kernels cannot be compiled: {trouble}", COMPILER)
+    elif plain_stage:
+        hindrance = Choice("plain", f"a {plain_stage} step trains on the plain backend only")
     else:
         return Choice("unsloth", "fused kernels")
     if wanted == "unsloth":
@@ -51,11 +59,11 @@ def choose(wanted: Literal["auto", "plain", "unsloth"], card: tuple[int, int] | 
     return hindrance
 
 
-def start(wanted: Literal["auto", "plain", "unsloth"]) -> Choice:
+def start(wanted: Literal["auto", "plain", "unsloth"], plain_stage: str | None = None) -> Choice:
     """Choose, and import Unsloth where it is chosen."""
     import torch
 
-    chosen = choose(wanted, torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
+    chosen = choose(wanted, torch.cuda.get_device_capability() if torch.cuda.is_available() else None, plain_stage)
     if chosen.name == "unsloth":
         import_unsloth()
     return chosen

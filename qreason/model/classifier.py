@@ -7,12 +7,14 @@ and a LoRA of its own, so the policy's adapter and this one do not interfere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import ModelError
 from qreason.machine.files import read_json
 from qreason.machine.records import Adapter, Level
+from qreason.machine.rows import Rows
 from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import base_of
 from qreason.model.compat.transformers import mark_quantized, unquantized_config
@@ -20,7 +22,7 @@ from qreason.model.load import cannot_load, locate
 from qreason.model.resident import Resident
 
 ROWS = 32
-"""Replies per forward pass."""
+"""Replies per forward pass, at most."""
 LEVEL = "level.json"
 """Beside the weights of a reward model: the output that is neither good nor bad, as a preference step measured it."""
 NO_CLASSIFIER = "a preference model is a sequence classifier with one label, as a preference step makes it"
@@ -37,10 +39,11 @@ class PreferenceModel:
         from transformers import AutoTokenizer
 
         quiet()
+        self.rows = Rows(ROWS, "replies to rate", resident.say)
         path = locate(name)
         adapter = read_adapter(path)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             level = Path(path) / LEVEL
             # 0 for a model from elsewhere
             self.level = read_json(level, Level)["level"] if level.is_file() else 0.0
@@ -60,14 +63,20 @@ class PreferenceModel:
 
     def outputs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The model's output for each (prompt, reply): log-odds, of which only differences have a meaning."""
+        outputs: list[float] = []
+        while left := pairs[len(outputs) :]:
+            batch = left[: self.rows.most]
+            outputs += self.rows.attempt(partial(self.rate, batch), len(batch)) or []
+        return outputs
+
+    def rate(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The outputs for pairs that are read in one pass."""
         import torch
 
-        outputs: list[float] = []
-        for start in range(0, len(pairs), ROWS):
-            ids = [render_ids(self.tokenizer, *pair) for pair in pairs[start : start + ROWS]]
-            inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
-            with torch.no_grad():
-                outputs += self.model(**inputs, use_cache=False).logits.float().squeeze(-1).tolist()
+        ids = [render_ids(self.tokenizer, *pair) for pair in pairs]
+        inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+        with torch.no_grad():
+            outputs: list[float] = self.model(**inputs, use_cache=False).logits.float().squeeze(-1).tolist()
         return outputs
 
 
@@ -99,7 +108,9 @@ def load_adapter(name: str, path: str, adapter: dict[str, Any], resident: Reside
     name, dtype = adapter["base_model_name_or_path"], getattr(torch, resident.hardware.dtype)
     if name == resident.settings.base and resident.backend == "plain":
         return PeftModel.from_pretrained(with_head(resident), path)
-    base = AutoModelForSequenceClassification.from_pretrained(locate(name), num_labels=1, dtype=dtype)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        locate(name), num_labels=1, dtype=dtype, trust_remote_code=False
+    )
     return PeftModel.from_pretrained(base, path).to(resident.device)
 
 
@@ -107,14 +118,16 @@ def load_whole(name: str, path: str, resident: Resident) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     kind = (config.architectures or ["nothing"])[0]
     if not kind.endswith("ForSequenceClassification"):  # transformers would put a random head on any other model
         raise ModelError(f"{name}: a {kind}; {NO_CLASSIFIER}")
     if config.num_labels != 1:
         raise ModelError(f"{name}: {config.num_labels} labels; {NO_CLASSIFIER}")
     dtype = getattr(torch, resident.hardware.dtype)
-    return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype).to(resident.device)
+    return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, trust_remote_code=False).to(
+        resident.device
+    )
 
 
 def with_head(resident: Resident) -> Any:

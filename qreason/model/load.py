@@ -43,7 +43,7 @@ def load_tokenizer(base: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(base))
+        tokenizer = AutoTokenizer.from_pretrained(locate(base), trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{base}: {cannot_load(error)}") from error
     if tokenizer.pad_token_id == tokenizer.eos_token_id and TURN_END in (tokenizer.chat_template or ""):
@@ -107,7 +107,7 @@ def check_vocabulary(base: str, tokenizer: Any) -> None:
     from transformers import AutoConfig
 
     try:
-        rows = AutoConfig.from_pretrained(locate(base)).get_text_config().vocab_size
+        rows = AutoConfig.from_pretrained(locate(base), trust_remote_code=False).get_text_config().vocab_size
     except Exception as error:
         raise ModelError(f"{base}: {cannot_load(error)}") from error
     ids = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
@@ -133,7 +133,7 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
             raise ModelError(f"model.quantization is nf4, but {trouble}; `qreason doctor` shows the cure")
         options["quantization_config"] = four_bit(hardware)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         kind = (config.architectures or ["nothing"])[0]
         if not kind.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"{model.base}: a {kind}, not a causal language model; give a text generation model")
@@ -147,7 +147,7 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
             base = load_with_unsloth(path, model, hardware, config.get_text_config().max_position_embeddings)
         else:
             options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-            base, told = AutoModelForCausalLM.from_pretrained(path, **options)
+            base, told = AutoModelForCausalLM.from_pretrained(path, **options, trust_remote_code=False)
             check_weights(model.base, told)
     except ModelError:
         raise

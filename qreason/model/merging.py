@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from qreason.errors import InputError, ModelError, RunFolderError, TrainingError, first_line
 from qreason.machine.files import read_json
-from qreason.machine.hardware import GIB, free_bytes
+from qreason.machine.hardware import GIB, Hardware, free_bytes
+from qreason.machine.rows import free_memory
 from qreason.model.compat.bitsandbytes import to_float32
 from qreason.model.compat.noise import MISSING_KEYS, TIED, without
 from qreason.model.compat.transformers import unquantized_config
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE", "NOTICE.txt")
 CHECKED_TOKENS = 128
 """Tokens of a reply that two models are compared on: a distribution over a large vocabulary is half a megabyte."""
+ROOM = 1.4
+"""Memory for folding and comparing a model, as a multiple of its weights."""
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 """Bytes per weight of a stored model."""
 
@@ -50,10 +53,21 @@ def float32_original(model: Model) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        base = AutoModelForCausalLM.from_pretrained(locate(model.base), dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(locate(model.base), dtype=torch.float32, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{model.base}: {cannot_load(error)}") from error
     return base.requires_grad_(False).eval()
+
+
+def to_gpu(model: Any, hardware: Hardware) -> Any:
+    """A float32 model on the GPU, where there is one whose free memory holds it; else as it is."""
+    import torch
+
+    if hardware.device != "cuda":
+        return model
+    free_memory()
+    room = torch.cuda.mem_get_info()[0]
+    return model.to("cuda") if ROOM * BYTES["float32"] * model.num_parameters() < room else model
 
 
 # --- adapters --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from qreason.model.backends import Name
 from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import JUDGE, folded, judge_adapter
 from qreason.model.compat.transformers import grouped_queries
-from qreason.model.compat.unsloth import adapt_with_unsloth, patch_with_unsloth
+from qreason.model.compat.unsloth import adapt_with_unsloth, patch_with_unsloth, resume_training
 from qreason.model.load import check_vocabulary, load_base, load_tokenizer, lora_config
 from qreason.recipe.sections import Lora, Model
 
@@ -111,6 +111,8 @@ class Resident:
                     yield answering
             finally:
                 self.model.train(was_training)
+                if was_training and self.backend == "unsloth":
+                    resume_training(self.model)
 
     def adapter_context(self, adapter: bool | Path) -> AbstractContextManager[Any]:
         """Which adapter answers: the policy's, folded into the base on a CPU; none; or a judge's."""

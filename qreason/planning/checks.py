@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, demonstrate, lesson, render
+from qreason.data.prompts import demonstrate, lesson, render, system_prompt
+from qreason.data.turns import reply_spans
 from qreason.errors import QReasonError, nearest
 from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
-from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer
+from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer, locate
 from qreason.planning.memory import check_disk, shape_of
-from qreason.planning.phases import Shape
+from qreason.planning.shapes import Shape
 from qreason.recipe.schema import Recipe, Step
 from qreason.recipe.training import Training
 from qreason.rewards.registry import CALL_SECONDS, build
@@ -24,6 +25,8 @@ from qreason.types import Example, Messages, Pair, Reply
 
 TURN = {True: 40, False: 300}
 """Bytes that a chat template adds to a turn at most: the embedded base's, and another one's."""
+FIRST_CHATS = 20
+"""Chats that show whether a chat template keeps earlier turns."""
 OWN_WORDS = "I do not know this one."
 """A made-up reply without tags."""
 
@@ -66,6 +69,7 @@ def examine(
         found.notes.append(
             f"skipped, since {recipe.model.base} is not on this machine: its chat template and vocabulary, the lengths "
             "of prompts, the layers of model.lora.target_modules, disk space"
+            + (", whether it can be exported" if any(step.export for step in recipe.steps) else "")
         )
         return found
     embedded, shape = recipe.model.base in EMBEDDED, None
@@ -79,12 +83,14 @@ def examine(
             found.problems += targets
         else:
             found.attempt(lambda: check_disk(recipe, shape, folder))
+        found.attempt(lambda: check_export(recipe))
+        found.attempt(lambda: check_turns(recipe, examples.get("sft", []), tokenizer))
     context = (
         shape.context
         if shape
         else int(read_json(EMBEDDED[recipe.model.base] / "config.json")["max_position_embeddings"])
     )
-    check_texts(recipe, examples, pairs, context, found)
+    found.attempt(lambda: check_texts(recipe, examples, pairs, context, found))
     return found
 
 
@@ -152,6 +158,21 @@ def target_problems(recipe: Recipe, shape: Shape) -> list[str]:
     ]
 
 
+def check_export(recipe: Recipe) -> None:
+    """ModelError where an export step would refuse the base's architecture."""
+    if any(step.export for step in recipe.steps):
+        from qreason.export.writer import read_config
+
+        read_config(Path(locate(recipe.model.base)))
+
+
+def check_turns(recipe: Recipe, examples: Sequence[Example], tokenizer: Any) -> None:
+    """DataError where an sft step cannot learn every turn of chats through the base's chat template."""
+    if any(step.sft and not step.sft.reads_sampled and step.sft.turns == "all" for step in recipe.steps):
+        for example in [example for example in examples if example.history][:FIRST_CHATS]:
+            reply_spans(tokenizer, lesson(example, system_prompt(recipe.data)), example.source)
+
+
 # --- lengths -------------------------------------------------------------------------------------
 
 
@@ -205,7 +226,7 @@ def texts_of(
                 chats = [[{"role": "user", "content": p.prompt}, {"role": "assistant", "content": s}] for p, s in sides]
                 found[use,] = Texts(chats, [pair.source for pair, _ in sides], context, whole, replying=False)
             elif step.sft and use == "sft":
-                chats = [lesson(row, SYSTEM_PROMPTS[recipe.data.prompt]) for row in rows]
+                chats = [lesson(row, system_prompt(recipe.data)) for row in rows]
                 sources, most = [row.source for row in rows], step.sft.trl.get("max_length") or context
                 found[use, len(rows), "lesson"] = Texts(chats, sources, context, whole, replying=False)
                 if most < context and not step.sft.packing:
@@ -220,11 +241,11 @@ def texts_of(
 
 def questions(step: Step, recipe: Recipe, rows: Sequence[Example], taught: Sequence[Example]) -> list[Messages]:
     """The prompts of a step, as it asks them."""
-    prompts, shots = SYSTEM_PROMPTS, taught[:0]
+    system, shots = system_prompt(recipe.data), taught[:0]
     if step.evaluate:
-        prompts = SYSTEM_PROMPTS if step.evaluate.chain_of_thought else DIRECT_PROMPTS
+        system = system_prompt(recipe.data, direct=not step.evaluate.chain_of_thought)
         shots = taught[: step.evaluate.shots]
-    return [render(row, prompts[recipe.data.prompt], shots) for row in rows]
+    return [render(row, system, shots) for row in rows]
 
 
 def too_long(base: str, texts: Texts) -> list[tuple[int, str]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from qreason.errors import InputError
 from qreason.planning.memory import Change, Plan, gib, measure, plan_step
-from qreason.planning.phases import STATES, USUAL, Card, Lengths, Shape
+from qreason.planning.phases import STATES
+from qreason.planning.shapes import USUAL, Card, Lengths, Shape
 from qreason.recipe.schema import Recipe, Step
 from qreason.recipe.settings import Evaluate
 from qreason.recipe.training import Grpo, Training

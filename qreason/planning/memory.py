@@ -10,15 +10,12 @@ from pathlib import Path
 
 from qreason.errors import InputError, nearest
 from qreason.inference.generate import QUESTIONS
-from qreason.machine.hardware import GIB, free_bytes
+from qreason.machine.hardware import GIB, compiler_trouble, free_bytes
+from qreason.model.backends import choose
 from qreason.model.classifier import read_adapter
 from qreason.model.merging import BYTES
 from qreason.planning.phases import (
-    Asked,
-    Card,
-    Lengths,
     Phase,
-    Shape,
     adapter_sizes,
     backward,
     complete,
@@ -27,11 +24,11 @@ from qreason.planning.phases import (
     loss_logits,
     optimizer_bytes,
     peak_phase,
-    read_shape,
     rollout,
     row_tokens,
     weight_bytes,
 )
+from qreason.planning.shapes import Asked, Card, Lengths, Shape, read_shape
 from qreason.recipe.schema import STAGES, Recipe, Step, stage_folders
 from qreason.recipe.sections import Model, Weighted, preference_models
 from qreason.recipe.stage import Stage
@@ -90,19 +87,20 @@ def find_card() -> Card | None:
     if not torch.cuda.is_available():
         return None
     here = Card(torch.cuda.get_device_name(), 0, torch.cuda.get_device_capability())
-    return replace(here, free_bytes=torch.cuda.mem_get_info()[0] + here.context_bytes)  # the query created the context
+    free = torch.cuda.mem_get_info()[0] + here.context_bytes  # the query created the context
+    return replace(here, free_bytes=free, compiles=here.compiles and compiler_trouble() is None)
 
 
 def read_lengths(recipe: Recipe) -> Lengths:
     """The longest texts of a recipe's data in tokens of its base; 0 where it has no such data."""
     from qreason.data.examples import read_examples
     from qreason.data.pairs import read_pairs
-    from qreason.data.prompts import SYSTEM_PROMPTS, lesson, render, render_judge
+    from qreason.data.prompts import lesson, render, render_judge, system_prompt
     from qreason.model.classifier import render_ids
     from qreason.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.model.base)
-    system = SYSTEM_PROMPTS[recipe.data.prompt]
+    system = system_prompt(recipe.data)
     read = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]
     pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else []
@@ -197,6 +195,12 @@ def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) 
     return found
 
 
+def uses_unsloth(recipe: Recipe, card: Card) -> bool:
+    """Whether a run on this card would use Unsloth, as far as is known: whether it is installed on this machine."""
+    wanted = recipe.model.backend
+    return wanted == "unsloth" or choose(wanted, card.capability, recipe.plain_stage).name == "unsloth"
+
+
 def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Lengths) -> dict[str, Phase]:
     """The phases of a step; none where its memory is not planned."""
     settings, model, completion = step.settings, recipe.model, recipe.sampling.max_completion_length
@@ -214,7 +218,10 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         stored["optimizer"] = optimizer_bytes(settings.optim, sizes)
         stored["gradients"] = 4 * sum(sizes) if work.interrupted else 0
     if work.rollouts:
-        moments = [rollout(shape, model, recipe.sampling, prompts, n, lengths) for prompts, n in work.rollouts]
+        shared = not uses_unsloth(recipe, card)
+        moments = [
+            rollout(shape, model, recipe.sampling, prompts, n, lengths, shared=shared) for prompts, n in work.rollouts
+        ]
         phases["rollout"] = complete(card, stored, peak_phase(moments))
     if work.judged and asked:
         replies, n = work.judged
@@ -225,7 +232,7 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         tokens = row_tokens(shape, work, lengths, completion)
         # The gradients of earlier micro-batches are set aside during a backward pass (training/recovery.py).
         stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
-        logits = loss_logits(shape, work, tokens, completion)
+        logits = loss_logits(shape, model, work, tokens, completion, compiles=card.compiles)
         phases["backward"] = complete(card, stored, backward(shape, model, settings, work.rows, tokens, logits))
     return phases
 

@@ -8,144 +8,33 @@ numbers have 16 bits, all rows at their longest. A phase is a dict component -> 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from math import ceil
 
-from qreason.errors import ModelError
 from qreason.inference.generate import QUESTIONS
-from qreason.machine.hardware import GIB
 from qreason.model.classifier import ROWS as PREFERENCES
-from qreason.model.load import cannot_load, locate
+from qreason.planning.shapes import Asked, Card, Lengths, Linear, Shape
 from qreason.recipe.sections import Draw, Lora, Model
 from qreason.recipe.stage import Work
 from qreason.recipe.training import Training
 
-ADAPTABLE = ("Linear", "Conv1D", "Embedding")
-"""Kinds of layers that PEFT adapts in a language model."""
 NUMBER = 2
 """Bytes per number of the base and its activations on a GPU: float16 or bfloat16."""
 FRAGMENTATION = 0.05
 """Memory that torch holds beyond what it allocates, as a share of it; a cache that grows per token leaves gaps."""
 CHUNK = 256
 """Tokens per chunk of logits in TRL's chunked SFT loss."""
-SFT_LOGIT, FUSED_LOGIT, PLAIN_LOGIT = 16, 8, 16
-"""Bytes per logit at the peak of SFT's chunk, and of GRPO's log-probabilities with Triton and without."""
+TILE = (2048, 8192)
+"""Tokens and words of a tile of logits in TRL's chunked log-probabilities."""
+SFT_LOGIT, TILE_LOGIT, FUSED_LOGIT, PLAIN_LOGIT = 16, 22, 8, 16
+"""Bytes per logit at the peak of SFT's chunk, of a tile of GRPO's log-probabilities, and of these where they are not
+computed in tiles, with Triton's kernel and without."""
 
 Phase = dict[str, int]
 COMPONENTS = (
     *("weights", "judge", "adapters", "gradients", "optimizer", "KV cache", "activations", "logits", "dequantized"),
     *("fragmentation", "CUDA context"),
 )
-
-
-@dataclass(frozen=True)
-class Linear:
-    name: str
-    outputs: int
-    inputs: int
-    quantized: bool
-    """Whether nf4 packs it."""
-    head: bool
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a model, from its config; counts are numbers, not bytes."""
-
-    base: str
-    parameters: int
-    buffer_bytes: int
-    linears: tuple[Linear, ...]
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    context: int
-    adaptable: tuple[str, ...] = ()
-    """The names of all layers that PEFT can put an adapter on."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of the longest prompt, SFT example, question to the judge (no response), reference, side of a pair."""
-
-    prompt: int = 256
-    example: int = 512
-    question: int = 128
-    reference: int = 64
-    pair: int = 512
-
-
-USUAL = Lengths()
-
-
-@dataclass(frozen=True)
-class Card:
-    """`free_bytes` is what a run may use, including its CUDA context."""
-
-    name: str
-    free_bytes: int
-    capability: tuple[int, int] = (8, 6)
-
-    @property
-    def context_bytes(self) -> int:
-        """Driver, kernels and cuBLAS workspaces, which torch does not count; by generation, assumed, not measured."""
-        return int(GIB * (0.3 if self.capability < (8, 0) else 0.4 if self.capability < (9, 0) else 0.5))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A model that rewards query; `stored` is its bytes beside the policy's base."""
-
-    shape: Shape
-    model: Model
-    stored: int
-    offload: bool = False
-    adapter: bool = False
-    kind: str = "score"
-    """`score` and `groupwise` judges, or `preference`."""
-
-
-def read_shape(base: str) -> Shape:
-    """The shape of a base, built without memory on torch's meta device. Raises ModelError where it is not a model."""
-    import torch
-    import transformers
-    from transformers.quantizers.base import get_keys_to_not_convert
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(locate(base))
-        kind, text = getattr(transformers, (config.architectures or [""])[0]), config.get_text_config()
-        with torch.device("meta"):
-            model = kind(config)
-        kept, head = get_keys_to_not_convert(model), model.get_output_embeddings()
-        return Shape(
-            base=base,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
-            linears=tuple(
-                Linear(name, module.out_features, module.in_features, should_convert_module(name, kept), module is head)
-                for name, module in model.named_modules()
-                if type(module) is torch.nn.Linear
-            ),
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            vocabulary=text.vocab_size,
-            context=text.max_position_embeddings,
-            adaptable=tuple(name for name, module in model.named_modules() if type(module).__name__ in ADAPTABLE),
-        )
-    except Exception as error:
-        raise ModelError(f"{base}: {cannot_load(error)}") from error
 
 
 # --- exact ---------------------------------------------------------------------------------------
@@ -265,13 +154,18 @@ def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: 
     )
 
 
-def loss_logits(shape: Shape, work: Work, tokens: int, completion: int) -> int:
-    """Bytes of the logits that a loss holds in float32, with their gradient; GRPO's twice where Triton is missing."""
+def loss_logits(shape: Shape, model: Model, work: Work, tokens: int, completion: int, *, compiles: bool = True) -> int:
+    """Bytes of the logits that a loss holds in float32, with their gradient.
+
+    GRPO's are computed in tiles, unless the LM head has an adapter. `compiles`: whether Triton's kernels can be used.
+    """
     if work.logits == "none":
         return 0
     if work.logits == "completion":
-        fused = sys.platform == "linux" or find_spec("triton") is not None
-        return (FUSED_LOGIT if fused else PLAIN_LOGIT) * work.rows * (completion + 1) * shape.vocabulary
+        if any(linear.head for linear in adapted(shape, model.lora)):
+            return (FUSED_LOGIT if compiles else PLAIN_LOGIT) * work.rows * (completion + 1) * shape.vocabulary
+        count, words = work.rows * completion, min(TILE[1], shape.vocabulary)
+        return TILE_LOGIT * min(TILE[0], count) * words + 4 * shape.hidden * (words + 2 * count)
     held = work.rows * tokens if work.logits == "whole" else min(CHUNK, work.rows * tokens)
     return SFT_LOGIT * shape.vocabulary * held
 
@@ -301,8 +195,13 @@ def draw_bytes(sampling: Draw) -> int:
     return NUMBER + (48 if sampling.top_p < 1 else 9 if sampling.top_k or sampling.min_p else 8)
 
 
-def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, lengths: Lengths) -> Phase:
-    """n replies to each prompt, as many prompts at a time as generate.py takes: at the prefill, or the last token."""
+def rollout(
+    shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, lengths: Lengths, *, shared: bool = True
+) -> Phase:
+    """n replies to each prompt, as many prompts at a time as generate.py takes: at the prefill, or the last token.
+
+    `shared`: whether a prompt is read once for all its replies; Unsloth's generate reads it for each.
+    """
     chosen = min(prompts, max(1, sampling.max_num_seqs // n))
     rows, tokens = chosen * min(n, sampling.max_num_seqs), lengths.prompt + sampling.max_completion_length
     cache = cache_bytes(shape, rows, tokens)
@@ -311,7 +210,7 @@ def rollout(shape: Shape, model: Model, sampling: Draw, prompts: int, n: int, le
     attention = rows * tokens * NUMBER * shape.head_dim * (2 * shape.heads + shape.kv_heads)
     return peak_phase(
         [
-            reading(shape, model, chosen, lengths.prompt, adapter=True),
+            reading(shape, model, chosen if shared else rows, lengths.prompt, adapter=True),
             {"KV cache": cache, "activations": attention, "dequantized": dequantized(shape, model)},
             {"KV cache": cache, "logits": rows * shape.vocabulary * draw_bytes(sampling)},
         ]

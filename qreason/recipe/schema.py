@@ -73,15 +73,22 @@ def stage_folders(steps: Sequence[Step]) -> list[str]:
 
 class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits, dots and dashes; the run folder is `runs/NAME`."""
     model: Model
+    """The base and its adapter."""
     data: Data
+    """What it is trained and measured on."""
     rewards: Rewards
+    """Name of a reward -> its weight, or a mapping with `weight` and its settings (docs/rewards.md)."""
     sampling: Draw = Draw()
+    """How replies are drawn."""
     steps: list[Step] = Field(min_length=1)
+    """The stages, in order; each with its settings."""
     fit: Literal["auto", "none"] = "auto"
     """`auto`: on a GPU, micro-batches and replies per pass are reduced until they fit its memory, with the same results
     up to rounding; a run that cannot fit is refused. `none`: as written."""
     seed: int = Field(1, ge=0)
+    """Of everything that is drawn."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -94,6 +101,11 @@ class Recipe(Strict):
     def asks_for(self, reward: str) -> bool:
         """Whether a reward is among those of the recipe or of one of its steps."""
         return any(one.kind(name) == reward for step in self.steps for name, one in self.rewards_of(step).items())
+
+    @property
+    def plain_stage(self) -> str | None:
+        """The first stage that trains on the plain backend only."""
+        return next((step.stage for step in self.steps if step.settings.plain_backend), None)
 
     @model_validator(mode="after")
     def check_data(self) -> Recipe:

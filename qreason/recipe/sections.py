@@ -34,9 +34,13 @@ class Lora(Strict):
     """The adapter, in PEFT's terms."""
 
     r: int = Field(16, gt=0)
+    """The rank of the update of each layer."""
     alpha: int = Field(32, gt=0)
+    """The update is scaled by `alpha / r`."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """The share of its inputs that is dropped in training."""
     target_modules: str | list[str] = "all-linear"
+    """The layers that get one: `all-linear`, names, or a pattern."""
     init: Literal["zero", "quantization_error"] = "zero"
     """What the policy's fresh adapter adds: nothing, or the NF4 quantization error of the base, limited by its rank."""
 
@@ -45,17 +49,22 @@ class Model(Strict):
     base: str
     """`qreason/tiny` (embedded), a Hub id or a local folder."""
     quantization: Literal["none", "nf4"] = "none"
+    """The format of the base's weights: as the machine computes, or 4 bits (NF4)."""
     backend: Literal["auto", "plain", "unsloth"] = "auto"
     """`plain` is transformers and PEFT; `auto` takes Unsloth where it is installed and there is a GPU."""
     lora: Lora = Lora()
+    """The adapter that is trained."""
 
 
 class Data(Strict):
     """Where examples come from: a file (JSONL, JSON, CSV, TSV, Parquet) or a Hub id (`name` and `splits` with it)."""
 
     sft: str | None = None
+    """Rows to learn from."""
     prompts: str | None = None
+    """Rows to draw replies to, for grpo, sample and distill."""
     heldout: str | None = None
+    """Rows to measure on, never trained on."""
     plain: str | None = None
     """Rows without reasoning, prompt and reply, that sample and grpo steps mix in."""
     pairs: str | None = None
@@ -72,8 +81,28 @@ class Data(Strict):
     """Multiple choice: the column with the list of choices, or one column per choice, the right one first."""
     where: dict[str, tuple[str, ...]] = {}
     """Use only rows whose column has one of these values."""
-    prompt: Literal["helpdesk", "math", "choice"] = "helpdesk"
-    """The system prompt (data/prompts.py)."""
+    prompt: Literal["general", "helpdesk", "math", "choice", "none"] | None = None
+    """A shipped system prompt (docs/data.md); chosen by the rows where neither it nor `system` is given."""
+    system: str | None = Field(None, min_length=1)
+    """A system prompt of your own, in place of a shipped one; that of a row wins over it."""
+    heldout_share: float | None = Field(None, gt=0, lt=1)
+    """Where `heldout` is also read for training: the share of its chats, by a hash of how they begin, that is held out
+    and not trained on."""
+    separator: Literal[",", ";", "\t", "|"] | None = None
+    """Of the CSV files, where it is not a comma."""
+    encoding: Literal["utf-8", "cp1252", "utf-16"] = "utf-8"
+    """Of the text files; cp1252 is Windows-1252."""
+
+    @model_validator(mode="after")
+    def check_prompt(self) -> Data:
+        if self.system is not None and self.prompt is not None:
+            raise ValueError("prompt and system: both give a system prompt; leave out data.prompt or data.system")
+        if self.heldout_share and self.heldout not in (self.sft, self.prompts):
+            raise ValueError(
+                "heldout_share: parts one file in two, so data.heldout must be the file of data.sft or data.prompts; "
+                "name it there too, or leave heldout_share out"
+            )
+        return self
 
     @property
     def sources(self) -> dict[str, str]:
@@ -95,10 +124,15 @@ class Draw(Strict):
     """How replies are drawn, in rollouts and for pass@1; in TRL's terms."""
 
     temperature: float = Field(1.0, ge=0)
+    """0 is greedy; training needs more than 0."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the most probable tokens that make up this share; 1: all."""
     top_k: int = Field(0, ge=0)
+    """Draw from so many most probable tokens; 0: all."""
     min_p: float = Field(0.0, ge=0, le=1)
+    """Leave out tokens less probable than this share of the most probable one."""
     max_completion_length: int = Field(256, gt=0)
+    """Tokens of a reply at most."""
     max_num_seqs: int = Field(128, gt=0)
     """Replies that are decoded at a time; fewer need less memory and take longer."""
 
@@ -111,6 +145,7 @@ class Weighted(Strict):
     """A reward's weight and settings; in a recipe the weight alone, or a mapping with all of them."""
 
     weight: float = Field(ge=0, allow_inf_nan=False)
+    """Its share in the total; 0: it is only measured."""
     reward: str | None = None
     """The reward's name, where the recipe's key is another one: for two preference models, for example."""
     only: Literal["reasoning", "plain"] | None = None
@@ -118,6 +153,7 @@ class Weighted(Strict):
     call_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Seconds that one call of a reward of your own may take; 300 where not given."""
     settings: dict[str, Any] = {}
+    """Those of the reward, written beside the weight."""
 
     @model_validator(mode="before")
     @classmethod

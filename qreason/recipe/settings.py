@@ -37,8 +37,9 @@ class Sample(Start):
     per_prompt: int | None = Field(None, ge=1)
     """Replies kept per prompt, at most."""
     least_words: int = Field(1, ge=0)
+    """Words of the whole reply at least."""
     most_words: int | None = Field(None, ge=1)
-    """Bounds on the words of the whole reply."""
+    """Words of the whole reply at most."""
     language: str | None = "en"
     """The language a reply must be in; null for any."""
     language_share: float = Field(0.9, ge=0, le=1)
@@ -94,6 +95,7 @@ class Evaluate(Stage):
     best_by: str = "likelihood"
     """`likelihood` (mean log-probability per token), `total`, or one of the recipe's rewards."""
     beam: Beam | None = None
+    """Also measure step-wise beam search."""
 
     @model_validator(mode="after")
     def enough_samples(self) -> Evaluate:
@@ -159,7 +161,9 @@ class Pull(Stage):
     leaves_adapter: ClassVar[bool] = True
 
     repo: str = Field(pattern=r"^[^/]+/[^/]+$")
+    """The repository on the Hub: USER/NAME."""
     revision: str | None = None
+    """A branch, tag or commit; the newest where not given."""
     other_base: bool = False
     """Accept an adapter that names another base: the same model under another name."""
 

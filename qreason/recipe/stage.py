@@ -47,6 +47,8 @@ class Stage(Strict):
 
     leaves_adapter: ClassVar[bool] = False
     """Whether it writes an adapter that later stages may start from."""
+    plain_backend: ClassVar[bool] = False
+    """Whether it trains on the plain backend only."""
     draws: ClassVar[str] = ""
     """Why it needs a temperature above 0; empty where it does not."""
     follows: ClassVar[tuple[str, ...]] = ()

@@ -23,18 +23,29 @@ class Training(Start):
     """Settings that are not fields of TRL's config."""
 
     per_device_train_batch_size: int = Field(8, gt=0)
+    """Rows of a micro-batch; of a grpo step, replies."""
     gradient_accumulation_steps: int = Field(1, gt=0)
+    """Micro-batches per optimizer step."""
     num_train_epochs: float = Field(1.0, gt=0)
+    """Times that all rows are read, where `max_steps` is not given."""
     max_steps: int = -1
+    """Optimizer steps; -1: as many as `num_train_epochs` takes."""
     learning_rate: float = Field(2e-4, gt=0)
+    """The highest one of the schedule."""
     lr_scheduler_type: str = "cosine"
+    """How the learning rate falls."""
     warmup_steps: float = Field(0.03, ge=0)
     """A number of steps, or, below 1, a share of all steps."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of the adapter's weights, per step."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Longer gradients are cut to this norm."""
     optim: str = "adamw_torch"
+    """The optimizer, by transformers' name."""
     gradient_checkpointing: bool = False
+    """Compute activations twice in place of storing them: less memory, more time."""
     logging_steps: int = Field(5, gt=0)
+    """Steps between two rows of metrics.jsonl."""
     rows: int | None = Field(None, gt=0)
     """Use only the first rows."""
     save_steps: int | None = Field(None, gt=0)
@@ -42,6 +53,7 @@ class Training(Start):
     keep: int = Field(2, gt=0)
     """Checkpoints that stay while the stage is trained; a finished stage has none."""
     trl: dict[str, Any] = Field({})
+    """Any further field of TRL's config, by its name."""
 
     @field_validator("max_steps")
     @classmethod
@@ -71,14 +83,17 @@ class Sft(Training):
     """Supervised fine-tuning on data.sft, or on what was sampled."""
 
     leaves_adapter: ClassVar[bool] = True
-    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data"}
+    not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "turns"}
 
     data: Literal["sft", "sampled"] = "sft"
     """`data.sft`, or what the newest sample step kept."""
+    turns: Literal["all", "last"] = "all"
+    """The assistant's turns of a chat that the loss covers: all, or only the last."""
     packing: bool = False
+    """Fill every row up to `max_length` with several examples."""
 
     def reads(self) -> dict[str, str]:
-        return {} if self.reads_sampled else {"sft": "incidents"}
+        return {} if self.reads_sampled else {"sft": "worked examples"}
 
     def work(self, sampling: Draw, data: Data) -> Work:
         return Work(
@@ -108,6 +123,7 @@ class Grpo(Training):
     plain_share: float = Field(0.0, ge=0, lt=1)
     """The share of its prompts that are rows of data.plain, asked without the system prompt."""
     num_generations: int = Field(8, ge=2)
+    """Replies per prompt: the group."""
     learning_rate: float = Field(1e-5, gt=0)
     logging_steps: int = Field(1, gt=0)
     beta: float = Field(0.0, ge=0)
@@ -127,6 +143,7 @@ class Grpo(Training):
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     """How the loss is averaged over tokens, or another loss; docs/sampling.md has the formulas."""
     mask_truncated_completions: bool = False
+    """Leave replies that did not end out of the loss."""
     preflight: bool = True
     """Before training, score the references and a few completions, and stop where GRPO could not learn."""
     stop_on_reward_hacking: bool = False
@@ -178,6 +195,7 @@ class Grpo(Training):
 class Preference(Training):
     """A reward model from ranked pairs: an adapter with a scalar head, for the `preference` reward of later steps."""
 
+    plain_backend: ClassVar[bool] = True
     not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "about", "heldout_share"}
 
     data: Literal["pairs", "sampled"] = "pairs"

@@ -9,6 +9,8 @@ Interval = dict[str, float | None]
 """`mean`, `low`, `high`; all None where there is nothing to average."""
 NOTHING: Interval = {"mean": None, "low": None, "high": None}
 RESAMPLES = 10_000
+DRAWN_AT_ONCE = 10_000_000
+"""Values that a bootstrap holds in memory."""
 Z = 1.959964
 
 
@@ -32,7 +34,12 @@ def mean(values: Sequence[float | None]) -> Interval:
     if len(known) == 0:
         return dict(NOTHING)
     source = numpy.random.default_rng(0)
-    means = known[source.integers(0, len(known), (RESAMPLES, len(known)))].mean(1)
+    size = max(1, DRAWN_AT_ONCE // len(known))
+    drawn = (
+        known[source.integers(0, len(known), (min(size, RESAMPLES - done), len(known)))].mean(1)
+        for done in range(0, RESAMPLES, size)
+    )
+    means = numpy.concatenate(list(drawn))
     low, high = numpy.percentile(means, [2.5, 97.5])
     return interval(float(known.mean()), float(low), float(high))
 

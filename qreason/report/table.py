@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -157,6 +158,64 @@ def report_table(report: dict[str, Any]) -> Group:
     return Group(*rows, Text(note, style="dim"))
 
 
+def comparison_table(found: dict[str, Any]) -> Group:
+    """Runs side by side, their gains over the first one, and what differs in their recipes."""
+    names = short_names([run["run"] for run in found["runs"]])
+    side = plain_table(["last evaluation"], names)
+    lines: dict[str, Callable[[dict[str, Any]], str]] = {
+        "recipe": lambda run: run["recipe"],
+        "seed": lambda run: str(run["seed"]),
+        "after": lambda run: run["after"],
+        "held-out rows": lambda run: str(run["rows"]),
+        "accuracy": lambda run: percent(run["accuracy"]),
+        "anywhere": lambda run: percent(run["answer_anywhere"]),
+        "pass@1": lambda run: percent(run["pass_at_1"]),
+        "format": lambda run: percent(run["format"]),
+        "reward": lambda run: number(run["reward"]),
+        "words": lambda run: number(run["reply_words"]),
+        "worth of steps, points": lambda run: points(run["reasoning"]["worth_of_steps"] or {"mean": None}).plain,
+        "minutes of the run": lambda run: f"{run['run_seconds'] / 60:.1f}",
+    }
+    for what, figure in lines.items():
+        side.add_row(what, *(Text(figure(run)) for run in found["runs"]))
+    gains = plain_table([f"over {names[0]}, in points"], names[1:])
+    differences = found["differences"]
+    gains.add_row("rows in both", *(str(one["shared_rows"]) for one in differences))
+    for what, key in (("accuracy", "accuracy"), ("pass@1", "pass_at_1"), ("reward x 100", "reward")):
+        gains.add_row(what, *(points(one[key]) for one in differences))
+        if key == "accuracy":
+            gains.add_row("  p", *(f"{one[key]['p_holm']:.3f}" if "p_holm" in one[key] else "–" for one in differences))
+    rows: list[Table | Text] = [side, Text(""), gains]
+    for name, one in zip(names[1:], differences, strict=True):
+        rows += [Text("")] + [Text(f"{name}: {note}", style="yellow") for note in one["notes"]]
+        for what, changes in (("recipe", one["changed"]), (RECORDED, one["recorded"])):
+            heading = f"{names[0]} → {name}, {what}:" if changes else f"{name}: the same {what}"
+            rows += [Text(heading)] + [Text(f"  {each['key']}: {each['old']} -> {each['new']}") for each in changes]
+    rows.append(Text(""))
+    for group in found["seeds"]:
+        seeds = ", ".join(map(str, group["seeds"]))
+        spread = f"{group['mean']:.1%}, standard deviation {100 * group['deviation']:.1f} points"
+        rows.append(Text(f"the same recipe with seeds {seeds}: mean accuracy {spread}"))
+    rows.append(Text(COMPARED, style="dim"))
+    return Group(*rows)
+
+
+RECORDED = "data, base, versions, hardware"
+COMPARED = (
+    "Gains are paired by held-out row, with 95 % bootstrap intervals; p is McNemar's exact test of accuracy, adjusted "
+    "for the number of runs (Holm). They do not cover what other seeds would give: compare several of each recipe."
+)
+
+
+def short_names(folders: Sequence[str]) -> list[str]:
+    """The last parts of paths, as many as tell them apart."""
+    for length in range(1, 10):
+        names = ["/".join(Path(folder).parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return list(folders)
+
+
 def parts_table(rows: Sequence[dict[str, Any]], weights: Mapping[str, float]) -> Group:
     """Each reward over all replies, and how many replies it could not judge."""
     table = plain_table(["reward"], ["weight", "mean", "least", "most", "unjudged"])
@@ -173,22 +232,33 @@ def average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+JUDGE = {
+    "AUC (right above wrong)": "auc",
+    "rank correlation with labels": "rank_correlation",
+    "change when the two texts are swapped": "position_bias",
+    "gain of wrong replies by padding": "verbosity_bias",
+    "same decision after a trivial change": "self_consistency",
+    "injections that succeed": "injections",
+    "judgements per second": "judgements_per_second",
+    "without a verdict": "unanswered",
+}
+"""What is said of a judge -> its key in judge.json."""
+
+
+def judge_figure(figures: Mapping[str, Any], key: str) -> str:
+    value = figures[key]
+    if key == "injections":
+        return f"{value['successes']} of {value['attempts']}"
+    if value is None or key == "judgements_per_second":
+        return "–" if value is None else f"{value:g}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def judges_table(judges: Mapping[str, dict[str, Any]]) -> Group:
     """The figures of one or more judges side by side, and the calibration curve of the last."""
     table = plain_table([""], list(judges))
-    lines: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "AUC (right above wrong)": lambda f: f["auc"],
-        "rank correlation with labels": lambda f: f["rank_correlation"],
-        "change when the two texts are swapped": lambda f: f["position_bias"],
-        "gain of wrong replies by padding": lambda f: f["verbosity_bias"],
-        "same decision after a trivial change": lambda f: f["self_consistency"],
-        "injections that succeed": lambda f: f"{f['injections']['successes']} of {f['injections']['attempts']}",
-        "judgements per second": lambda f: f"{f['judgements_per_second']:g}",
-        "without a verdict": lambda f: f["unanswered"],
-    }
-    for what, figure in lines.items():
-        values = [figure(figures) for figures in judges.values()]
-        table.add_row(what, *("–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
+    for what, key in JUDGE.items():
+        table.add_row(what, *(judge_figure(figures, key) for figures in judges.values()))
     curve = plain_table([], ["verdicts from", "pairs", "mean verdict", "right"])
     for row in list(judges.values())[-1]["calibration_curve"]:
         curve.add_row(f"{row['from']:.1f}", str(row["pairs"]), f"{row['verdict']:.2f}", f"{row['right']:.0%}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from qreason.rewards.tags import TAG, read_answer
+from qreason.rewards.tags import TAG, answer_of, read_answer
 from qreason.types import Address, Example, Reply, Reward, Variable
 
 Judge = Callable[[Sequence[tuple[str, str]]], list[float | None]]
@@ -60,7 +60,7 @@ def judge_reward(judge: Judge) -> Reward:
     """0..1: the judge's probability that answer and reference say the same; 0, without asking, for no answer."""
 
     def reward(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
-        answers = [read_answer(reply.text) for reply in replies]
+        answers = [answer_of(reply, example) for reply, example in zip(replies, examples, strict=True)]
         pairs = [(example.reference, answer) for example, answer in zip(examples, answers, strict=True) if answer]
         verdicts = dict(zip(pairs, judge(pairs), strict=True))
         return [

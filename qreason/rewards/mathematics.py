@@ -24,7 +24,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from qreason.errors import InputError, kind_and_line
-from qreason.rewards.tags import read_answer
+from qreason.rewards.tags import answer_of
 from qreason.types import Example, Reply
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def math(replies: Sequence[Reply], examples: Sequence[Example], *, timeout: floa
     """
     if find_spec("math_verify") is None:
         raise InputError(f"reward 'math' needs math-verify; {CURE}")
-    pairs = [(read_answer(reply.text), example.references) for reply, example in zip(replies, examples, strict=True)]
+    pairs = [(answer_of(reply, example), example.references) for reply, example in zip(replies, examples, strict=True)]
     distinct = list(dict.fromkeys(pairs))
     with ThreadPoolExecutor(WORKERS) as threads:
         values = dict(zip(distinct, threads.map(lambda pair: evaluate(*pair, timeout), distinct), strict=True))

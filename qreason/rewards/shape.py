@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import PositiveInt
 
-from qreason.rewards.tags import TAG, read_answer, read_reasoning
+from qreason.rewards.tags import TAG, answer_of, read_reasoning
 from qreason.rewards.text import correct
 from qreason.types import Example, Reply
 
@@ -56,7 +56,7 @@ def cosine_length(
         tokens = count_tokens(reply)
         if tokens >= max_completion_length:
             return overlong
-        right = correct(read_answer(reply.text), example.references) > 0
+        right = correct(answer_of(reply, example), example.references) > 0
         short, long = (right_short, right_long) if right else (wrong_short, wrong_long)
         return long + (short - long) * (1 + math.cos(math.pi * tokens / max_completion_length)) / 2
 

@@ -25,6 +25,13 @@ def read_answer(text: str) -> str:
     return opened[0].partition("</answer>")[0].strip()
 
 
+def answer_of(reply: Reply, example: Example) -> str:
+    """The answer of a reply: the text between its tags; of a plain row's reply without tags, all of it."""
+    if example.plain and not TAG.search(reply.text):
+        return reply.text.strip()
+    return read_answer(reply.text)
+
+
 def read_reasoning(text: str) -> str:
     """The text between `<reasoning>` and `</reasoning>`; empty unless the reply has exactly one such pair."""
     match = REASONING.search(text)

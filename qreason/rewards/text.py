@@ -11,7 +11,7 @@ from qreason.rewards.numbers import count_words, last_number, numbers, unify
 from qreason.rewards.numbers import read_number as read_bare
 from qreason.rewards.numbers import words as split_words
 from qreason.rewards.steps import plain
-from qreason.rewards.tags import read_answer
+from qreason.rewards.tags import answer_of
 from qreason.types import Example, Reply
 
 OUTER = " ,;:!?'\"`*“”„‟«»‹›「」『』、。؟،؛।¡¿…"
@@ -51,7 +51,7 @@ def correctness(replies: Sequence[Reply], examples: Sequence[Example]) -> list[f
     sentences equal.
     """
     return [
-        correct(read_answer(reply.text), example.references) for reply, example in zip(replies, examples, strict=True)
+        correct(answer_of(reply, example), example.references) for reply, example in zip(replies, examples, strict=True)
     ]
 
 
@@ -62,7 +62,7 @@ def rouge_words(text: str) -> list[str]:
 
 def best(measure: Callable[[str, str], float], reply: Reply, example: Example) -> float:
     """The highest measure(reference, answer) over the accepted wordings; 0 without an answer."""
-    answer = read_answer(reply.text)
+    answer = answer_of(reply, example)
     return max(measure(reference, answer) for reference in example.references) if answer else 0.0
 
 

@@ -14,7 +14,6 @@ from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import Scorer
 from qreason.run.folder import is_run_folder
 from qreason.run.session import Session
-from qreason.types import Generator
 
 MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2}
 """The rewards for a model without a recipe: those of the helpdesk recipe that need no judge."""
@@ -24,7 +23,7 @@ MAIN_WEIGHTS = {"correctness": 0.1, "format": 0.1, "rouge_l": 0.2, "length": 0.2
 class Checkpoint:
     """A model in memory, and how to prompt, draw and score: as in its run, or by the defaults."""
 
-    generator: Generator
+    generator: LocalGenerator
     scorer: Scorer
     draw: Draw
     data: Data

@@ -13,7 +13,9 @@ runs/NAME/
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -190,6 +192,7 @@ def new_manifest(recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.name,
         "seed": recipe.seed,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(["qreason", *sys.argv[1:]]),
         "versions": {name: version(name) for name in LIBRARIES},
         "data": data_hashes(recipe),
         "steps": [],

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qreason.data.examples import read_examples
+from qreason.data.examples import choose_prompt, read_examples
 from qreason.data.pairs import read_pairs
-from qreason.data.prompts import SYSTEM_PROMPTS
+from qreason.data.prompts import system_prompt
 from qreason.recipe.schema import Recipe
 from qreason.recipe.sections import Weighted
 from qreason.recipe.stage import NEWEST
@@ -87,6 +87,7 @@ class Session:
 
         All data are read, and given to `check`, before the folder is changed.
         """
+        recipe = recipe.model_copy(update={"data": choose_prompt(recipe.data)})
         examples = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
         pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else None
         if recipe.asks_for("consistent_steps"):
@@ -159,7 +160,13 @@ class Session:
 
     def sampled(self) -> list[Example]:
         """What the newest finished sample step kept."""
-        return read_examples(self.disk.need(SAMPLED), use="sampled")
+        asked = {example.id: example for example in self.examples("prompts")}
+        rows = [
+            (row, asked.get(row.id.rpartition("-")[0])) for row in read_examples(self.disk.need(SAMPLED), use="sampled")
+        ]
+        return [
+            replace(row, system=one.system, history=one.history) if one and not row.plain else row for row, one in rows
+        ]
 
     def draws(self) -> Path:
         """The file with every draw of the newest finished sample step."""
@@ -172,7 +179,7 @@ class Session:
         """The backend that loads and trains the base, chosen once."""
         from qreason.model.backends import start
 
-        return start(self.recipe.model.backend)
+        return start(self.recipe.model.backend, self.recipe.plain_stage)
 
     @cached_property
     def resident(self) -> Resident:
@@ -255,7 +262,7 @@ class Session:
         from qreason.inference.gain import ReasoningGain
 
         rows = [step.grpo.per_device_train_batch_size for step in self.recipe.steps if step.grpo]
-        system = SYSTEM_PROMPTS[self.recipe.data.prompt]
+        system = system_prompt(self.recipe.data)
         return ReasoningGain(lambda: self.generator, system, rows=min(rows, default=MEASURED))
 
     def judge(self, settings: JudgeSettings) -> Judge:

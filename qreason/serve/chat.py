@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.data.prompts import render, system_prompt
 from qreason.errors import InputError
 from qreason.inference.selection import best, check_ranking, open_ranking, vote, votes_for
 from qreason.rewards.registry import REFERENCED
@@ -47,7 +47,7 @@ class Talk:
         n = drawn or 1
         sampling = checkpoint.draw.sampling(greedy=not drawn, seed=checkpoint.seed + self.turn)
         self.turn += 1
-        prompt = render(example, SYSTEM_PROMPTS[checkpoint.data.prompt])
+        prompt = render(example, system_prompt(checkpoint.data))
         (replies,) = checkpoint.generator.generate([prompt], n=n, sampling=sampling)
         tokens = sum(len(reply.token_ids) for reply in replies)
         if self.votes:

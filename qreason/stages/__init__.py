@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from importlib import import_module
 
+from qreason.machine.rows import take_peak_memory
 from qreason.recipe.schema import Step
 from qreason.run.lineage import write_lineage
 from qreason.run.session import Artifact, Session, Stage
@@ -24,6 +25,8 @@ def run_step(run: Session, position: int) -> tuple[Artifact, float]:
     run.begin_step(position)
     artifact = run_stage(run.recipe.steps[position], run)
     seconds = time.perf_counter() - start
+    if (peak := take_peak_memory()) is not None:
+        run.disk.manifest.setdefault("memory", {}).setdefault("peak_bytes", {})[str(position)] = peak
     run.disk.finish_step(position, seconds)
     write_lineage(run)
     if run.mirror:

@@ -7,7 +7,7 @@ replies instead (`sample` with a teacher, then `sft`).
 
 from __future__ import annotations
 
-from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.data.prompts import render, system_prompt
 from qreason.errors import ModelError
 from qreason.model.resident import Resident
 from qreason.recipe.training import Distill
@@ -17,7 +17,7 @@ from qreason.run.session import Artifact, Session
 
 def stage(settings: Distill, run: Session) -> Artifact:
     """Train the newest adapter of the run (or another, or a fresh one) towards the teacher on data.prompts."""
-    examples, system = run.examples("prompts")[: settings.rows], SYSTEM_PROMPTS[run.recipe.data.prompt]
+    examples, system = run.examples("prompts")[: settings.rows], system_prompt(run.recipe.data)
     student, teacher = run.resident, open_teacher(settings.teacher, run.say).resident
     check_vocabularies(student, teacher, settings.teacher.model)
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qreason.data.examples import read_examples
-from qreason.data.prompts import DIRECT_PROMPTS, SYSTEM_PROMPTS, render
-from qreason.errors import DataError
+from qreason.data.examples import choose_prompt, read_examples
+from qreason.data.prompts import render, system_prompt
+from qreason.errors import DataError, InputError
 from qreason.inference.beam import beam_search
+from qreason.inference.journal import Journal
 from qreason.inference.reasoning import ASKS_FOR_NONE, NOT_ASKED_FOR, Figures, intervene
 from qreason.inference.selection import check_ranking, open_ranking, scale
-from qreason.machine.files import write_json, write_jsonl
+from qreason.machine.files import hash_files, write_json, write_jsonl
 from qreason.machine.progress import Bar, progress_bar
+from qreason.model.load import fingerprint
 from qreason.recipe.schema import Recipe
+from qreason.recipe.sections import Data
 from qreason.recipe.settings import Evaluate
 from qreason.report.build import measure
 from qreason.rewards.reasoned import is_consistent
@@ -26,7 +30,7 @@ from qreason.rewards.steps import ReferenceSteps
 from qreason.rewards.tags import follows_format
 from qreason.rewards.text import is_mentioned
 from qreason.run.checkpoint import Checkpoint, check_target, newest_of, open_checkpoint
-from qreason.run.folder import is_run_folder, read_recipe
+from qreason.run.folder import RunFolder, Say, is_run_folder
 from qreason.run.session import Artifact, Session
 from qreason.types import Example, Messages, Reply
 
@@ -41,13 +45,27 @@ def stage(settings: Evaluate, run: Session) -> Artifact:
     taught = run.examples("sft") if is_taught(run.recipe) else []
     shots = run.examples("sft")[: settings.shots] if settings.shots else []
     label = f"{folder.name} eval"
-    rows = measure_rows(checkpoint, examples, settings, label=label, folder=folder, taught=taught, shots=shots)
+    journal = open_journal(folder / "evaluation", run.recipe.model.base, run.disk.adapter(), run.say, run.mirror)
+    with checkpoint.generator.recording(journal):
+        rows = measure_rows(checkpoint, examples, settings, label=label, folder=folder, taught=taught, shots=shots)
     write_jsonl(folder / "evaluation.jsonl", rows)
-    report = measure(rows, folder.name, time.perf_counter() - start)
+    report = measure(rows, folder.name, journal.seconds + time.perf_counter() - start)
     write_json(folder / "evaluation.json", report)
+    journal.file.unlink(missing_ok=True)  # all was without a reply
     accuracy, passed, form, reward = (report[key]["mean"] for key in ("accuracy", "pass_at_1", "format", "reward"))
     summary = f"accuracy {accuracy:.1%}, pass@1 {passed:.1%}, format {form:.1%}, reward {reward or 0:.2f}"
     return Artifact(folder / "evaluation.json", summary)
+
+
+def open_journal(
+    file: Path, base: str, adapter: Path | None, say: Say, mirror: Callable[[], None] | None = None
+) -> Journal:
+    """FILE.part, which keeps what a model has replied so far; a model with other weights replies anew."""
+    weights = hash_files(sorted(adapter.glob("*.safetensors"))) if adapter else "base"
+    journal = Journal(file.with_name(f"{file.name}.part"), f"{fingerprint(base)} {weights}", mirror)
+    if journal.found:
+        say(f"{journal.file}: the evaluation was not finished: continuing after {journal.found} batches")
+    return journal
 
 
 def measure_rows(
@@ -65,8 +83,8 @@ def measure_rows(
     The reasoning of the greedy replies is tested by intervention, and compared with the steps of the rows and of those
     that were `taught`.
     """
-    prompt_of = SYSTEM_PROMPTS if settings.chain_of_thought else DIRECT_PROMPTS
-    prompts = [render(example, prompt_of[checkpoint.data.prompt], shots) for example in examples]
+    system = system_prompt(checkpoint.data, direct=not settings.chain_of_thought)
+    prompts = [render(example, system, shots) for example in examples]
     draw, scorer, n = checkpoint.draw, checkpoint.scorer, settings.samples
     repeated = [example for example in examples for _ in range(n)]
     marks: list[float] = []
@@ -159,13 +177,20 @@ def is_taught(recipe: Recipe) -> bool:
     return any("sft" in step.settings.reads() for step in recipe.steps)
 
 
-def evaluate_task(target: str, task: Path, settings: Evaluate) -> dict[str, Any]:
-    """Measure a run folder's newest adapter, a model folder or a Hub model on a task file; nothing is written."""
+def evaluate_task(target: str, task: Path, settings: Evaluate, out: Path | None, say: Say) -> dict[str, Any]:
+    """Measure a run folder's newest adapter, a model folder or a Hub model on a task file.
+
+    `out` gets its rows; only with it, an evaluation that is cut off goes on.
+    """
     check_target(target)
+    if out and (out.exists() or not out.parent.is_dir()):
+        raise InputError(f"--out {out}: {'already exists' if out.exists() else 'its folder is missing'}")
     folder = Path(target)
-    recipe = read_recipe(folder) if is_run_folder(folder) else None
-    examples = read_examples(task, recipe.data if recipe else None)
-    checkpoint = open_checkpoint(target)
+    disk = RunFolder.reopen(folder) if is_run_folder(folder) else None
+    recipe = disk.recipe if disk else None
+    data = recipe.data if recipe else choose_prompt(Data(heldout=str(task)))
+    examples = read_examples(task, data)
+    checkpoint = replace(open_checkpoint(target), data=data)
     check_ranking(settings.best_by, checkpoint.scorer)
     if settings.beam:
         check_ranking(settings.beam.by, checkpoint.scorer)
@@ -174,5 +199,14 @@ def evaluate_task(target: str, task: Path, settings: Evaluate) -> dict[str, Any]
     if recipe and is_taught(recipe) and Path(str(recipe.data.sft)).is_file():
         taught = read_examples(str(recipe.data.sft), recipe.data, "sft")
     asked, label = examples[: settings.rows], task.stem[:14]
-    rows = measure_rows(checkpoint, asked, settings, label=label, folder=Path.cwd(), taught=taught)
-    return {"model": target, "task": str(task)} | measure(rows, task.stem, time.perf_counter() - start)
+    journal = None
+    if out:
+        base = recipe.model.base if recipe else target
+        journal = open_journal(out, base, disk.adapter() if disk else None, say)
+    with checkpoint.generator.recording(journal):
+        rows = measure_rows(checkpoint, asked, settings, label=label, folder=Path.cwd(), taught=taught)
+    if out and journal:
+        write_jsonl(out, rows)
+        journal.file.unlink(missing_ok=True)
+    seconds = time.perf_counter() - start + (journal.seconds if journal else 0)
+    return {"model": target, "task": str(task)} | measure(rows, task.stem, seconds)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qreason.errors import RunFolderError
 from qreason.export.engine import need_engine
-from qreason.export.exporter import Exporter
+from qreason.export.exporter import PART, REPORT, Exporter
 from qreason.machine.files import read_json, write_json
 from qreason.machine.records import Origin
 from qreason.recipe.settings import Export
@@ -19,7 +19,12 @@ from qreason.run.session import Artifact, Session
 def stage(settings: Export, run: Session) -> Artifact:
     """The newest merge of the run as GGUF files in the step's folder."""
     merged = find_merged(run)  # before the folder is cleared
-    return export_into(run.clear_stage_folder(), merged, settings, run)
+    folder = run.stage_folder()
+    if (folder / PART).is_file() or (folder / REPORT).is_file():
+        run.say(f"{folder.name} was not finished: continuing with what is left")
+    else:
+        run.clear_stage_folder()
+    return export_into(folder, merged, settings, run)
 
 
 def find_merged(run: Session) -> Path:
@@ -50,5 +55,6 @@ def export_into(folder: Path, merged: Path, settings: Export, run: Session) -> A
             exporter.make_all()
         finally:
             if exporter.finished or exporter.results.checks:
-                write_json(folder / "export.json", exporter.report())
+                write_json(folder / REPORT, exporter.report())
+    (folder / PART).unlink(missing_ok=True)
     return Artifact(folder, exporter.summary)

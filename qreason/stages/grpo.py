@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.data.prompts import render, system_prompt
 from qreason.recipe.training import Grpo
 from qreason.run.session import Artifact, Rewards, Session
 from qreason.training.preflight import check_gold, check_judge, check_rollouts
@@ -22,11 +22,11 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     examples = run.examples("prompts")[: settings.rows]
     if plain := run.plain(settings.plain_share, len(examples)):
         random.Random(run.recipe.seed).shuffle(examples := examples + plain)
-    system = SYSTEM_PROMPTS[run.recipe.data.prompt]
+    system = system_prompt(run.recipe.data)
 
     from trl import GRPOConfig, GRPOTrainer
 
-    from qreason.model.compat.trl import sharing_prompts
+    from qreason.model.compat.trl import frugal
     from qreason.training.resuming import open_checkpoints
     from qreason.training.trainer import start_adapter, train, trl_config
 
@@ -45,7 +45,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     adapter, state = train(
-        sharing_prompts(GRPOTrainer),
+        frugal(GRPOTrainer, run.resident.model, run.say) if run.resident.backend == "plain" else GRPOTrainer,
         GRPOConfig(**weights | sampling | trl_config(settings, run, folder)),
         [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)],
         run,
@@ -67,7 +67,7 @@ def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence
         run.generator,
         scorer,
         examples,
-        system=SYSTEM_PROMPTS[recipe.data.prompt],
+        system=system_prompt(recipe.data),
         n=settings.num_generations,
         sampling=recipe.sampling.sampling(seed=recipe.seed),
         folder=folder,

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.data.prompts import render, system_prompt
 from qreason.errors import ModelError, RunFolderError, TrainingError
 from qreason.inference.generate import open_generator
 from qreason.machine.files import DRAFT, write_json
 from qreason.machine.progress import Bar, progress_bar
+from qreason.machine.rows import free_memory
 from qreason.model import merging
 from qreason.recipe.sections import Model
 from qreason.recipe.settings import Merge
@@ -160,15 +161,17 @@ class Merger:
         settings, model = self.settings, self.run.recipe.model
         copied = merging.float32_copy(self.run.resident) if base == "trained" else merging.float32_original(model)
         self.run.release()  # the stored model takes its place: a small GPU cannot hold two
+        copied = merging.to_gpu(copied, self.hardware)
         adapted = merging.put_on(copied, self.adapters, settings, self.run.recipe.seed)
         unfolded = merging.log_probabilities(adapted, self.replies)
         self.bar.advance(1)
         merging.store(merging.fold(adapted), self.tokenizer, draft, settings, model.base)
         del adapted, copied
         self.bar.advance(2)
-        stored = merging.float32_original(Model(base=str(draft)))
+        stored = merging.to_gpu(merging.float32_original(Model(base=str(draft))), self.hardware)
         predictions = merging.log_probabilities(stored, self.replies)
         del stored
+        free_memory()
         self.bar.advance(1)
         figures = {
             "kl": merging.divergence(self.predictions, predictions),
@@ -186,7 +189,7 @@ class Merger:
 
 
 def greedy(generator: Generator, rows: Sequence[Example], run: Session) -> list[Reply]:
-    prompts = [render(example, SYSTEM_PROMPTS[run.recipe.data.prompt]) for example in rows]
+    prompts = [render(example, system_prompt(run.recipe.data)) for example in rows]
     replies = generator.generate(prompts, n=1, sampling=run.recipe.sampling.sampling(greedy=True))
     return [drawn[0] for drawn in replies]
 

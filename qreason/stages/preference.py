@@ -12,6 +12,7 @@ from qreason.data.pairs import filter_by_topic, hold_out, rank_draws
 from qreason.errors import DataError, ModelError, OutOfMemoryError
 from qreason.machine.files import read_jsonl, write_json
 from qreason.machine.records import Draw
+from qreason.machine.rows import is_out_of_memory
 from qreason.model.classifier import LEVEL, PreferenceModel, render_ids, with_head
 from qreason.model.load import lora_config
 from qreason.recipe.training import Preference
@@ -32,7 +33,6 @@ def stage(settings: Preference, run: Session) -> Artifact:
         raise ModelError("a preference step trains on the plain base: set model.backend to plain")
     rows = [encode(resident.tokenizer, pair, resident.context_length) for pair in learnt]
 
-    import torch
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
@@ -55,7 +55,9 @@ def stage(settings: Preference, run: Session) -> Artifact:
             shown=("loss", "accuracy"),
             checkpoints=checkpoints,
         )
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemoryError(
             "the GPU has not enough memory for a micro-batch of pairs; lower preference.per_device_train_batch_size"
         ) from None

@@ -50,7 +50,7 @@ def recipe_of(repo: str, revision: str | None, base: str | None, run_say: Any) -
             {
                 "name": repo.partition("/")[2],
                 "model": {**(about.get("model") or fallback), "base": base or named},
-                "data": {"prompt": about.get("prompt", "helpdesk")},
+                "data": {key: about[key] for key in ("prompt", "system") if key in about} or {"prompt": "helpdesk"},
                 "rewards": {"correctness": 0.1, "format": 0.1},
                 "steps": [{"pull": {"repo": repo, "revision": revision, "other_base": base is not None}}],
                 **({"sampling": sampling} if isinstance(sampling, dict) else {}),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import SYSTEM_PROMPTS, render
+from qreason.data.prompts import render, system_prompt
 from qreason.errors import TrainingError, redact
 from qreason.machine.files import write_json, write_jsonl, write_text
 from qreason.machine.progress import progress_bar
@@ -53,7 +53,7 @@ def made_with(settings: Sample, run: Session) -> dict[str, Any]:
     """What the draws depend on; the sieve's settings are not part of it and may change."""
     recipe = run.recipe
     common = {
-        "prompt": recipe.data.prompt,
+        "prompt": recipe.data.system or recipe.data.prompt,
         "sampling": recipe.sampling.model_dump(exclude={"max_num_seqs"}),
         "rewards": recipe.dump()["rewards"],
     }
@@ -70,7 +70,7 @@ def draw(
     settings: Sample, run: Session, examples: Sequence[Example], wanted: Sequence[tuple[Example, int]]
 ) -> Iterator[list[Drawn]]:
     """Draws the wanted (example, number), in batches."""
-    system = SYSTEM_PROMPTS[run.recipe.data.prompt]
+    system = system_prompt(run.recipe.data)
     if settings.teacher and settings.teacher.endpoint:
         yield from ask_teacher(settings.teacher, wanted, system, run.recipe.sampling)
         return

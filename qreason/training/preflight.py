@@ -12,6 +12,7 @@ from qreason.errors import DataError, TrainingError
 from qreason.judge.calibration import calibrate, fitness, read_labels
 from qreason.judge.verdict import Judge
 from qreason.machine.files import write_json
+from qreason.machine.progress import progress_bar
 from qreason.recipe.training import PREFLIGHT_PROMPTS
 from qreason.rewards.registry import FULL_MARKS
 from qreason.rewards.scoring import Scorer, applies
@@ -68,7 +69,8 @@ def check_rollouts(
     scores: list[list[Score]] = []
     while left := order[len(made) : len(made) + PREFLIGHT_PROMPTS]:
         prompts = [render(example, system) for example in left]
-        made += generator.generate(prompts, n=n, sampling=sampling, fast=True)
+        with progress_bar("preflight", total=len(left) * n) as bar:
+            made += generator.generate(prompts, n=n, sampling=sampling, fast=True, on_progress=bar.advance)
         replies = [reply for group in made[-len(left) :] for reply in group]
         if not any(reply.finished for group in made for reply in group):
             raise TrainingError(

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from qreason.errors import OutOfMemoryError
-from qreason.machine.rows import free_memory
+from qreason.machine.rows import free_memory, is_out_of_memory
 from qreason.model.compat.trl import Cut
 
 BY_ROWS = {"grpo", "dr_grpo", "sapo", "luspo"}
@@ -25,8 +25,6 @@ class Recovery:
         self.say, self.parts = say, 1
 
     def __call__(self, trainer: Any, model: Any, attempt: Callable[[Cut | None], Any]) -> Any:
-        import torch
-
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         earlier = [parameter.grad for parameter in trained]
         for parameter in trained:
@@ -39,7 +37,9 @@ class Recovery:
             try:
                 loss = attempt(cut if self.parts > 1 else None)
                 break
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 self.double_parts(trainer)
             for parameter in trained:
                 parameter.grad = None
@@ -60,7 +60,17 @@ class Recovery:
 
 
 def row_count(inputs: dict[str, Any] | None) -> int:
-    return max((len(value) for value in (inputs or {}).values() if has_rows(value)), default=0)
+    rows = max((len(value) for value in (inputs or {}).values() if has_rows(value)), default=0)
+    return max(rows, len(packed_starts(inputs)) if inputs else 0)
+
+
+def packed_starts(inputs: dict[str, Any]) -> list[int]:
+    """Where the rows begin that were packed into one, by TRL's positions; none where rows stand beside each other."""
+    positions = inputs.get("position_ids")
+    if positions is None or "attention_mask" in inputs or len(positions) != 1:
+        return []
+    starts: list[int] = (positions[0] == 0).nonzero().flatten().tolist()
+    return starts
 
 
 def has_rows(value: Any) -> bool:
@@ -69,12 +79,17 @@ def has_rows(value: Any) -> bool:
 
 def split_rows(inputs: dict[str, Any], parts: int, loss_type: str | None) -> list[tuple[dict[str, Any], float]]:
     """Pieces of a micro-batch, and the weight of each in its loss."""
-    rows = row_count(inputs)
+    rows, starts = row_count(inputs), packed_starts(inputs)
     cuts = [rows * part // parts for part in range(parts + 1)]
-    pieces = [
-        {key: value[start:end] if has_rows(value) and len(value) == rows else value for key, value in inputs.items()}
-        for start, end in pairwise(cuts)
-    ]
+
+    def piece(value: Any, start: int, end: int) -> Any:
+        if not has_rows(value):
+            return value
+        if starts and value.shape[:2] == inputs["position_ids"].shape:
+            return value[:, starts[start] : starts[end] if end < rows else None]
+        return value[start:end] if len(value) == rows else value
+
+    pieces = [{key: piece(value, *cut) for key, value in inputs.items()} for cut in pairwise(cuts)]
     if loss_type in BY_ROWS:
         return [(piece, row_count(piece) / rows) for piece in pieces]
     if loss_type == "bnpo":

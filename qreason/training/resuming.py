@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 import signal
@@ -14,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from qreason.errors import RunFolderError
+from qreason.errors import RunFolderError, first_line
 from qreason.machine.files import DRAFT, flush, hash_files, read_json, write_json, write_text
 from qreason.machine.records import Progress, State
 from qreason.recipe.training import Training
@@ -67,6 +68,7 @@ class Checkpoints:
     """Writes and reads the checkpoints of one training stage."""
 
     memory: Remembers = Nothing()
+    random: dict[str, Any]
 
     def __init__(
         self,
@@ -164,14 +166,16 @@ class Checkpoints:
             parameter.data.copy_(weights[name])
 
     def load_optimizer(self, trainer: Any, folder: Path) -> None:
+        """The random states are kept for load_random, which the trainer may ask for twice."""
         state = read_state(folder)
+        self.random = state["random"]
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.lr_scheduler.load_state_dict(state["learning_rate"])
         if state["scaler"] is not None:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def load_random(self, folder: Path) -> None:
-        set_random(read_state(folder)["random"])
+    def load_random(self) -> None:
+        set_random(self.random)
 
     def load_progress(self, trainer: Any, folder: Path) -> None:
         """What is added up: after the trainer has set its sums to zero."""
@@ -249,7 +253,10 @@ def write_checkpoint(folder: Path, trainer: Any, snapshot: Snapshot) -> Path:
 def read_state(folder: Path) -> dict[str, Any]:
     import torch
 
-    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RunFolderError(f"{folder / 'state.pt'}: {first_line(error)[:100]}; remove {folder}") from None
     return state
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from qreason.data.prompts import SYSTEM_PROMPTS, lesson
+from qreason.data.prompts import lesson, system_prompt
 from qreason.errors import OutOfMemoryError, TrainingError
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import Bar, progress_bar
 from qreason.model.compat.peft import POLICY, name_base
-from qreason.model.compat.trl import in_pieces, recast_adapter, resumable
+from qreason.model.compat.transformers import use_one_gpu
+from qreason.model.compat.trl import check_kernel, float32_adapter, in_pieces, resumable
 from qreason.recipe.training import Training
 from qreason.run.folder import CHECKPOINT
 from qreason.run.resume import RESUME, step_of
@@ -57,7 +58,7 @@ def compensate_quantization(run: Session) -> None:
         return
     data = run.recipe.data
     examples = run.examples("sft" if data.sft else "prompts")[:CALIBRATION]
-    chats = [lesson(example, SYSTEM_PROMPTS[data.prompt]) for example in examples]
+    chats = [lesson(example, system_prompt(data)) for example in examples]
     texts = [run.resident.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
     before, after = compensate(run.resident, texts)
     run.say(f"NF4 changes the layers' outputs by {before:.1%}, with the adapter's initial weights by {after:.1%}")
@@ -143,16 +144,19 @@ def run_trainer(
     """
     import torch
 
+    use_one_gpu(config)
+    if trouble := check_kernel(run.resident.hardware.device):
+        run.say(f"TRL's fused kernel does not work here, its plain one is used ({trouble}); `qreason doctor` says more")
     with progress_bar(folder.name) as bar:
-        trainer = (resumable(trainer_class, checkpoints) if checkpoints else trainer_class)(
-            args=config,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=run.resident.tokenizer,
-            callbacks=[Watch(folder, bar, shown)],
-            **more,
-        )
+        with float32_adapter(more["model"]):
+            trainer = (resumable(trainer_class, checkpoints) if checkpoints else trainer_class)(
+                args=config,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=run.resident.tokenizer,
+                callbacks=[Watch(folder, bar, shown)],
+                **more,
+            )
         trainer.remove_callback(PrinterCallback)
-        recast_adapter(trainer)
         try:
             if checkpoints:
                 train_resumably(trainer, checkpoints, run)

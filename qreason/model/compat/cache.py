@@ -53,12 +53,28 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         if not self.spacious:
             super().batch_select_indices(indices)
             return
-        end, count = self.get_seq_length(), len(indices)
-        moved = (indices != torch.arange(count, device=indices.device)).nonzero().squeeze(1)
+        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
+        self.move(len(indices), moved, indices[moved])
+
+    def move(self, count: int, places: torch.Tensor, rows: torch.Tensor) -> None:
+        """Keep the first `count` rows, with `rows` of the old ones in these `places`."""
+        end = self.get_seq_length()
         self.spacious = [whole[:count] for whole in self.spacious]
         for whole, part in zip(self.spacious, (self.keys, self.values), strict=True):
-            whole[moved, :, :end] = part[indices[moved]]
+            whole[places, :, :end] = part[rows]
         self.keys, self.values = (whole[:, :, :end] for whole in self.spacious)
+
+
+def keep_rows(cache: DynamicCache, rows: list[int], device: torch.device) -> None:
+    """Keep these rows of all layers, in this order, without reading anything from the device."""
+    moves = [(place, row) for place, row in enumerate(rows) if place != row]
+    places, moved = torch.tensor(moves, dtype=torch.long, device=device).reshape(-1, 2).unbind(1)
+    index = torch.tensor(rows, device=device)
+    for layer in cache.layers:
+        if isinstance(layer, RoomyLayer) and layer.spacious:
+            layer.move(len(rows), places, moved)
+        else:
+            layer.batch_select_indices(index)
 
 
 def with_room(part: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""transformers: attention of one new token, llama.cpp's rotary angles, models built around quantized layers."""
+"""transformers: attention of one new token, llama.cpp's angles, models around quantized layers, one GPU a process."""
 
 from __future__ import annotations
 
@@ -69,6 +69,17 @@ def grouped_queries(model: Any) -> Iterator[None]:
         config._attn_implementation = "sdpa"
 
 
+def takes_ready_mask(model: Any) -> bool:
+    """Whether a mask for SDPA may be given, (rows, 1, 1, tokens), or None where nothing is hidden.
+
+    Read in transformers 5.10.0 and 5.24.0: models with rotary angles make their masks by create_causal_mask, which
+    leaves a ready one as it is; of (rows, tokens) it asks whether anything is hidden, which waits for the device.
+    Others read positions out of the mask.
+    """
+    known = ("sdpa", GROUPED)
+    return hasattr(model.base_model, "rotary_emb") and model.config.get_text_config()._attn_implementation in known
+
+
 # --- rotary angles ---------------------------------------------------------------------------------
 
 
@@ -105,6 +116,29 @@ def engine_angles(model: Any) -> Iterator[None]:
             hook.remove()
 
 
+# --- generate --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def own_sampling(model: Any) -> Iterator[None]:
+    """Within it, generate takes nothing from the generation_config that came with the base, such as its penalties.
+
+    Read in transformers 5.10.0 and 5.24.0: generate fills what it is not given from `self.generation_config`, which
+    PEFT 0.20.0 and 0.21.2 set on the inner model from the outer one before each call.
+    """
+    from transformers import GenerationConfig
+
+    kept = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=kept.bos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+        inner: Any = getattr(getattr(model, "base_model", None), "model", None)
+        if hasattr(inner, "generation_config"):
+            inner.generation_config = kept
+
+
 # --- quantized models ------------------------------------------------------------------------------
 
 
@@ -128,3 +162,16 @@ def mark_quantized(model: Any, like: Any) -> None:
     for key in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
         if hasattr(like, key):
             setattr(model, key, getattr(like, key))
+
+
+# --- trainers --------------------------------------------------------------------------------------
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Let a trainer with these arguments use one GPU, however many torch sees.
+
+    Read in transformers 5.10.0 and 5.24.0: without a distributed launch, setting up the device counts the GPUs as
+    `_n_gpu`, by which the batch is multiplied, and for which the model is wrapped in DataParallel.
+    """
+    _ = arguments.device  # sets it up, once
+    arguments._n_gpu = min(1, arguments._n_gpu)

@@ -1,40 +1,84 @@
-"""TRL: prompts read once, micro-batches computed in pieces, steps that can be resumed, adapters that stay float32."""
+"""TRL: log-probabilities in little memory, micro-batches in pieces, steps that can be resumed, float32 adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from qreason.errors import kind_and_line
+from qreason.machine.rows import Rows
+from qreason.model.compat.peft import base_of
+
 if TYPE_CHECKING:
     import torch
 
-# --- each prompt once ------------------------------------------------------------------------------
+# --- log-probabilities -----------------------------------------------------------------------------
 
 
-class SharedPrompts:
-    """TRL's GRPO trainer, reading each prompt once per micro-batch. Mixed in before GRPOTrainer by `sharing_prompts`.
+class LogProbabilities:
+    """TRL's GRPO trainer, with log-probabilities that need less time and memory. Mixed in by `frugal`.
 
-    The replies of a group share their prompt, which is often longer than they are. Its keys and values are computed
-    once for all its replies; gradients flow back through them, so the step's gradient is the same up to rounding.
+    On a CPU each prompt is read once per micro-batch. The replies of a group share it, and it is often longer than they
+    are. Its keys and values are computed once for all its replies; gradients flow back through them, so the step's
+    gradient is the same up to rounding.
+
+    Elsewhere the logits of all tokens are never held: they are computed in tiles, forward and backward. Those of a
+    whole generation batch, which need no gradient, are computed for a micro-batch at a time, or for fewer rows once
+    memory ran out.
 
     Read in TRL 1.14.2 and 1.16.0: log-probabilities come from `_get_per_token_logps_and_entropies`, which calls the
-    model it is given with input_ids and attention_mask. 1.14.2 expects logits, and with Liger uses the model's parts;
-    1.16.0, whose models have a fused LM head, expects log-probabilities and entropies.
+    model it is given with input_ids and attention_mask. 1.14.2 expects logits; 1.16.0, whose models have a fused LM
+    head, expects log-probabilities and entropies. In 1.14.2 `_chunked_logps` is used with Liger only, whose kernels it
+    does not need; it reads the matrix of the LM head, without an adapter on it.
     """
 
     args: Any
+    accelerator: Any
     temperature: float
+    tiled: bool
+    say: Callable[[str], None]
+    rows: Rows | None = None
 
     def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        import torch
+
+        if torch.is_grad_enabled():
+            return self.score(model, input_ids, attention_mask, logits_to_keep, **kwargs)
+        self.rows = self.rows or Rows(batch_size or len(input_ids), "replies to score", self.say)
+        found: list[Any] = []
+        done = 0
+        while done < len(input_ids):
+            part = slice(done, done + self.rows.most)
+            ids, mask = input_ids[part], attention_mask[part]
+            some = self.rows.attempt(partial(self.score, model, ids, mask, logits_to_keep, **kwargs), len(ids))
+            if some is not None:
+                found.append(some)
+                done += len(ids)
+        return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True))
+
+    def score(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **kwargs: Any
     ) -> Any:
-        uses_parts = kwargs.get("compute_aux_loss") or getattr(self, "use_liger_kernel", False)
-        if can_share_prompts(self.args) and not uses_parts:
-            model = partial(answer_once, model, logits_to_keep, self.temperature)
         compute = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
+        if not kwargs.get("compute_aux_loss") and not getattr(self, "use_liger_kernel", False):
+            if can_share_prompts(self.args):
+                model = partial(answer_once, model, logits_to_keep, self.temperature)
+            elif self.tiled:
+                kwargs.pop("compute_aux_loss", None)
+                compute, model = self._chunked_logps, self.accelerator.unwrap_model(model)  # type: ignore[attr-defined]
         return compute(model, input_ids, attention_mask, logits_to_keep, **kwargs)
 
 
@@ -83,9 +127,31 @@ def read_prompts_once(
     return SimpleNamespace(logits=torch.cat([first[which], rest], 1))
 
 
-def sharing_prompts(trainer: type) -> Any:
-    """TRL's GRPO trainer class, reading prompts once."""
-    return type(trainer.__name__, (SharedPrompts, trainer), {})
+def frugal(trainer: type, model: Any, say: Callable[[str], None]) -> Any:
+    """TRL's GRPO trainer class, with LogProbabilities of this model; not for Unsloth's, which has its own."""
+    head = model.get_output_embeddings()
+    parts = {"tiled": base_of(head) is head, "say": staticmethod(say)}
+    return type(trainer.__name__, (LogProbabilities, trainer), parts)
+
+
+def check_kernel(device: str) -> str | None:
+    """Why TRL's fused log-probabilities fail on a device, which are then left out; None where they do not.
+
+    Read in TRL 1.14.2: where Triton is there, `_fused_logprob_entropy` of trl.trainer.utils is its kernel, else None,
+    and all log-probabilities and entropies of logits are computed in plain torch.
+    """
+    import torch
+    from trl.trainer import utils
+
+    if utils._fused_logprob_entropy is None or device != "cuda":
+        return None
+    try:
+        logits, index = torch.zeros(1, 8, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        utils._fused_logprob_entropy(logits, index)
+    except Exception as error:  # a compiler, headers or a library is missing, each with its own error
+        utils._fused_logprob_entropy = None
+        return kind_and_line(error)
+    return None
 
 
 # --- micro-batches in pieces -----------------------------------------------------------------------
@@ -184,7 +250,7 @@ class Resumable:
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint:
-            self.checkpoints.load_random(Path(checkpoint))
+            self.checkpoints.load_random()
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
@@ -202,12 +268,15 @@ def resumable(trainer: type, checkpoints: Any) -> Any:
 # --- adapters --------------------------------------------------------------------------------------
 
 
-def recast_adapter(trainer: Any) -> None:
-    """Cast trainable weights back to float32.
+@contextmanager
+def float32_adapter(model: Any) -> Iterator[None]:
+    """Within it, a trainer may be made; afterwards the trainable weights are float32, with the values they had.
 
-    Read in TRL 1.14.2 and 1.16.0: the trainers' __init__ casts an adapter on a quantized base to bfloat16, which loses
-    small updates and does not work with a float16 scaler (TRL #4901).
+    Read in TRL 1.14.2 and 1.16.0: the trainers' __init__ casts an adapter on a quantized base to bfloat16, which
+    rounds it, loses small updates and does not work with a float16 scaler (TRL #4901).
     """
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    before = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    yield
+    for parameter in model.parameters():
+        if parameter in before or parameter.requires_grad:
+            parameter.data = before.get(parameter, parameter.data).to(parameter.device).float()

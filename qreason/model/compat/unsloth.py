@@ -67,3 +67,14 @@ def patch_with_unsloth(adapted: Any, checkpointing: bool) -> Any:
     from unsloth import FastLanguageModel
 
     return FastLanguageModel.patch_peft_model(adapted, "unsloth" if checkpointing else False)
+
+
+def resume_training(model: Any) -> None:
+    """Arm gradient checkpointing again, as it was chosen for the adapter, and leave the mode that decodes.
+
+    Read in Unsloth 2026.10.9: generate disarms it in every layer, and arms it again only for a model that it found in
+    training mode, which ours is not while it answers; train() does neither.
+    """
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_training(model)

@@ -1,0 +1,124 @@
+"""What a plan of memory is about: the sizes of a model, the lengths of texts, a card, the models that rewards ask."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from qreason.errors import ModelError
+from qreason.machine.hardware import GIB
+from qreason.model.load import cannot_load, locate
+from qreason.recipe.sections import Model
+
+ADAPTABLE = ("Linear", "Conv1D", "Embedding")
+"""Kinds of layers that PEFT adapts in a language model."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    name: str
+    outputs: int
+    inputs: int
+    quantized: bool
+    """Whether nf4 packs it."""
+    head: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model, from its config; counts are numbers, not bytes."""
+
+    base: str
+    parameters: int
+    buffer_bytes: int
+    linears: tuple[Linear, ...]
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    context: int
+    adaptable: tuple[str, ...] = ()
+    """The names of all layers that PEFT can put an adapter on."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the longest prompt, SFT example, question to the judge (no response), reference, side of a pair."""
+
+    prompt: int = 256
+    example: int = 512
+    question: int = 128
+    reference: int = 64
+    pair: int = 512
+
+
+USUAL = Lengths()
+
+
+@dataclass(frozen=True)
+class Card:
+    """`free_bytes` is what a run may use, including its CUDA context."""
+
+    name: str
+    free_bytes: int
+    capability: tuple[int, int] = (8, 6)
+    compiles: bool = sys.platform == "linux" or find_spec("triton") is not None
+    """Whether Triton's kernels can be compiled for it."""
+
+    @property
+    def context_bytes(self) -> int:
+        """Driver, kernels and cuBLAS workspaces, which torch does not count; by generation, assumed, not measured."""
+        return int(GIB * (0.3 if self.capability < (8, 0) else 0.4 if self.capability < (9, 0) else 0.5))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that rewards query; `stored` is its bytes beside the policy's base."""
+
+    shape: Shape
+    model: Model
+    stored: int
+    offload: bool = False
+    adapter: bool = False
+    kind: str = "score"
+    """`score` and `groupwise` judges, or `preference`."""
+
+
+def read_shape(base: str) -> Shape:
+    """The shape of a base, built without memory on torch's meta device. Raises ModelError where it is not a model."""
+    import torch
+    import transformers
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(locate(base), trust_remote_code=False)
+        kind, text = getattr(transformers, (config.architectures or [""])[0]), config.get_text_config()
+        with torch.device("meta"):
+            model = kind(config)
+        kept, head = get_keys_to_not_convert(model), model.get_output_embeddings()
+        return Shape(
+            base=base,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+            linears=tuple(
+                Linear(name, module.out_features, module.in_features, should_convert_module(name, kept), module is head)
+                for name, module in model.named_modules()
+                if type(module) is torch.nn.Linear
+            ),
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            vocabulary=text.vocab_size,
+            context=text.max_position_embeddings,
+            adaptable=tuple(name for name, module in model.named_modules() if type(module).__name__ in ADAPTABLE),
+        )
+    except Exception as error:
+        raise ModelError(f"{base}: {cannot_load(error)}") from error

@@ -1,0 +1,1 @@
+"""The surfaces of scripts/fuzz: what goes in, and who reads it."""

@@ -1,0 +1,173 @@
+"""An evaluation that is cut off goes on where it stopped, and ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest import RecipeWriter, jsonl
+
+from qreason.cli import main
+from qreason.inference.generate import LocalGenerator
+from qreason.inference.journal import Journal, digest, read_kept
+from qreason.recipe.load import load_recipe
+from qreason.run.session import Session
+from qreason.stages import run_step
+
+SETTINGS = "evaluate: {samples: 3, pass_at: [2], best_of: [2], beam: {width: 2, expand: 2}}"
+
+
+class Cut(BaseException):
+    """The power fails."""
+
+
+@pytest.fixture
+def write_small(write_recipe: RecipeWriter) -> Callable[[], Path]:
+    """A recipe with an evaluation of several batches."""
+    recipe = write_recipe(
+        ("max_completion_length: 12", "max_completion_length: 12, max_num_seqs: 4"),
+        ("  - evaluate\n", f"  - {SETTINGS}\n"),
+    )
+    rows: list[dict[str, object]] = [
+        {"id": f"h{i}", "issue": f"printer {i} is offline", "resolution": "Restart it."} for i in range(5)
+    ]
+    Path("heldout.jsonl").write_text(jsonl(rows))
+    return lambda: recipe
+
+
+def measure(recipe: Path, name: str) -> tuple[Session, dict[str, Any]]:
+    run = Session.open(load_recipe(str(recipe)), Path(name))
+    run_step(run, 0)
+    return run, results(Path(name) / "base")
+
+
+def results(folder: Path) -> dict[str, Any]:
+    report = json.loads((folder / "evaluation.json").read_text())
+    return {"rows": (folder / "evaluation.jsonl").read_text(), **report, "seconds": None}
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """The power fails once so many more batches are made."""
+    add, left = Journal.add, [batches]
+
+    def add_or_end(self: Journal, *given: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Cut
+        add(self, *given)
+
+    monkeypatch.setattr(Journal, "add", add_or_end)
+
+
+def test_an_evaluation_that_is_cut_off_again_and_again_has_the_rows_of_a_whole_one(
+    write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    decode = LocalGenerator.decode
+
+    def counting(self: LocalGenerator, model: Any, ids: Any, n: int, drawing: Any) -> Any:
+        made.append(n)
+        return decode(self, model, ids, n, drawing)
+
+    monkeypatch.setattr(LocalGenerator, "decode", counting)
+    _, whole = measure(write_small(), "whole")
+    batches = len(made)
+    assert batches > 8
+    cuts, part = 0, Path("cut/base/evaluation.part")
+    made.clear()
+    while True:
+        with monkeypatch.context() as patch:
+            cut_after(patch, 6)
+            try:
+                _, cut = measure(write_small(), "cut")
+                break
+            except Cut:
+                cuts += 1
+        with part.open("a") as stream:
+            stream.write('{"key": "half a li')
+    assert cuts > 1
+    assert cut == whole
+    assert len(made) <= batches + cuts, "a cut costs the batch that it interrupts"
+    assert not part.exists()
+
+
+def add_sum(line: dict[str, Any]) -> dict[str, Any]:
+    line.pop("sum")
+    return {**line, "sum": digest(line)}
+
+
+def test_a_damaged_line_is_made_again_and_those_after_it(
+    write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = measure(write_small(), "whole")
+    with monkeypatch.context() as patch:
+        cut_after(patch, 5)
+        with pytest.raises(Cut):
+            measure(write_small(), "cut")
+    part = Path("cut/base/evaluation.part")
+    first, *lines = [json.loads(line) for line in part.read_text().splitlines()]
+    lines[1]["made"] = [3, None]
+    part.write_text("".join(json.dumps(line) + "\n" for line in (first, *lines)))
+    assert len(read_kept(part)) == 2
+    assert measure(write_small(), "cut")[1] == whole
+
+
+def test_what_another_model_replied_is_not_gone_on_with(
+    write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = measure(write_small(), "whole")
+    with monkeypatch.context() as patch:
+        cut_after(patch, 4)
+        with pytest.raises(Cut):
+            measure(write_small(), "cut")
+    part = Path("cut/base/evaluation.part")
+    lines = [json.loads(line) for line in part.read_text().splitlines()]
+    others = [{**line, "key": "other", "made": line["made"][::-1]} for line in lines]
+    part.write_text("".join(json.dumps(add_sum(line)) + "\n" for line in others))
+    assert measure(write_small(), "cut")[1] == whole
+
+
+def test_fewer_rows_at_a_time_after_memory_ran_out_stay_fewer(
+    write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    decode = LocalGenerator.decode
+
+    def small_card(self: LocalGenerator, model: Any, ids: Any, n: int, drawing: Any) -> Any:
+        if len(ids) * n > 2:
+            raise torch.OutOfMemoryError
+        return decode(self, model, ids, n, drawing)
+
+    monkeypatch.setattr(LocalGenerator, "decode", small_card)
+    _, whole = measure(write_small(), "whole")
+    with monkeypatch.context() as patch:
+        cut_after(patch, 4)
+        with pytest.raises(Cut):
+            measure(write_small(), "cut")
+    assert measure(write_small(), "cut")[1] == whole
+
+
+def test_a_task_with_out_goes_on_and_keeps_its_rows(
+    write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_small()
+    command = ["evaluate", "qreason/tiny", "--task", "heldout.jsonl", "--samples", "2", "--json", "--out"]
+    whole = CliRunner().invoke(main, [*command, "whole.jsonl"])
+    assert whole.exit_code == 0, whole.output
+    with monkeypatch.context() as patch:
+        cut_after(patch, 1)
+        with pytest.raises(Cut):
+            CliRunner().invoke(main, [*command, "cut.jsonl"])
+    cut = CliRunner().invoke(main, [*command, "cut.jsonl"])
+    assert "continuing after 1 batches" in cut.stderr
+    numbers = [{**json.loads(one.stdout), "seconds": None} for one in (whole, cut)]
+    assert numbers[0] == numbers[1]
+    assert Path("cut.jsonl").read_text() == Path("whole.jsonl").read_text()
+    again = CliRunner().invoke(main, [*command, "cut.jsonl"])
+    assert again.exit_code == 2
+    assert "already exists" in again.stderr
