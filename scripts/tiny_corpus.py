@@ -429,7 +429,7 @@ def distorted(corpus: Corpus, ticket: Ticket) -> Ticket:
 def quoted_parts(corpus: Corpus) -> str:
     """A ticket, and what its circumstances are about."""
     rng, ticket = corpus.rng, corpus.ticket()
-    ticket = distorted(corpus, ticket) if rng.random() < 0.5 else ticket
+    ticket = distorted(corpus, ticket) if rng.random() < 0.65 else ticket
     quoted = quote(corpus, ticket)
     if rng.random() < 0.3:
         return f"{ticket.issue}\n\n{quoted}"
@@ -766,21 +766,20 @@ CONSOLIDATING: Mixture = {
 QUOTING: Mixture = {
     clearing: 0.05,
     clearings: 0.04,
-    suspects: 0.03,
+    suspects: 0.02,
     suspicions: 0.02,
-    elimination: 0.13,
-    fault: 0.06,
-    faults: 0.02,
-    fixing: 0.1,
-    worked: 0.13,
-    reading: 0.02,
-    form: 0.06,
-    made_up: 0.07,
-    quoted_parts: 0.22,
+    elimination: 0.1,
+    fault: 0.1,
+    faults: 0.03,
+    fixing: 0.06,
+    worked: 0.08,
+    form: 0.03,
+    made_up: 0.12,
+    quoted_parts: 0.28,
     cleared_parts: 0.02,
-    judgement: 0.07,
+    judgement: 0.06,
     judgements: 0.03,
-    instruction: 0.02,
+    instruction: 0.01,
     echo: 0.02,
 }
 """The last lesson: words that are not known by heart, copied."""
