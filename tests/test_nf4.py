@@ -69,6 +69,7 @@ def deltas(adapter: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_training_after_an_evaluation_and_merging_are_exact(finished: Path) -> None:
     """bitsandbytes once repacked its weights during an evaluation, and merged to a relative error of 1.37."""
     base = load_base(Model(base="qreason/tiny", quantization="nf4"), detect()).dequantize().float()
@@ -81,6 +82,7 @@ def test_training_after_an_evaluation_and_merging_are_exact(finished: Path) -> N
         assert (update - delta).norm() <= 0.01 * delta.norm(), layer
 
 
+@pytest.mark.slow
 def test_what_was_saved_answers_as_what_was_trained(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.parents[1])
     trained = [row["reply"] for row in read_jsonl(finished / "02-grpo/evaluation.jsonl")]

@@ -131,6 +131,7 @@ def test_running_again_does_nothing_twice_and_says_so(finished: tuple[Path, Resu
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
+@pytest.mark.slow
 def test_stage_commands_run_the_next_step_only_and_end_like_one_run(
     finished: tuple[Path, Result], tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_a_beam_of_one_without_temperature_is_greedy_decoding(resident: Resident
     assert [drawn for _, drawn in found] == [len(group[0].token_ids) for group in plain]
 
 
+@pytest.mark.slow
 def test_a_beam_goes_where_its_scorer_leads_and_pays_for_every_branch(resident: Resident) -> None:
     def es(replies: Sequence[Reply]) -> list[float]:
         return [float(reply.text.lower().count("e")) for reply in replies]
@@ -187,6 +188,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
+@pytest.mark.slow
 def test_evaluate_prints_every_method_with_its_interval_gain_and_tokens(workplace: Path) -> None:
     asked = [
         "--samples=4",
