@@ -1,0 +1,103 @@
+"""Commands that answer: a chat in the terminal."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from qreason.cli.base import main, say
+from qreason.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from qreason.serve.chat import Talk
+
+
+@main.command()
+@click.argument("target", metavar="DIR|MODEL")
+@click.option("--votes", type=click.IntRange(1), metavar="K", help="Answer by the majority of K drawn replies.")
+@click.option("--best-of", type=click.IntRange(1), metavar="N", help="The best of N drawn replies.")
+@click.option("--by", default="likelihood", show_default=True, help="What ranks them: likelihood or a reward.")
+@click.option("--single", is_flag=True, help="Each question by itself: the model does not see earlier ones.")
+@click.option("--fold", is_flag=True, help="Hide the reasoning.")
+def chat(target: str, votes: int | None, best_of: int | None, by: str, single: bool, fold: bool) -> None:
+    """Talk to a run folder, a model folder or a Hub model; one question per line, /help lists commands."""
+    if votes and best_of:
+        raise InputError("--votes and --best-of: choose one")
+    from qreason.run.checkpoint import open_checkpoint
+    from qreason.serve.chat import Talk
+    from qreason.serve.commands import Ended, is_command, obey
+
+    try:
+        talk = Talk(open_checkpoint(target), votes=votes, best_of=best_of, by=by, single=single, fold=fold)
+    except KeyboardInterrupt:
+        say("qreason: stopped")
+        sys.exit(1)
+    if sys.stdin.isatty():
+        say(f"{target}{talk.stage and f', stage {talk.stage}'}: /help lists commands, /quit or Ctrl-D ends")
+    for line in lines():
+        try:
+            if is_command(line):
+                say(obey(talk, line))
+            else:
+                answer(talk, line)
+        except Ended as end:
+            say(str(end))
+            return
+        except (DataError, InputError) as error:  # ends the turn, not the chat
+            say(str(error))
+
+
+def answer(talk: Talk, question: str) -> None:
+    """Ask and print: a terminal shows the reply as it grows, anything else gets its text."""
+    from qreason.serve.paint import Painter
+
+    terminal = sys.stdout.isatty()
+    painter = Painter(lambda text, dim: click.secho(text, nl=False, dim=dim or None), fold=talk.fold)
+    with stopped_by_ctrl_c(talk) if sys.stdin.isatty() else nullcontext():
+        found = talk.ask(question, painter.show if terminal else lambda text: None)
+    if terminal:
+        painter.show(found.reply.text, last=True)
+        click.echo()
+    else:
+        click.echo(found.reply.text)
+    forgotten = f"; the earliest {found.forgotten} turns have no room any more" if found.forgotten else ""
+    click.secho(f"({found.how}, {found.tokens} tokens{forgotten})", err=True, dim=True)
+
+
+@contextmanager
+def stopped_by_ctrl_c(talk: Talk) -> Iterator[None]:
+    """Within it, Ctrl-C stops the reply, between two tokens so that the model is left as it was."""
+    earlier = signal.signal(signal.SIGINT, lambda number, frame: talk.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+def lines() -> Iterator[str]:
+    """The non-empty lines of stdin; at a terminal with a prompt, editing and the earlier lines (by the arrow keys)."""
+    if terminal := sys.stdin.isatty() and sys.stdout.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401
+    while True:
+        try:
+            if terminal:
+                line = input("> ") + "\n"
+            else:
+                if sys.stdin.isatty():
+                    click.echo("> ", err=True, nl=False)
+                line = sys.stdin.readline()
+        except EOFError:
+            line = ""
+        except KeyboardInterrupt:
+            say("\n(/quit or Ctrl-D ends)")
+            continue
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
