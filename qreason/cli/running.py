@@ -54,6 +54,7 @@ def run_recipe(
     """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
     from qreason.data.examples import describe
     from qreason.hub.mirror import open_mirror
+    from qreason.machine.progress import written_to
     from qreason.recipe.load import load_recipe
     from qreason.run.folder import is_run_folder
     from qreason.run.session import Session
@@ -79,8 +80,9 @@ def run_recipe(
     steps = range(finished, next_step(opened, only) + 1 if only else last)
     for use in loaded.data.sources if starting else ():
         say(f"{use}: {describe(opened.examples(use))}")
-    for step in steps:
-        run_and_say(opened, step)
+    with written_to(folder):
+        for step in steps:
+            run_and_say(opened, step)
     show_report(opened, as_json)
 
 
