@@ -1,16 +1,18 @@
-"""Commands that answer: a chat in the terminal."""
+"""Commands that answer: a chat in the terminal, and an endpoint for other programs."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qreason.cli.base import main, say
+from qreason.cli.base import main, open_finished, say
 from qreason.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -101,3 +103,28 @@ def lines() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: from other machines too.")
+@click.option("--token", envvar="QREASON_TOKEN", help="What clients must send [default: a new one]; or QREASON_TOKEN.")
+@click.option("--gguf", "kind", metavar="TYPE", help="Which file of the export [default: the first].")
+def serve(folder: Path, port: int, host: str, token: str | None, kind: str | None) -> None:
+    """Answer OpenAI's clients with the exported model of RUN, until the command ends."""
+    import secrets
+
+    from qreason.export.engine import need_engine
+    from qreason.serve.endpoint import find_export, open_endpoint
+
+    run = open_finished(folder).disk
+    need_engine()
+    served, token = find_export(run, kind), token or secrets.token_urlsafe(24)
+    if not served.verified:
+        say(f"note: {served.file} was not verified when it was exported")
+    with suppress(KeyboardInterrupt):
+        server = open_endpoint(served, run.recipe, host=host, port=port, token=token)
+        click.echo(f"base_url  {server.listening_address}/v1\napi_key   {token}\nmodel     {served.stage}")
+        say(f"serving {served.file}; Ctrl-C ends it")
+        threading.Event().wait()
