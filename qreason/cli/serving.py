@@ -59,7 +59,7 @@ def answer(talk: Talk, question: str) -> None:
     from qreason.serve.paint import Painter
 
     terminal = sys.stdout.isatty()
-    painter = Painter(lambda text, dim: click.secho(text, nl=False, dim=dim or None), fold=talk.fold)
+    painter = Painter(lambda text, dim: click.secho(text, nl=False, dim=dim or None, reset=dim), fold=talk.fold)
     with stopped_by_ctrl_c(talk) if sys.stdin.isatty() else nullcontext():
         found = talk.ask(question, painter.show if terminal else lambda text: None)
     if terminal:
