@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qreason.cli import main
+from qreason.machine.progress import LIVE
 from qreason.model.load import EMBEDDED
 from qreason.rewards import registry
 from qreason.run.lock import HOLDER
@@ -40,6 +41,7 @@ def test_the_report_has_the_documented_keys(finished: tuple[Path, Result]) -> No
     assert json.loads(result.stdout) == report
     assert report["recipe"] == "smoke"
     assert report["seed"] == 3
+    assert json.loads((folder / LIVE).read_text())["phase"] == "merge"
     assert [row["after"] for row in report["passes"]] == ["base", "01-sft", "02-grpo"]
     for row in report["passes"]:
         assert row["rows"] == report["rows"]
