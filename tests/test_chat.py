@@ -311,6 +311,7 @@ main(["chat", "qreason/tiny"])
 """
 
 
+@pytest.mark.slow
 def test_the_chat_in_a_terminal_streams_remembers_stops_and_quits() -> None:
     terminal = Terminal(sys.executable, "-c", SLOWLY)
     try:

@@ -145,6 +145,7 @@ def test_what_is_no_request_is_refused_and_the_server_lives_on(endpoint: Endpoin
     assert endpoint.post(ask).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_server_is_gone_when_the_command_ends(exported: Path, number: int) -> None:
     with serving(exported, "--token", "given", "--gguf", "q8_0") as one:
