@@ -25,8 +25,6 @@ from qreason.machine.files import write_json
 console = Console(stderr=True)
 REMEMBERED = 900.0
 """Seconds whose speed the time left is estimated from: a step of GRPO may take a minute."""
-
-
 LIVE = ".progress.json"
 """In a run folder: where the run is now, or was when it ended."""
 WRITTEN = 2.0

@@ -66,10 +66,8 @@ def describe_step(run: RunFolder, place: int, working: bool) -> tuple[str, str]:
     if place == run.finished:
         return title, "now" if working else "was cut off"
     result = f"{timedelta(seconds=round(run.manifest['steps'][place]['seconds']))}"
-    if step.stage == "evaluate":
-        found = figures(run.stage(place))
-        result += "".join(f", {key} {found[key]:.1%}" for key in ("accuracy",) if found.get(key) is not None)
-    return title, result
+    accuracy = figures(run.stage(place)).get("accuracy") if step.stage == "evaluate" else None
+    return title, result if accuracy is None else f"{result}, accuracy {accuracy:.1%}"
 
 
 def describe_task(folder: Path, working: bool) -> str:
