@@ -63,6 +63,15 @@ def cut_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     monkeypatch.setattr(Journal, "add", add_or_end)
 
 
+def leave_cut_off(recipe: Path, monkeypatch: pytest.MonkeyPatch, batches: int) -> Path:
+    """Begin to measure in the folder `cut`, until the power fails; what was kept."""
+    with monkeypatch.context() as patch:
+        cut_after(patch, batches)
+        with pytest.raises(Cut):
+            measure(recipe, "cut")
+    return Path("cut/base/evaluation.part")
+
+
 def test_an_evaluation_that_is_cut_off_again_and_again_has_the_rows_of_a_whole_one(
     write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,11 +113,7 @@ def test_a_damaged_line_is_made_again_and_those_after_it(
     write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole = measure(write_small(), "whole")
-    with monkeypatch.context() as patch:
-        cut_after(patch, 5)
-        with pytest.raises(Cut):
-            measure(write_small(), "cut")
-    part = Path("cut/base/evaluation.part")
+    part = leave_cut_off(write_small(), monkeypatch, 5)
     first, *lines = [json.loads(line) for line in part.read_text().splitlines()]
     lines[1]["made"] = [3, None]
     part.write_text("".join(json.dumps(line) + "\n" for line in (first, *lines)))
@@ -120,11 +125,7 @@ def test_what_another_model_replied_is_not_gone_on_with(
     write_small: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole = measure(write_small(), "whole")
-    with monkeypatch.context() as patch:
-        cut_after(patch, 4)
-        with pytest.raises(Cut):
-            measure(write_small(), "cut")
-    part = Path("cut/base/evaluation.part")
+    part = leave_cut_off(write_small(), monkeypatch, 4)
     lines = [json.loads(line) for line in part.read_text().splitlines()]
     others = [{**line, "key": "other", "made": line["made"][::-1]} for line in lines]
     part.write_text("".join(json.dumps(add_sum(line)) + "\n" for line in others))
@@ -145,10 +146,7 @@ def test_fewer_rows_at_a_time_after_memory_ran_out_stay_fewer(
 
     monkeypatch.setattr(LocalGenerator, "decode", small_card)
     _, whole = measure(write_small(), "whole")
-    with monkeypatch.context() as patch:
-        cut_after(patch, 4)
-        with pytest.raises(Cut):
-            measure(write_small(), "cut")
+    leave_cut_off(write_small(), monkeypatch, 4)
     assert measure(write_small(), "cut")[1] == whole
 
 

@@ -309,6 +309,7 @@ def test_a_failed_check_keeps_the_draft_and_the_earlier_file(
     assert report["checks"][-1]["figures"]["kl"] > 0
 
 
+@pytest.mark.slow
 def test_an_export_that_is_cut_off_goes_on_with_the_files_that_are_left(
     run: Session, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

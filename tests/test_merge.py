@@ -61,7 +61,7 @@ def run_with_adapters(
     return folder
 
 
-@pytest.fixture(scope="module", params=["none", "nf4"])
+@pytest.fixture(scope="module", params=["none", pytest.param("nf4", marks=pytest.mark.slow)])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run folder of LoRA or of QLoRA, merged once, and its quantization."""
     folder = run_with_adapters(tmp_path_factory.mktemp(request.param) / "run", "01-sft", quantization=request.param)

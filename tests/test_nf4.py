@@ -69,6 +69,7 @@ def deltas(adapter: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_training_after_an_evaluation_and_merging_are_exact(finished: Path) -> None:
     """bitsandbytes once repacked its weights during an evaluation, and merged to a relative error of 1.37."""
     base = load_base(Model(base="qreason/tiny", quantization="nf4"), detect()).dequantize().float()
@@ -81,6 +82,7 @@ def test_training_after_an_evaluation_and_merging_are_exact(finished: Path) -> N
         assert (update - delta).norm() <= 0.01 * delta.norm(), layer
 
 
+@pytest.mark.slow
 def test_what_was_saved_answers_as_what_was_trained(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.parents[1])
     trained = [row["reply"] for row in read_jsonl(finished / "02-grpo/evaluation.jsonl")]
@@ -124,6 +126,7 @@ def test_an_adapter_begins_with_what_4_bits_took() -> None:
 
 def test_no_correction_of_the_rank_is_better_for_these_inputs() -> None:
     """Against the closed form of QERA, in float64: R^(-1/2) times the truncated SVD of R^(1/2) E'."""
+    torch.manual_seed(5)  # the truncated SVD is a randomized one
     source = torch.Generator().manual_seed(5)
     error, read = (torch.randn(size, generator=source, dtype=torch.float64) for size in ((24, 32), (400, 32)))
     read = read @ torch.randn(32, 32, generator=source, dtype=torch.float64)  # inputs that go together

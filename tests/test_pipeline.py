@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qreason.cli import main
+from qreason.machine.progress import LIVE
 from qreason.model.load import EMBEDDED
 from qreason.rewards import registry
 from qreason.run.lock import HOLDER
@@ -40,6 +41,7 @@ def test_the_report_has_the_documented_keys(finished: tuple[Path, Result]) -> No
     assert json.loads(result.stdout) == report
     assert report["recipe"] == "smoke"
     assert report["seed"] == 3
+    assert json.loads((folder / LIVE).read_text())["phase"] == "merge"
     assert [row["after"] for row in report["passes"]] == ["base", "01-sft", "02-grpo"]
     for row in report["passes"]:
         assert row["rows"] == report["rows"]
@@ -131,6 +133,7 @@ def test_running_again_does_nothing_twice_and_says_so(finished: tuple[Path, Resu
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
+@pytest.mark.slow
 def test_stage_commands_run_the_next_step_only_and_end_like_one_run(
     finished: tuple[Path, Result], tmp_path: Path
 ) -> None:

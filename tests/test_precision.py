@@ -80,7 +80,7 @@ def test_on_a_t4_no_number_is_bfloat16_and_adapters_are_float32(
 
 def watched(tmp_path: Path) -> Any:
     bar: Any = SimpleNamespace(total=lambda n: None, advance=lambda n: None, note=lambda text: None)
-    watch = Watch(tmp_path, bar, ("loss",))
+    watch = Watch(tmp_path, bar, {"loss": "loss"})
 
     def log(fp16: bool, **logs: float) -> None:
         arguments = SimpleNamespace(fp16=fp16, learning_rate=1e-3, max_grad_norm=1.0)

@@ -155,6 +155,7 @@ def test_a_reward_model_shares_the_weights_of_the_base_and_leaves_the_policy_alo
         assert torch.equal(model(ids).logits, said)
 
 
+@pytest.mark.slow
 def test_sampled_replies_become_pairs_of_best_and_worst(pairs: None, write_recipe: RecipeWriter) -> None:
     def draw(id_: str, number: int, total: float | None) -> dict[str, Any]:
         return {"id": id_, "prompt": f"P {id_}", "reply": f"reply {number}", "total": total}

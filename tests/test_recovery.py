@@ -91,7 +91,8 @@ GRPO = (
 @pytest.mark.parametrize(
     ("stage", "settings", "moment"),  # the second micro-batch of SFT's steps is a single row
     [
-        *(("sft", SFT, 3), ("grpo", GRPO + "dapo", 2)),
+        ("sft", SFT, 3),
+        pytest.param("grpo", GRPO + "dapo", 2, marks=pytest.mark.slow),
         pytest.param("sft", SFT + ", packing: true, trl: {max_length: 64}", 3, marks=pytest.mark.slow),
         *(pytest.param("grpo", GRPO + loss, 4, marks=pytest.mark.slow) for loss in ("bnpo", "grpo", "dr_grpo")),
     ],

@@ -175,6 +175,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) 
         assert newest_checkpoint(tmp_path) == tmp_path / "resume" / "step-000002"
 
 
+@pytest.mark.slow
 def test_a_step_with_other_settings_starts_again_and_keeps_what_was_there(
     write_recipe: RecipeWriter, cut_at: Any
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_step_with_other_settings_starts_again_and_keeps_what_was_there(
     assert any("its files are kept in" in line for line in run.said)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_checkpoints_that_were_asked_of_trl_stay(write_recipe: RecipeWriter, cut_at: Any) -> None:
     settings = STAGES["sft"].replace("save_steps: 2", "save_steps: 100, trl: {save_strategy: steps, save_steps: 2}")
     cut_at(5)

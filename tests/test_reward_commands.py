@@ -142,6 +142,7 @@ def write_labels(folder: Path, count: int, *, truthful: bool = True) -> Path:
 
 
 @pytest.mark.usefixtures("few_attacks")
+@pytest.mark.slow
 def test_train_writes_an_adapter_and_measures_it_beside_the_untrained_judge(write_recipe: RecipeWriter) -> None:
     """Taught the opposite, it learns the opposite: that its labels reach it, and that a worse judge is not praised."""
     recipe = write_recipe(("learning_rate: 1e-5", "learning_rate: 3e-3, per_device_train_batch_size: 8"))
@@ -228,6 +229,7 @@ def write_words(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_metrics_tell_of_distinct_replies_and_of_their_length(write_recipe: RecipeWriter) -> None:
     recipe = write_recipe(
         grpo_alone("rows: 4, max_steps: 1"),

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import qreason
 from qreason.cli import main
+from qreason.data.examples import choose_prompt
 from qreason.errors import DataError, RunFolderError
 from qreason.machine.files import read_jsonl, write_json, write_jsonl
 from qreason.recipe.load import load_recipe
@@ -49,12 +50,13 @@ def refused(file: Path, *overrides: str, fresh: bool = False) -> str:
     return str(caught.value)
 
 
-def test_new_run_writes_down_where_it_comes_from(write_recipe: RecipeWriter) -> None:
+def test_new_run_writes_down_where_it_comes_from(write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/qreason", "run", "my recipe.yaml", "--seed", "7"])
     run = start(write_recipe(), "seed=7")
     manifest = json.loads((run.folder / "manifest.json").read_text())
     assert manifest["recipe"] == "small"
     assert manifest["seed"] == 7
-    assert manifest["command"].startswith("qreason ")
+    assert manifest["command"] == "qreason run 'my recipe.yaml' --seed 7"
     assert manifest["steps"] == []
     assert {"torch", "transformers", "trl", "peft"} <= manifest["versions"].keys()
     assert {key: len(value) for key, value in manifest["data"].items()} == dict.fromkeys(
@@ -64,7 +66,8 @@ def test_new_run_writes_down_where_it_comes_from(write_recipe: RecipeWriter) -> 
 
 def test_recipe_as_resolved_is_kept_and_reopens_equal(write_recipe: RecipeWriter) -> None:
     run = start(write_recipe(), "sft.learning_rate=3e-4")
-    assert Session.reopen(run.folder).recipe == load_recipe(write_recipe(), ["sft.learning_rate=3e-4"])
+    given = load_recipe(write_recipe(), ["sft.learning_rate=3e-4"])
+    assert Session.reopen(run.folder).recipe == given.model_copy(update={"data": choose_prompt(given.data)})
 
 
 def test_empty_folder_is_taken(write_recipe: RecipeWriter, workplace: Path) -> None:

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from conftest import RecipeWriter
 
 from qreason.cli import main
-from qreason.data.prompts import render
 from qreason.errors import RecipeError
 from qreason.inference.beam import STEP_ENDS, beam_search
 from qreason.inference.generate import LocalGenerator
@@ -156,6 +155,7 @@ def test_a_beam_of_one_without_temperature_is_greedy_decoding(resident: Resident
     assert [drawn for _, drawn in found] == [len(group[0].token_ids) for group in plain]
 
 
+@pytest.mark.slow
 def test_a_beam_goes_where_its_scorer_leads_and_pays_for_every_branch(resident: Resident) -> None:
     def es(replies: Sequence[Reply]) -> list[float]:
         return [float(reply.text.lower().count("e")) for reply in replies]
@@ -187,6 +187,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
+@pytest.mark.slow
 def test_evaluate_prints_every_method_with_its_interval_gain_and_tokens(workplace: Path) -> None:
     asked = [
         "--samples=4",
@@ -256,54 +257,3 @@ def test_a_recipe_that_ranks_by_an_unknown_reward_is_refused(write_recipe: Recip
         RecipeError, match=r"evaluate\.beam\.by: 'judge' is none of total, correctness, format, likelihood"
     ):
         load_recipe(file)
-
-
-# --- chat ------------------------------------------------------------------------------------------
-
-
-def chat(*arguments: str, said: str) -> Result:
-    return CliRunner().invoke(main, ["chat", "qreason/tiny", *arguments], input=said)
-
-
-def test_chat_answers_each_line_as_evaluation_would_and_forgets_the_last(resident: Resident) -> None:
-    result = chat(said="disk full\n\nprinter offline\ndisk full\n")
-    assert result.exit_code == 0, result.output
-    asked = [render(Example("", text, "")) for text in ("disk full", "printer offline", "disk full")]
-    greedy = LocalGenerator(resident).generate(asked, n=1, sampling=Sampling(temperature=0))
-    assert result.stdout == "".join(reply.text + "\n" for (reply,) in greedy)
-    assert result.stderr.count("(greedy, ") == 3
-
-
-def test_chat_by_votes_says_how_many(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(self: LocalGenerator, prompts: object, *, n: int, sampling: Sampling, **_: object) -> list[list[Reply]]:
-        assert sampling.temperature > 0
-        return [replies("Reboot.", "restart", "Restart", "reboot it", "restart.")[:n]]
-
-    monkeypatch.setattr(LocalGenerator, "generate", made)
-    result = chat("--votes", "5", said="broken\n")
-    assert "<answer>restart</answer>" in result.stdout
-    assert "(3 of 5 votes, 15 tokens)" in result.stderr
-    monkeypatch.setattr(LocalGenerator, "generate", lambda *a, **k: [[Reply("no tags")] * 2])
-    assert "(none of 2 replies has an answer" in chat("--votes", "2", said="broken\n").stderr
-
-
-def test_chat_takes_the_likeliest_of_n_and_a_question_that_is_too_long_ends_only_its_turn() -> None:
-    result = chat("--best-of", "2", said=f"{'disk full ' * 2000}\nprinter offline\n")
-    assert result.exit_code == 0, result.output
-    assert "shorten it" in result.stderr
-    assert "(best of 2, " in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("--votes", "2", "--best-of", "2"), "choose one"),
-        (("--best-of", "2", "--by", "rouge_l"), "--by rouge_l: rouge_l needs a reference"),
-        (("--best-of", "2", "--by", "total"), "there are likelihood, format"),
-        (("--best-of", "2", "--by", "judge"), "unknown ranking 'judge'"),
-    ],
-)
-def test_a_chat_that_cannot_rank_is_bad_input(arguments: tuple[str, ...], told: str) -> None:
-    result = chat(*arguments, said="x\n")
-    assert result.exit_code == 2
-    assert told in result.stderr

@@ -37,11 +37,12 @@ def show(*parts: RenderableType) -> None:
 
 def open_finished(folder: Path) -> Session:
     """The run of a folder, to read from; RunFolderError where there is none."""
-    from qreason.run.folder import is_run_folder
+    from qreason.run.folder import is_run_folder, near
     from qreason.run.session import Session
 
     if not is_run_folder(folder):
-        raise RunFolderError(f"{folder}: not a run folder (no manifest.json); give the folder of a run")
+        what = "not a run folder (no manifest.json)" if folder.exists() else "no such folder"
+        raise RunFolderError(f"{folder}: {what}{near(folder)}; give the folder of a run")
     return Session.reopen(folder, say)
 
 

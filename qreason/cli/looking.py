@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import click
 from qreason.cli.base import main, open_finished, say, show
 from qreason.cli.options import json_option, set_option
 from qreason.errors import InputError, RunFolderError
+
+WATCHED = 2.0
+"""Seconds between two looks at a run."""
 
 
 @main.command()
@@ -127,6 +132,25 @@ def show_again(folder: Path) -> None:
 
     cure = f"`qreason report {folder}` writes it anew"
     show(report_table(read_json(open_finished(folder).folder / "report.json", Shown, cure)))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--once", is_flag=True, help="Print it once, also while the run works.")
+def watch(folder: Path, once: bool) -> None:
+    """Show where RUN is, until it ends: step, phase, time left, newest figures, alarms."""
+    from rich.live import Live
+
+    from qreason.report.live import look, watched_view
+
+    open_finished(folder)
+    run = look(folder)
+    with suppress(KeyboardInterrupt), Live(auto_refresh=False, transient=True) as live:
+        while run.working and not once:
+            live.update(watched_view(run), refresh=True)
+            time.sleep(WATCHED)
+            run = look(folder)
+    show(watched_view(run))
 
 
 @main.command()

@@ -1,10 +1,9 @@
-"""Commands that run a recipe, or measure or ask a model: run, one for each stage, evaluate, chat."""
+"""Commands that run a recipe, or measure a model: run, one for each stage, evaluate."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import click
 
 from qreason.cli.base import main, say, show
 from qreason.cli.options import json_option, read_settings, recipe_options, settings_options
-from qreason.errors import DataError, InputError, QReasonError, RunFolderError
+from qreason.errors import InputError, QReasonError, RunFolderError
 from qreason.recipe.schema import STAGES
 from qreason.recipe.settings import Evaluate
 
@@ -55,6 +54,7 @@ def run_recipe(
     """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
     from qreason.data.examples import describe
     from qreason.hub.mirror import open_mirror
+    from qreason.machine.progress import written_to
     from qreason.recipe.load import load_recipe
     from qreason.run.folder import is_run_folder
     from qreason.run.session import Session
@@ -80,8 +80,9 @@ def run_recipe(
     steps = range(finished, next_step(opened, only) + 1 if only else last)
     for use in loaded.data.sources if starting else ():
         say(f"{use}: {describe(opened.examples(use))}")
-    for step in steps:
-        run_and_say(opened, step)
+    with written_to(folder):
+        for step in steps:
+            run_and_say(opened, step)
     show_report(opened, as_json)
 
 
@@ -187,37 +188,3 @@ def evaluate(
     show("", reasoning_table([numbers]))
     if scaled := scaling_table([numbers]):
         show("", scaled)
-
-
-def questions() -> Iterator[str]:
-    """The non-empty lines of stdin; a terminal gets a prompt."""
-    while True:
-        if sys.stdin.isatty():
-            click.echo("> ", err=True, nl=False)
-        if not (line := sys.stdin.readline()):
-            return
-        if line.strip():
-            yield line.strip()
-
-
-@main.command()
-@click.argument("target", metavar="DIR|MODEL")
-@click.option("--votes", type=click.IntRange(1), metavar="K", help="Answer by the majority of K drawn replies.")
-@click.option("--best-of", type=click.IntRange(1), metavar="N", help="The best of N drawn replies.")
-@click.option("--by", default="likelihood", show_default=True, help="What ranks them: likelihood or a reward.")
-def chat(target: str, votes: int | None, best_of: int | None, by: str) -> None:
-    """Ask a run folder, a model folder or a Hub model; one question per line."""
-    if votes and best_of:
-        raise InputError("--votes and --best-of: choose one")
-    from qreason.run.checkpoint import open_checkpoint
-    from qreason.serve.chat import Talk
-
-    talk = Talk(open_checkpoint(target), votes=votes, best_of=best_of, by=by)
-    for question in questions():
-        try:
-            answer = talk.ask(question)
-        except DataError as error:  # a question that is too long ends the turn, not the chat
-            say(str(error))
-            continue
-        click.echo(answer.reply.text)
-        say(f"({answer.how}, {answer.tokens} tokens)")

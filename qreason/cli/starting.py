@@ -85,10 +85,10 @@ def write_recipe(source: str, model: str, to: Path, *, force: bool) -> Path:
 
 def look(source: str) -> Found:
     """Read a source as its recipe will."""
-    options = {} if is_hub_id(source) and not os.path.isfile(source) else sniff(Path(source))
-    on_hub = {"splits": {"heldout": "train"}} if is_hub_id(source) and not os.path.isfile(source) else {}
+    on_hub = is_hub_id(source) and not os.path.isfile(source)
     where = source if on_hub else os.path.realpath(source)
-    data = choose_prompt(Data.model_validate({"sft": where, "heldout": where, **on_hub, **options}))
+    options = {"splits": {"heldout": "train"}} if on_hub else sniff(Path(source))
+    data = choose_prompt(Data.model_validate({"sft": where, "heldout": where, **options}))
     data = data.model_copy(update={"heldout_share": HELDOUT})
     return Found(data, read_examples(where, data, "sft"), read_examples(where, data, "heldout"))
 

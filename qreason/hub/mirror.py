@@ -14,12 +14,13 @@ from pathlib import Path
 from qreason.errors import HubError, InputError, first_line
 from qreason.hub.access import attempt, check_name
 from qreason.machine.files import DRAFT
+from qreason.machine.progress import LIVE
 from qreason.run.folder import is_run_folder
 from qreason.run.lock import HOLDER, LOCK, is_empty
 from qreason.run.resume import RESUME
 
 HUB = "hf://"
-LEFT_OUT = (f"*{LOCK}", f"*{HOLDER}", f"*{DRAFT}/*", f"*.{DRAFT}")
+LEFT_OUT = (f"*{LOCK}", f"*{HOLDER}", f"*{LIVE}", f"*{DRAFT}/*", f"*.{DRAFT}")
 """Patterns of what is of one machine, or not complete."""
 Say = Callable[[str], None]
 

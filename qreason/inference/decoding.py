@@ -45,6 +45,8 @@ def decode(resident: Resident, model: Any, ids: list[Ids], n: int, drawing: Draw
             for index, row in zip(running, read(drawn, finite, resident), strict=True):
                 completions[index] += up_to(row, drawing.stops)
             drawn = []
+            if drawing.on_tokens:
+                drawing.on_tokens(completions)
             stay = staying([completions[index][-1] not in drawing.stops for index in running])
             if not stay or made == most:
                 break
@@ -100,9 +102,11 @@ def decode_by_generate(resident: Resident, model: Any, ids: list[Ids], n: int, d
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=source, device=source.device)))
     finite = torch.ones((), dtype=torch.bool, device=resident.device)
 
-    def check(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def check(rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """A logits processor; on a GPU drawing from what is not finite would end the process's use of it."""
         finite.logical_and_(logits.amax(-1).isfinite().all())
+        if drawing.on_tokens:
+            drawing.on_tokens(rows[:, inputs["input_ids"].shape[1] :].tolist())
         return logits.nan_to_num()
 
     with own_sampling(model):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ class Drawing:
     sampling: Sampling
     source: torch.Generator | None
     stops: Set[int]
+    on_tokens: Callable[[list[list[int]]], None] | None = None
+    """Gets the token ids of all rows so far, each time some were read."""
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | None) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from math import isnan
 from pathlib import Path
@@ -111,8 +112,10 @@ class LocalGenerator:
         sampling: Sampling,
         fast: bool = False,
         on_progress: Callable[[int], None] = lambda replies: None,
+        on_tokens: Callable[[list[Ids]], None] | None = None,
     ) -> list[list[Reply]]:
-        ids, drawing = self.prompt_ids(prompts, sampling), self.drawing(sampling)
+        """As in the contract; `on_tokens` gets the token ids so far of the replies that are decoded in parallel."""
+        ids, drawing = self.prompt_ids(prompts, sampling), replace(self.drawing(sampling), on_tokens=on_tokens)
         replies: list[list[Reply]] = [[] for _ in prompts]
         left = [(index, n) for index in sorted(range(len(ids)), key=lambda index: -len(ids[index]))]
         rows = self.rows(sampling.max_num_seqs)

@@ -1,9 +1,11 @@
-"""Progress bars, on stderr, so that stdout holds results only."""
+"""Progress bars, on stderr, so that stdout holds results only; and a file that says the same to other programs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -11,7 +13,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     Task,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -19,30 +20,85 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from qreason.machine.files import write_json
+
 console = Console(stderr=True)
 REMEMBERED = 900.0
 """Seconds whose speed the time left is estimated from: a step of GRPO may take a minute."""
+LIVE = ".progress.json"
+"""In a run folder: where the run is now, or was when it ended."""
+WRITTEN = 2.0
+"""Seconds between two writes of it."""
 
 
 class Bar:
-    """One line: the task, the steps done, the time, the time left, and a note with the newest figures."""
+    """One line: the task and its phase, the steps done, the time, the time left, and a note with the newest figures."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self.progress, self.task = progress, task
+    def __init__(self, progress: Progress, what: str, total: int | None) -> None:
+        self.progress, self.what = progress, what
+        self.id = progress.add_task(what, total=total, note="")
+        self.written = 0.0
+        self.write()
+
+    @property
+    def task(self) -> Task:
+        return next(task for task in self.progress.tasks if task.id == self.id)
 
     def total(self, steps: int) -> None:
-        self.progress.update(self.task, total=steps)
+        self.progress.update(self.id, total=steps)
 
     def grow(self, steps: int) -> None:
         """Steps that were not known at the start."""
-        task = next(task for task in self.progress.tasks if task.id == self.task)
-        self.total(int(task.total or 0) + steps)
+        self.total(int(self.task.total or 0) + steps)
 
     def advance(self, steps: int) -> None:
-        self.progress.advance(self.task, steps)
+        self.progress.advance(self.id, steps)
+        self.write()
 
     def note(self, text: str) -> None:
-        self.progress.update(self.task, note=text)
+        self.progress.update(self.id, note=text)
+
+    def phase(self, text: str) -> None:
+        """What is being done within a step."""
+        self.progress.update(self.id, description=f"{self.what} {text}")
+        self.write()
+
+    def write(self) -> None:
+        """Write LIVE now and then, where it is wanted."""
+        now, task = time.time(), self.task
+        if _live.folder is None or (now - self.written < WRITTEN and not task.finished):
+            return
+        self.written = now
+        left = task.time_remaining
+        state = {"phase": task.description, "done": task.completed, "total": task.total, "left": left, "at": now}
+        with suppress(OSError):  # what is only looked at stops no run
+            write_json(_live.folder / LIVE, state)
+
+
+class _Live:
+    """The folder that LIVE is written to, and the bar that is shown, where there are."""
+
+    folder: Path | None = None
+    bar: Bar | None = None
+
+
+_live = _Live()
+
+
+@contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """Within it, every bar is also written to LIVE in a folder."""
+    _live.folder = folder
+    try:
+        yield
+    finally:
+        _live.folder = None
+
+
+def phase(text: str) -> None:
+    """Show on the current bar, if there is one, what is being done within a step."""
+    if _live.bar:
+        _live.bar.phase(text)
 
 
 class TimeLeft(TimeRemainingColumn):
@@ -64,4 +120,8 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),  # what does not fit is cut
     )
     with Progress(*columns, console=console, expand=True, speed_estimate_period=REMEMBERED) as progress:
-        yield Bar(progress, progress.add_task(what, total=total, note=""))
+        outer, _live.bar = _live.bar, Bar(progress, what, total)
+        try:
+            yield _live.bar
+        finally:
+            _live.bar = outer

@@ -170,6 +170,7 @@ class Exported(TypedDict):
     files: dict[str, File]
     accuracy: dict[str, Number]
     checks: list[Verified]
+    verified: NotRequired[bool]
 
 
 class Log(TypedDict):

@@ -18,6 +18,16 @@ class Raised(TypedDict):
     replies: list[str]
 
 
+class Live(TypedDict):
+    """Where a run is: a task, the steps of it, the seconds that are left of it, and when this was so."""
+
+    phase: str
+    done: Number
+    total: Number | None
+    left: Number | None
+    at: Number
+
+
 class Rollout(TypedDict):
     """A line of replies.jsonl of a GRPO step."""
 

@@ -13,6 +13,7 @@ runs/NAME/
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import shutil
 import sys
@@ -141,12 +142,17 @@ class RunFolder:
         """The folders of the finished evaluations, in order."""
         return [self.path / done["folder"] for done in self.manifest["steps"] if done["stage"] == "evaluate"]
 
+    @property
+    def adapters(self) -> list[str]:
+        """The folders of the finished steps that leave an adapter, the newest last."""
+        return [entry["folder"] for entry in self.manifest["steps"] if STAGES[entry["stage"]].leaves_adapter]
+
     def adapter(self, start: str = NEWEST) -> Path | None:
         """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base.
 
         RunFolderError where a step that left one was finished, and it is gone.
         """
-        done = [entry["folder"] for entry in self.manifest["steps"] if STAGES[entry["stage"]].leaves_adapter]
+        done = self.adapters
         if start == BASE or (start == NEWEST and not done):
             return None
         adapter = self.path / (done[-1] if start == NEWEST else start) / "adapter"
@@ -209,6 +215,14 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
 
 def is_run_folder(path: Path) -> bool:
     return (path / "manifest.json").is_file()
+
+
+def near(path: Path, cutoff: float = 0.5) -> str:
+    """` (did you mean 'runs/x'?)` for the run most like a path that is not there: beside it, or in `runs`."""
+    places = [path.parent, *([Path("runs")] if path.parent == Path() else [])]
+    names = {one.name: str(one) for place in places if place.is_dir() for one in place.iterdir() if is_run_folder(one)}
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=cutoff)
+    return f" (did you mean '{names[close[0]]}'?)" if close else ""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def stage(settings: Distill, run: Session) -> Artifact:
         [{"prompt": render(example, system)} for example in examples],
         run,
         checkpoints.folder,
-        shown=("loss", "entropy"),
+        shown={"loss": "loss", "entropy": "entropy"},
         checkpoints=checkpoints,
         teacher_model=teacher.model.get_base_model() if teacher.wrapped else teacher.model,
     )

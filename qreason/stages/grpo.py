@@ -50,7 +50,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
         [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)],
         run,
         folder,
-        shown=("reward", "rewards/correctness/mean", "entropy"),
+        shown={"reward": "reward", "rewards/correctness/mean": "correctness", "entropy": "entropy"},
         checkpoints=checkpoints,
         reward_funcs=rollouts.reward_functions(),
         rollout_func=rollouts.make,

@@ -52,7 +52,7 @@ def stage(settings: Preference, run: Session) -> Artifact:
             run,
             folder,
             model=model,
-            shown=("loss", "accuracy"),
+            shown={"loss": "loss", "accuracy": "accuracy"},
             checkpoints=checkpoints,
         )
     except RuntimeError as error:

@@ -33,7 +33,7 @@ def stage(settings: Sft, run: Session) -> Artifact:
     # Unsloth would lay all rows of a micro-batch into one, which cannot be halved when memory runs out.
     defaults = {"max_length": resident.context_length, "completion_only_loss": True, "padding_free": False}
     config = SFTConfig(**defaults | trl_config(settings, run, checkpoints.folder))
-    shown = ("loss", "mean_token_accuracy")
+    shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
     adapter, state = train(SFTTrainer, config, rows, run, checkpoints.folder, shown=shown, checkpoints=checkpoints)
     kind = "sampled rows" if settings.data == "sampled" else "rows"
     return Artifact(adapter, f"{len(examples)} {kind}, {state.global_step} steps")

@@ -61,7 +61,7 @@ def train_judge(run: Session, file: Path, epochs: float) -> dict[str, Any]:
     run.folder.mkdir(parents=True, exist_ok=True)
     config = SFTConfig(**{"completion_only_loss": True} | trl_config(settings, run, run.folder))
     rows = [lesson(*label) for label in taught]
-    adapter, _ = train(SFTTrainer, config, rows, run, run.folder, shown=("loss",))
+    adapter, _ = train(SFTTrainer, config, rows, run, run.folder, shown={"loss": "loss"})
     run.resident.remove_adapter()
     after = calibrate(run.judge(JudgeSettings(adapter=str(adapter))), heldout)
     figures = {"adapter": str(adapter), "taught": len(taught), "before": before, "after": after}

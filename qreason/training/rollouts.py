@@ -12,6 +12,7 @@ from typing import Any
 from qreason.errors import TrainingError
 from qreason.judge.calibration import correlation
 from qreason.machine.files import write_jsonl
+from qreason.machine.progress import phase
 from qreason.rewards.scoring import reply_row
 from qreason.run.session import Rewards, Session
 from qreason.training.alarms import UNJUDGED, UNJUDGED_STEPS, Alarm, Watchdog
@@ -56,6 +57,7 @@ class Rollouts:
 
     def make(self, prompts: list[Messages], trainer: Any) -> dict[str, Any]:
         """TRL's rollout_func; each prompt comes num_generations times, consecutively."""
+        phase("replies")
         group, start = trainer.num_generations, time.perf_counter()
         made = self.run.generator.generate(prompts[::group], n=group, sampling=self.sampling, fast=True)
         self.replies, self.scores = [reply for replies in made for reply in replies], []
@@ -88,6 +90,7 @@ class Rollouts:
         return part
 
     def score(self, examples: list[Example], step: int, log_metric: LogMetric) -> None:
+        phase("rewards")
         start = time.perf_counter()
         self.scores = self.scorer(self.replies, examples, self.folder)
         reasoned = self.reasoning.look(step, self.replies, examples)
@@ -111,6 +114,7 @@ class Rollouts:
             log_metric(name, value)
         for alarm in self.watchdog.look(step, self.replies, examples, self.scores, reasoned):
             self.report(alarm)
+        phase("update ")
 
     def watch_unjudged(self, step: int) -> None:
         """TrainingError where most replies of several steps in a row have no total."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Steps(TrainerCallback):  # type: ignore[misc]
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Writes metrics.jsonl, moves the progress bar, and stops a run whose loss is not finite."""
 
-    def __init__(self, folder: Path, bar: Bar, shown: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, bar: Bar, shown: Mapping[str, str]) -> None:
         self.folder, self.bar, self.shown, self.overflows = folder, bar, shown, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -110,7 +111,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                     f"{key} is {numbers[key]} at step {state.global_step}; no adapter was written. "
                     f"Lower the learning rate ({args.learning_rate:g}) or max_grad_norm ({args.max_grad_norm:g})"
                 )
-        self.bar.note(" ".join(f"{name.split('/')[-1]} {numbers[name]:.3g}" for name in self.shown if name in numbers))
+        self.bar.note(", ".join(f"{title} {numbers[key]:.3g}" for key, title in self.shown.items() if key in numbers))
 
 
 def train(
@@ -133,11 +134,11 @@ def run_trainer(
     run: Session,
     folder: Path,
     *,
-    shown: tuple[str, ...],
+    shown: Mapping[str, str],
     checkpoints: Checkpoints | None = None,
     **more: Any,
 ) -> Any:
-    """Run a TRL trainer on rows under a progress bar that shows the metrics `shown`; `more` are its other arguments.
+    """Run a TRL trainer on rows under a progress bar, which names the metrics `shown`; `more` are its other arguments.
 
     With `checkpoints` it continues from the newest one. Raises TrainingError where it leaves weights that are not
     finite.

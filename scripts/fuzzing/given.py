@@ -107,6 +107,7 @@ def arguments() -> Surface:
         ["validate"], ["validate", "small.yaml"], ["data", "preview"], ["data", "preview", "small.yaml"], ["lineage"],
         ["score", "small.yaml", "--replies", "replies.jsonl"], ["score"], ["plan", "small.yaml", "--gpu", "t4"],
         ["lineage", "run"], ["evaluate", "absent", "--task", "rows.jsonl"], ["chat", "absent"], ["export", "absent"],
+        ["watch", "run"], ["serve", "run"],
         ["merge", "."], ["push", "run", "--to", "me/x", "--dry-run"], ["push"], ["recipes"], ["init", "quickstart"],
         ["judge", "calibrate", "small.yaml"], ["judge", "calibrate", "small.yaml", "--labels", "rows.jsonl"], ["run"],
         ["run", "absent.yaml"], ["sft", "absent.yaml"], ["pull", "no/slash/es"], [],
