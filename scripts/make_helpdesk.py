@@ -34,6 +34,7 @@ SEED = 1
 SFT_ROWS, PROMPT_ROWS, SEEN_ROWS, NEW_ROWS, DEV_ROWS, PAIR_ROWS = 1500, 3240, 180, 180, 240, 200
 LESSON_ROWS = 800
 PLAIN_ROWS, RANKED_ROWS = 1200, 4800  # ranked pairs: seven in eight about replies to tickets
+SLIPS = 0.5  # of the circumstances of a training ticket; steps quote them as they stand, so quoting is no recalling
 SHINGLE, NEAR = 3, 0.5  # words a shingle, Jaccard similarity from which two issues are near duplicates
 
 Facts = dict[str, str]
@@ -179,6 +180,19 @@ def typo(text: str, rng: random.Random) -> str:
     return text[:start] + (text[start] * 2 if slip == "double" else "") + text[start + 1 :]
 
 
+def slip(text: str, rng: random.Random) -> str:
+    """What a hurried writer makes of a text, its first word apart: a typo, a word lost, doubled or too early."""
+    first, *words = text.split()
+    place = rng.randrange(len(words) - 1)
+    kind = rng.choice(("typo", "lose", "double", "swap"))
+    if kind == "typo":
+        return f"{first} {typo(' '.join(words), rng)}"
+    word = words.pop(place)
+    if kind != "lose":
+        words[place:place] = [word, word] if kind == "double" else [words.pop(place), word]
+    return " ".join([first, *words])
+
+
 @dataclass(frozen=True)
 class Ticket:
     """A ticket, and what was behind it."""
@@ -197,12 +211,17 @@ class Ticket:
 
 
 def write_ticket(
-    cause: Cause, others: list[Cause], rng: random.Random, new: int | None = None, suspect: int | None = None
+    cause: Cause,
+    others: list[Cause],
+    rng: random.Random,
+    new: int | None = None,
+    suspect: int | None = None,
+    slips: float = 0.0,
 ) -> Ticket:
     """A ticket in the styles people write: plain, terse, chatty, facts first; now and then with a typo.
 
     `new` is the number of the kept-back wordings to be used in place of the others; `suspect` says of which of
-    [cause, *others] the misleading circumstance makes one think.
+    [cause, *others] the misleading circumstance makes one think; `slips` is the share of circumstances with a slip.
     """
     family = cause.family
     systems, symptoms = (family.systems, family.symptoms) if new is None else (family.new_systems, family.new_symptoms)
@@ -211,6 +230,9 @@ def write_ticket(
     seen = [(o, rng.choice(o.cleared_by) if new is None else o.new_cleared_by[new]) for o in rng.sample(others, 3)]
     suspected = [cause, *others][rng.randrange(4) if suspect is None else suspect]
     suspicion, facts = rng.choice(suspected.suspicion), draw_facts(family, rng)
+    if slips:
+        suspicion, *rest = (slip(t, rng) if rng.random() < slips else t for t in (suspicion, *(t for _, t in seen)))
+        seen = [(one, text) for (one, _), text in zip(seen, rest, strict=True)]
     seen.insert(rng.randint(0, 3), (suspected, suspicion))
     told = [text for _, text in seen]
     symptom = typo(symptom, rng) if rng.random() < 0.15 else symptom
@@ -291,7 +313,7 @@ class Tickets:
 
     def __call__(self, cause: Cause, suspect: int | None = None) -> Ticket:
         while True:
-            ticket = write_ticket(cause, self.others[cause], self.rng, suspect=suspect)
+            ticket = write_ticket(cause, self.others[cause], self.rng, suspect=suspect, slips=SLIPS)
             if ticket.issue not in self.taken and ticket.issue not in self.apart:
                 self.taken.add(ticket.issue)
                 return ticket
