@@ -29,7 +29,7 @@ class Selection:
         self.pods = pods
 
     def choose(self, trainer: Any, batch: Batch) -> Batch:
-        """The batch, in the order of its groups, with columns: group, whether a row counts, whether it is trained on."""
+        """The batch, in the order of its groups; new columns: group, whether a row counts, whether it is trained."""
         import torch
 
         group = trainer.num_generations
