@@ -342,8 +342,6 @@ def stock_rewards(
     from bench_judge import write_scores
 
     from qreason.model.resident import Resident
-    from qreason.rewards.registry import build
-    from qreason.types import Reply
 
     judge = Resident(recipe.model, hardware, backend="unsloth" if setting.contender == "Unsloth" else "plain")
     asked = answers()
@@ -354,6 +352,15 @@ def stock_rewards(
         # random weights write no score that could be read; these differ, so that there is a gradient
         return [place / len(example) for place in range(len(example))]
 
+    known = rule_rewards(recipe, examples, setting.tokens) | {"judge": judged}
+    return [known[name] for name in recipe.weights]
+
+
+def rule_rewards(recipe: Recipe, examples: Sequence[Example], tokens: int) -> dict[str, Any]:
+    """The recipe's rewards without the judge, as reward functions of TRL; `tokens` is the most of a completion."""
+    from qreason.rewards.registry import build
+    from qreason.types import Reply
+
     def ruled(name: str, rule: Reward) -> Any:
         def reward(completions: list[Any], example: list[int], **kwargs: Any) -> list[float | None]:
             return rule([Reply(one[0]["content"]) for one in completions], [examples[index] for index in example])
@@ -361,6 +368,5 @@ def stock_rewards(
         reward.__name__ = name
         return reward
 
-    rules = build({name: {} for name in recipe.rewards if name != "judge"}, lambda settings: None, setting.tokens)
-    known = {name: ruled(name, rule) for name, rule in rules.items()} | {"judge": judged}
-    return [known[name] for name in recipe.weights]
+    rules = build({name: {} for name in recipe.rewards if name != "judge"}, lambda settings: None, tokens)
+    return {name: ruled(name, rule) for name, rule in rules.items()}

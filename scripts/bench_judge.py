@@ -50,11 +50,12 @@ def make_groups(count: int) -> list[Pairs]:
     return groups
 
 
-def write_scores(resident: Resident, pairs: Pairs) -> float:
-    """The peer: the score as generated text. Returns the mean number of tokens it wrote."""
+def write_scores(resident: Resident, pairs: Pairs) -> list[list[int]]:
+    """The peer: the score as generated text. Returns the tokens it wrote for each pair."""
     import torch
 
-    tokenizer, written = resident.tokenizer, 0
+    tokenizer = resident.tokenizer
+    written: list[list[int]] = []
     texts = [tokenizer.apply_chat_template(ask(*pair), tokenize=False, add_generation_prompt=True) for pair in pairs]
     with torch.no_grad():
         for start in range(0, len(texts), BATCH):
@@ -63,8 +64,9 @@ def write_scores(resident: Resident, pairs: Pairs) -> float:
             )
             inputs = inputs.to(resident.device)
             ids = resident.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-            written += int((ids[:, inputs["input_ids"].shape[1] :] != tokenizer.pad_token_id).sum())
-    return written / len(pairs)
+            new = ids[:, inputs["input_ids"].shape[1] :].tolist()
+            written += [[token for token in row if token != tokenizer.pad_token_id] for row in new]
+    return written
 
 
 def ask(reference: str, response: str) -> Messages:
@@ -121,7 +123,7 @@ def main() -> None:
         "judgements_per_second": {name: round(value, 1) for name, value in per_second.items()},
         "times_faster_than_text": round(own / text, 2),
         "times_faster_than_apart": round(own / apart, 2),
-        "tokens_written_as_text": round(write_scores(resident, pairs), 1),
+        "tokens_written_as_text": round(statistics.mean(map(len, write_scores(resident, pairs))), 1),
         "extra_weight_bytes": extra_bytes(resident),
     }
     print(json.dumps(figures, indent=2))

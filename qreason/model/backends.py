@@ -35,7 +35,7 @@ def choose(
 ) -> Choice:
     """Unsloth where it is installed and `card`, the compute capability of the GPU (None without one), can run it.
 
-    `plain_stage` is the stage of a recipe that trains on the plain backend only.
+    `plain_stage` is what of a recipe trains on the plain backend only, such as `a preference step`.
     Raises ModelError, or MissingExtra, where a recipe requires Unsloth and it cannot be used.
     """
     if wanted == "plain":
@@ -49,7 +49,7 @@ def choose(
     elif trouble := compiler_trouble():
         hindrance = Choice("plain", f"Unsloth's kernels cannot be compiled: {trouble}", COMPILER)
     elif plain_stage:
-        hindrance = Choice("plain", f"a {plain_stage} step trains on the plain backend only")
+        hindrance = Choice("plain", f"{plain_stage} trains on the plain backend only")
     else:
         return Choice("unsloth", "fused kernels")
     if wanted == "unsloth":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qreason.errors import ModelError, first_line
 from qreason.machine.hardware import Hardware
 from qreason.model.backends import Name
+from qreason.model.compat.bitsandbytes import import_without_compiler
 from qreason.model.compat.noise import quiet
 from qreason.model.compat.peft import JUDGE, folded, judge_adapter
 from qreason.model.compat.transformers import grouped_queries
@@ -32,6 +33,7 @@ class Resident:
         backend: Name = "plain",
     ) -> None:
         quiet()
+        import_without_compiler()
         self.settings, self.hardware, self.say, self.backend = settings, hardware, say, backend
         self.tokenizer = load_tokenizer(settings.base)
         check_vocabulary(settings.base, self.tokenizer)

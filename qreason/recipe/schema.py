@@ -104,8 +104,8 @@ class Recipe(Strict):
 
     @property
     def plain_stage(self) -> str | None:
-        """The first stage that trains on the plain backend only."""
-        return next((step.stage for step in self.steps if step.settings.plain_backend), None)
+        """The first stage that trains on the plain backend only, such as `a preference step`."""
+        return next(filter(None, (step.settings.plain_backend for step in self.steps)), None)
 
     @model_validator(mode="after")
     def check_data(self) -> Recipe:

@@ -47,8 +47,6 @@ class Stage(Strict):
 
     leaves_adapter: ClassVar[bool] = False
     """Whether it writes an adapter that later stages may start from."""
-    plain_backend: ClassVar[bool] = False
-    """Whether it trains on the plain backend only."""
     draws: ClassVar[str] = ""
     """Why it needs a temperature above 0; empty where it does not."""
     follows: ClassVar[tuple[str, ...]] = ()
@@ -57,6 +55,11 @@ class Stage(Strict):
     def reads(self) -> dict[str, str]:
         """Data key -> its content, for the data that the stage reads with these settings."""
         return {}
+
+    @property
+    def plain_backend(self) -> str | None:
+        """Its name where it trains on the plain backend only, such as `a preference step`."""
+        return None
 
     @property
     def reads_sampled(self) -> bool:

@@ -115,7 +115,7 @@ class Grpo(Training):
     leaves_adapter: ClassVar[bool] = True
     draws: ClassVar[str] = "grpo compares different replies"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls.union(
-        ("rewards", "plain_share", "preflight", "stop_on_reward_hacking", "stop_on_unjudged")
+        ("rewards", "plain_share", "pods", "preflight", "stop_on_reward_hacking", "stop_on_unjudged")
     )
 
     rewards: Rewards | None = None
@@ -124,6 +124,8 @@ class Grpo(Training):
     """The share of its prompts that are rows of data.plain, asked without the system prompt."""
     num_generations: int = Field(8, ge=2)
     """Replies per prompt: the group."""
+    pods: int | None = Field(None, ge=2)
+    """Train on so many of them, those whose rewards vary most (PODS, arXiv 2504.13818); on all where not given."""
     learning_rate: float = Field(1e-5, gt=0)
     logging_steps: int = Field(1, gt=0)
     beta: float = Field(0.0, ge=0)
@@ -150,6 +152,23 @@ class Grpo(Training):
     """Stop, without an adapter, at a sign of reward hacking; otherwise it is only reported."""
     stop_on_unjudged: bool = True
     """Stop, without an adapter, when most replies of three steps in a row could not be judged."""
+
+    @property
+    def plain_backend(self) -> str | None:
+        return "a grpo step with pods" if self.pods else None
+
+    @model_validator(mode="after")
+    def fewer_than_the_group(self) -> Grpo:
+        if self.pods and self.pods >= self.num_generations:
+            raise ValueError(
+                f"pods: {self.pods} is not less than num_generations ({self.num_generations}); raise num_generations, "
+                "or leave pods out to train on all replies"
+            )
+        if self.pods and self.trl.get("multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
+            raise ValueError(
+                "pods chooses by the total of a reply's rewards; leave trl.multi_objective_aggregation out, or pods"
+            )
+        return self
 
     @model_validator(mode="after")
     def whole_groups(self) -> Grpo:
@@ -195,7 +214,6 @@ class Grpo(Training):
 class Preference(Training):
     """A reward model from ranked pairs: an adapter with a scalar head, for the `preference` reward of later steps."""
 
-    plain_backend: ClassVar[bool] = True
     not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "about", "heldout_share"}
 
     data: Literal["pairs", "sampled"] = "pairs"
@@ -204,6 +222,10 @@ class Preference(Training):
     """Use only the pairs with this value in their `about` column."""
     heldout_share: float = Field(0.1, gt=0, lt=1)
     """The share of the prompts whose pairs are held out."""
+
+    @property
+    def plain_backend(self) -> str | None:
+        return "a preference step"
 
     def reads(self) -> dict[str, str]:
         return {} if self.reads_sampled else {"pairs": "ranked pairs"}

@@ -26,8 +26,9 @@ def stage(settings: Grpo, run: Session) -> Artifact:
 
     from trl import GRPOConfig, GRPOTrainer
 
-    from qreason.model.compat.trl import frugal
+    from qreason.model.compat.trl import frugal, select_rows
     from qreason.training.resuming import open_checkpoints
+    from qreason.training.selection import Selection
     from qreason.training.trainer import start_adapter, train, trl_config
 
     start_adapter(run, settings)
@@ -44,8 +45,11 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     checkpoints.memory = rollouts
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
+    trainer = GRPOTrainer
+    if run.resident.backend == "plain":  # Unsloth's trainer has its own log-probabilities and loss
+        trainer = select_rows(frugal(GRPOTrainer, run.resident.model, run.say), Selection(settings.pods))
     adapter, state = train(
-        frugal(GRPOTrainer, run.resident.model, run.say) if run.resident.backend == "plain" else GRPOTrainer,
+        trainer,
         GRPOConfig(**weights | sampling | trl_config(settings, run, folder)),
         [{"prompt": render(example, system), "example": index} for index, example in enumerate(examples)],
         run,

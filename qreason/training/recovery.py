@@ -31,7 +31,9 @@ class Recovery:
             parameter.grad = None
 
         def cut(inputs: dict[str, Any]) -> list[tuple[dict[str, Any], float]]:
-            return split_rows(inputs, min(self.parts, row_count(inputs)), getattr(trainer.args, "loss_type", None))
+            return split_rows(
+                inputs, max(1, min(self.parts, row_count(inputs))), getattr(trainer.args, "loss_type", None)
+            )
 
         while True:
             try:

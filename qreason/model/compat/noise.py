@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +40,12 @@ LOGGED = (
 
 def quiet() -> None:
     """Hide the libraries' progress bars and known warnings; call it before models are loaded."""
-    import datasets
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # it is imported later: that takes a second
+    if loaded := sys.modules.get("datasets"):
+        loaded.disable_progress_bars()
     logging.getLogger("transformers.utils.generic").addFilter(is_news)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)

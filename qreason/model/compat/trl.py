@@ -1,4 +1,4 @@
-"""TRL: log-probabilities in little memory, micro-batches in pieces, steps that can be resumed, float32 adapters."""
+"""TRL: log-probabilities in little memory, chosen rows, micro-batches in pieces, resumable steps, float32 adapters."""
 
 from __future__ import annotations
 
@@ -152,6 +152,49 @@ def check_kernel(device: str) -> str | None:
         utils._fused_logprob_entropy = None
         return kind_and_line(error)
     return None
+
+
+# --- rows that are trained on ----------------------------------------------------------------------
+
+
+class SelectedRows:
+    """TRL's GRPO trainer, which trains on the rollouts that a `selection` chooses. Mixed in by `select_rows`.
+
+    Read in TRL 1.14.2 and 1.16.0: `_prepare_inputs` calls `_generate_and_score_completions`, shuffles its rows,
+    splits them into micro-batches and keeps those as `_buffered_inputs`, for `_compute_loss`; advantages are made of
+    what `_calculate_rewards` returns, (rollouts, rewards).
+    """
+
+    args: Any
+    selection: Any
+    rewards_per_function: torch.Tensor
+    _buffered_inputs: list[dict[str, Any]] | None
+    _step: int
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+        self.rewards_per_function = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+        return self.rewards_per_function
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        return self.selection.choose(self, super()._generate_and_score_completions(inputs))  # type: ignore[misc]
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        before = self._buffered_inputs
+        prepared = super()._prepare_inputs(inputs)  # type: ignore[misc]
+        if self._buffered_inputs is None or self._buffered_inputs is before:
+            return prepared
+        self._buffered_inputs = self.selection.pack(self, self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        if not len(inputs["completion_ids"]):  # the gradient is zero, not missing: the optimizer makes its step
+            return sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad) * 0.0
+        return super()._compute_loss(model, inputs) * inputs["row_share"]  # type: ignore[misc]
+
+
+def select_rows(trainer: type, selection: Any) -> Any:
+    """TRL's GRPO trainer class, training on the rollouts that `selection` (of qreason.training) chooses."""
+    return type(trainer.__name__, (SelectedRows, trainer), {"selection": selection})
 
 
 # --- micro-batches in pieces -----------------------------------------------------------------------
