@@ -100,40 +100,13 @@ def run_recipe(
     only: str | None = None,
 ) -> None:
     """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
-    from qreason.data.examples import describe
-    from qreason.hub.mirror import open_mirror
     from qreason.machine.progress import written_to
     from qreason.recipe.load import load_recipe
-    from qreason.run.folder import is_run_folder
-    from qreason.run.session import Session
 
     loaded = load_recipe(recipe, overrides, seed)
     folder = out or Path("runs") / loaded.name
     ranks.connect()
-
-    def start() -> Session:
-        """Open the run folder, look at everything that is known before the base is loaded, and fit the recipe."""
-        copy = open_mirror(mirror, folder, say) if mirror else None
-        if copy and not fresh:
-            copy.pull()
-        starting = fresh or not is_run_folder(folder)
-        opened = Session.open(
-            loaded, folder, fresh=fresh, say=say, check=partial(check, folder=folder) if starting else None
-        )
-        opened.mirror = copy
-        finished, last = opened.disk.finished, len(loaded.steps)
-        if finished:
-            say(f"{folder}: {finished} of {last} steps are done, continuing (--fresh starts over)")
-        if finished < last:
-            if not starting:
-                examples = {use: opened.examples(use) for use in loaded.data.sources}
-                check(opened.recipe, examples, opened.pairs if loaded.data.pairs else [], folder=folder)
-            make_it_fit(opened)
-        for use in loaded.data.sources if starting else ():
-            say(f"{use}: {describe(opened.examples(use))}")
-        return opened
-
-    opened = open_on_all(start, folder)
+    opened = open_on_all(partial(open_run, loaded, folder, fresh=fresh, mirror=mirror), folder)
     steps = range(opened.disk.finished, next_step(opened, only) + 1 if only else len(loaded.steps))
     with written_to(folder) if ranks.is_first() else nullcontext():
         for step in steps:
@@ -143,15 +116,42 @@ def run_recipe(
         show_report(opened, as_json)
 
 
-def open_on_all(start: Callable[[], Session], folder: Path) -> Session:
-    """A run that the first process of a launch starts; the others read along."""
+def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None) -> Session:
+    """Open the run folder, look at everything that is known before the base is loaded, and make the recipe fit."""
+    from qreason.data.examples import describe
+    from qreason.hub.mirror import open_mirror
+    from qreason.run.folder import is_run_folder
+    from qreason.run.session import Session
+
+    copy = open_mirror(mirror, folder, say) if mirror else None
+    if copy and not fresh:
+        copy.pull()
+    starting = fresh or not is_run_folder(folder)
+    look = partial(check, folder=folder)
+    opened = Session.open(recipe, folder, fresh=fresh, say=say, check=look if starting else None)
+    opened.mirror = copy
+    finished, last = opened.disk.finished, len(recipe.steps)
+    if finished:
+        say(f"{folder}: {finished} of {last} steps are done, continuing (--fresh starts over)")
+    if finished < last:
+        if not starting:
+            examples = {use: opened.examples(use) for use in recipe.data.sources}
+            look(opened.recipe, examples, opened.pairs if recipe.data.pairs else [])
+        make_it_fit(opened)
+    for use in recipe.data.sources if starting else ():
+        say(f"{use}: {describe(opened.examples(use))}")
+    return opened
+
+
+def open_on_all(work: Callable[[], Session], folder: Path) -> Session:
+    """A run that the first process of a launch opens; the others read along."""
     from qreason.run.folder import RunFolder
     from qreason.run.session import Session
 
     opened: list[Session] = []
 
     def on_first() -> tuple[Recipe, dict[str, Any]]:
-        opened.append(start())
+        opened.append(work())
         return opened[0].recipe, opened[0].disk.manifest
 
     recipe, manifest = ranks.from_first(on_first)

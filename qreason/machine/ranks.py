@@ -28,6 +28,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def gpu() -> int:
+    """The number of this process's GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def is_first() -> bool:
     """Whether this process writes the run folder and speaks to the terminal."""
     return number() == 0
@@ -41,7 +46,7 @@ def connect() -> None:
 
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(gpu())
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
 
 

@@ -219,7 +219,8 @@ def evaluate_task(
     taught: list[Example] = []
     if recipe and is_taught(recipe) and Path(str(recipe.data.sft)).is_file():
         taught = read_examples(str(recipe.data.sft), recipe.data, "sft")
-    asked, label = examples[: settings.rows], task.stem[:14]
+    asked: Sequence[Example] = examples[: settings.rows]
+    label = task.stem[:14]
     if shard:  # other rows, so another random source
         taught = [*taught, *asked]
         tested = len(shard.share(asked[: settings.reasoning]))

@@ -276,7 +276,7 @@ def get_random() -> dict[str, Any]:
     import torch
 
     kind, keys, *rest = cast("tuple[Any, ...]", numpy.random.get_state())
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # of this process's GPU
     numbers = [kind, keys.tolist(), *map(float, rest)]
     return {"python": random.getstate(), "numpy": numbers, "torch": torch.get_rng_state(), "cuda": cuda}
 
@@ -291,4 +291,4 @@ def set_random(state: dict[str, Any]) -> None:
     numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), int(place), int(has_gauss), cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])

@@ -99,16 +99,17 @@ class Rollouts:
         log_metric("seconds/rewards", time.perf_counter() - start)
         # Each process of a launch has scored its own; all look at all of them.
         parts = ranks.gather((self.replies, examples, self.scores, reasoned))
-        self.note(step, *(list(chain(*part)) for part in zip(*parts, strict=True)), log_metric)
+        everything: list[Any] = [list(chain(*part)) for part in zip(*parts, strict=True)]
+        self.note(step, log_metric, *everything)
 
     def note(
         self,
         step: int,
+        log_metric: LogMetric,
         replies: list[Reply],
         examples: list[Example],
         scores: list[Score],
         reasoned: list[Reasoned],
-        log_metric: LogMetric,
     ) -> None:
         """Store the scored replies of a step, log what they are like, and report what looks wrong."""
         if ranks.is_first():
