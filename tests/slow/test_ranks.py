@@ -145,6 +145,18 @@ def test_where_one_process_dies_the_other_ends_and_the_run_goes_on(recipe: Path,
         ]
 
 
+def test_two_processes_draw_a_shard_each_and_the_first_joins_them(recipe: Path) -> None:
+    step = ("--set", "steps=[{sample: {n: 64, rows: 4}}]")  # two batches of two prompts
+    first, second = launch(2, "sample", str(recipe), "--out", "drawn", *step)
+    # Replies of random tokens have no form, so the step ends without data.
+    assert "none of 256 replies was kept" in first.stderr, first.stderr + second.stderr
+    assert "process 0 of this launch stopped, and says why" in second.stderr
+    rows = [json.loads(line) for line in Path("drawn/01-sample/draws.jsonl").read_text().splitlines()]
+    assert sorted((row["id"], row["number"]) for row in rows) == [(f"r{i}", n) for i in range(4) for n in range(64)]
+    shards = [file.read_text().count("\n") for file in Path("drawn").glob("01-sample/shards/*/draws.jsonl")]
+    assert shards == [128, 128]
+
+
 def test_what_several_processes_cannot_do_ends_both_before_the_folder_is_made(recipe: Path) -> None:
     first, second = launch(2, "run", str(recipe), "--out", "none", ACCELERATE_USE_FSDP="true")
     assert (first.returncode, second.returncode) == (2, 2), first.stderr + second.stderr
