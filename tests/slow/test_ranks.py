@@ -146,7 +146,7 @@ def test_where_one_process_dies_the_other_ends_and_the_run_goes_on(recipe: Path,
 
 
 def test_two_processes_draw_a_shard_each_and_the_first_joins_them(recipe: Path) -> None:
-    step = ("--set", "steps=[{sample: {n: 64, rows: 4}}]")  # two batches of two prompts
+    step = ("--set", "steps=[{sample: {n: 64, rows: 4, keep: {}}}]")  # two batches of two prompts
     first, second = launch(2, "sample", str(recipe), "--out", "drawn", *step)
     # Replies of random tokens have no form, so the step ends without data.
     assert "none of 256 replies was kept" in first.stderr, first.stderr + second.stderr
