@@ -10,7 +10,8 @@ QReasonError
 |-- TrainingError         training had to stop; exit code 1
 |-- OutOfMemoryError      one row alone does not fit on the GPU; exit code 1
 |-- HubError              a pull from or a push to the Hub failed; exit code 1
-`-- ExportError           an exported file differs from what was trained; exit code 1
+|-- ExportError           an exported file differs from what was trained; exit code 1
+`-- StoppedElsewhere      another process of a distributed launch stopped; its exit code
 """
 
 from __future__ import annotations
@@ -128,3 +129,9 @@ class HubError(QReasonError):
 
 class ExportError(QReasonError):
     pass
+
+
+class StoppedElsewhere(QReasonError):  # noqa: N818
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code

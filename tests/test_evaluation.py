@@ -169,3 +169,39 @@ def test_a_task_with_out_goes_on_and_keeps_its_rows(
     again = CliRunner().invoke(main, [*command, "cut.jsonl"])
     assert again.exit_code == 2
     assert "already exists" in again.stderr
+
+
+def test_three_shards_of_an_evaluation_join_to_the_rows_of_a_whole_one(write_small: Callable[[], Path]) -> None:
+    write_small()
+    command = ["evaluate", "qreason/tiny", "--task", "heldout.jsonl", "--samples", "2", "--json", "--out"]
+    whole = CliRunner().invoke(main, [*command, "whole.jsonl"])
+    assert whole.exit_code == 0, whole.output
+    for number in (3, 1):
+        done = CliRunner().invoke(main, [*command, "parts.jsonl", "--shard", f"{number}/3"])
+        assert (done.exit_code, done.stdout) == (0, ""), done.output
+    early = CliRunner().invoke(main, [*command, "parts.jsonl"])
+    assert (early.exit_code, "not measured yet: --shard 2/3" in early.stderr) == (2, True)
+    CliRunner().invoke(main, [*command, "parts.jsonl", "--shard", "2/3"])
+    others = CliRunner().invoke(main, [*command, "parts.jsonl", "--direct"])
+    assert (others.exit_code, "made with another settings" in others.stderr) == (2, True)
+    joined = CliRunner().invoke(main, [*command, "parts.jsonl"])
+    assert joined.exit_code == 0, joined.output
+    # the drawn replies come from other random sources
+    kept = ("id", "prompt", "reply", "parts", "accurate", "reasoning", "consistent")
+    rows = [
+        [json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("whole.jsonl", "parts.jsonl")
+    ]
+    first, second = ([{key: row[key] for key in kept} for row in some] for some in rows)
+    assert first == second
+    assert json.loads(whole.stdout)["accuracy"] == json.loads(joined.stdout)["accuracy"]
+    assert not list(Path().glob("parts.jsonl.*"))
+
+
+def test_more_shards_than_rows_are_no_trouble(write_small: Callable[[], Path]) -> None:
+    write_small()
+    command = ["evaluate", "qreason/tiny", "--task", "heldout.jsonl", "--rows", "1", "--samples", "1", "--out", "o"]
+    for number in (1, 2):
+        assert CliRunner().invoke(main, [*command, "--shard", f"{number}/2"]).exit_code == 0
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert len(Path("o").read_text().splitlines()) == 1
+    assert "give --out" in CliRunner().invoke(main, [*command[:-2], "--shard", "1/2"]).stderr

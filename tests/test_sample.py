@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -340,6 +342,87 @@ def test_a_cut_stage_draws_the_rest_as_it_would_have(
     journal.write_text("".join(lines[:7]) + lines[7][:20])  # cut in the middle of a line of the second batch
     run(file, *tokens)
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of("draws.jsonl")] == whole
+
+
+# --- shards ----------------------------------------------------------------------------------------
+
+
+def shard(file: Path, number: int, of: int, *arguments: str) -> Result:
+    given = ["sample", str(file), "--out", "out", "--shard", f"{number}/{of}", *arguments]
+    return CliRunner().invoke(main, given)
+
+
+def draws() -> list[dict[str, Any]]:
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of("draws.jsonl")]
+    return sorted(rows, key=lambda row: (row["id"], row["number"]))
+
+
+def test_three_shards_draw_what_one_process_draws_even_if_one_is_cut_off(
+    prompts: Path, write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qreason.stages.sample.DRAWS", 6)
+    file = sampling(write_recipe, f"{{n: {N}, rows: 7}}")  # four batches of two prompts, the last with one
+    tokens = ("--set", "sampling.max_completion_length=8")
+    assert "none of 21 replies was kept" in run(file, *tokens).stderr
+    whole = draws()
+    Path("out").rename("whole")
+    for number, count in ((3, 6), (1, 9), (2, 6)):
+        done = shard(file, number, 3, *tokens)
+        assert f"shard {number}/3: {count} draws" in done.stderr, done.output
+    assert "shard 2/3: 6 draws" in shard(file, 2, 3, *tokens).stderr  # again: nothing is doubled
+    part = Path("out/01-sample/shards/1-of-3/draws.jsonl")
+    lines = part.read_text().splitlines(keepends=True)
+    part.write_text("".join(lines[:4]) + lines[4][:20])
+    joined = run(file, *tokens)
+    assert "01-sample: 16 draws are there, going on with 5" in joined.stderr
+    assert draws() == whole
+
+
+def test_shards_of_a_teacher_are_joined_without_asking_again(
+    prompts: Path, write_recipe: RecipeWriter, serve: Callable[..., Teacher]
+) -> None:
+    teacher = serve(good)
+    file = sampling(write_recipe, taught_by(teacher))
+    for number in (1, 2):
+        assert shard(file, number, 2).exit_code == 0
+    assert "is still being drawn" not in (joined := run(file)).stderr
+    assert joined.exit_code == 0, joined.output
+    assert len(teacher.bodies) == len(rows_of("sampled.jsonl")) == PROMPTS * N
+    assert not Path("out/01-sample/shards").exists()
+    assert "no sample step is left" in shard(file, 1, 2).stderr
+
+
+def test_a_shard_that_is_still_drawn_is_not_joined(
+    prompts: Path, write_recipe: RecipeWriter, serve: Callable[..., Teacher]
+) -> None:
+    file = sampling(write_recipe, taught_by(serve(good)))
+    assert shard(file, 1, 2).exit_code == 0
+    code = "import filelock; a = filelock.FileLock('out/01-sample/shards/1-of-2/.lock'); a.acquire(); print(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-u", "-c", code], **pipes) as other:  # type: ignore[call-overload]
+        other.stdout.readline()
+        assert "this shard is still being drawn" in run(file).stderr
+        assert "in use by another qreason" in shard(file, 1, 2).stderr
+        other.communicate(b"\n")
+    assert run(file).exit_code == 0
+
+
+def test_a_shard_of_other_settings_is_refused_by_name(
+    prompts: Path, write_recipe: RecipeWriter, serve: Callable[..., Teacher]
+) -> None:
+    file = sampling(write_recipe, taught_by(serve(good)))
+    shard(file, 1, 2, "--set", "sampling.temperature=0.5")
+    shard(file, 2, 2)
+    result = run(file)
+    assert result.exit_code == 2
+    assert "1-of-2: its draws were made with other settings (sampling)" in result.stderr
+
+
+@pytest.mark.parametrize("wrong", ["0/3", "4/3", "3", "a/b"])
+def test_a_shard_that_is_none_is_refused(prompts: Path, write_recipe: RecipeWriter, wrong: str) -> None:
+    file = sampling(write_recipe, "{}")
+    result = CliRunner().invoke(main, ["sample", str(file), "--shard", wrong])
+    assert (result.exit_code, "give i/n" in result.stderr) == (2, True)
 
 
 # --- what is kept ----------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def test_the_package_has_no_other_way_to_run_what_it_reads(pattern: str) -> None
     assert [file for file in files if re.search(pattern, file.read_text("utf-8"))] == []
 
 
-TEST = re.compile(r"`tests/(\w+\.py)::(test_\w+)`")
+TEST = re.compile(r"`tests/((?:slow/)?\w+\.py)::(test_\w+)`")
 
 
 def is_there(file: str, function: str) -> bool:

@@ -15,6 +15,7 @@ import click
 
 from qreason import __version__
 from qreason.errors import QReasonError, RunFolderError, redact
+from qreason.machine import ranks
 from qreason.machine.hardware import prepare_process
 
 if TYPE_CHECKING:
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 
 
 def say(line: str) -> None:
-    """Print status to stderr; stdout is kept for results."""
-    click.echo(line, err=True)
+    """Print status to stderr, from the first process of a launch; stdout is kept for results."""
+    if ranks.is_first():
+        click.echo(line, err=True)
+
+
+def complain(line: str) -> None:
+    """Print why this process ends."""
+    click.echo(f"qreason: {line}" if ranks.is_first() else f"qreason (process {ranks.number()}): {line}", err=True)
 
 
 def show(*parts: RenderableType) -> None:
@@ -95,18 +102,20 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except QReasonError as error:
-            say(f"qreason: {error}")
+            complain(str(error))
             sys.exit(error.exit_code)
         except Exception as error:
-            if is_full_disk(error):
-                say("qreason: no space is left on the disk; make room, and run the same command again to continue")
+            if ranks.is_alone(error):
+                complain("another process of this launch ended; the same command continues after the last checkpoint")
+            elif is_full_disk(error):
+                complain("no space is left on the disk; make room, and run the same command again to continue")
             elif isinstance(error, OSError) and error.filename is not None:
-                say(f"qreason: {error.filename}: {error.strerror}")
+                complain(f"{error.filename}: {error.strerror}")
             else:
                 raise
             sys.exit(1)
         except KeyboardInterrupt:
-            say("qreason: stopped; run the same command again to continue")
+            complain("stopped; run the same command again to continue")
             sys.exit(1)
 
 

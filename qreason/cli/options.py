@@ -31,6 +31,9 @@ def stack(*options: Command) -> Command:
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field; repeatable."
 )
+shard_option = click.option(
+    "--shard", metavar="I/N", help="Do the I-th of N shares only; without it, the same command joins them."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 recipe_options = stack(
     click.argument("recipe"),

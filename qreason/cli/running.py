@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qreason.cli.base import main, say, show
-from qreason.cli.options import json_option, read_settings, recipe_options, settings_options
+from qreason.cli.options import json_option, read_settings, recipe_options, settings_options, shard_option
 from qreason.errors import InputError, QReasonError, RunFolderError
+from qreason.machine import ranks
+from qreason.machine.shards import Shard, parse_shard
 from qreason.recipe.schema import STAGES
 from qreason.recipe.settings import Evaluate
 
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from qreason.recipe.schema import Recipe
     from qreason.run.session import Session
     from qreason.types import Example, Pair
+
+
+OPENING = 120.0
+"""Seconds that a shard waits for others to open the run folder."""
 
 
 @main.command()
@@ -40,6 +47,47 @@ def add_stage_commands() -> None:
                 run_recipe(**given, only=only)
 
 
+@main.command()
+@recipe_options
+@shard_option
+def sample(recipe: str, shard: str | None, **given: Any) -> None:
+    """Run RECIPE up to its next sample step."""
+    if shard:
+        sample_shard(recipe, parse_shard(shard), **given)
+    else:
+        run_recipe(recipe, only="sample", **given)
+
+
+def sample_shard(
+    recipe: str,
+    shard: Shard,
+    *,
+    out: Path | None,
+    seed: int | None,
+    overrides: tuple[str, ...],
+    fresh: bool,
+    as_json: bool,
+    mirror: str | None,
+) -> None:
+    """Draw one shard of the next sample step, beside other processes that draw the others."""
+    from qreason.recipe.load import load_recipe
+    from qreason.run.session import Session
+    from qreason.stages.sample import draw_shard
+
+    if fresh or mirror or as_json:
+        raise InputError("--shard cannot be combined with --fresh, --mirror or --json")
+    loaded = load_recipe(recipe, overrides, seed)
+    folder = out or Path("runs") / loaded.name
+    opened = Session.open(loaded, folder, say=say, check=partial(check, folder=folder), wait=OPENING)
+    opened.disk.leave()
+    step = next_step(opened, "sample")
+    settings = opened.recipe.steps[step].sample
+    assert settings
+    make_it_fit(opened)
+    opened.begin_step(step)
+    say(draw_shard(settings, opened, shard).summary)
+
+
 def run_recipe(
     recipe: str,
     *,
@@ -52,38 +100,62 @@ def run_recipe(
     only: str | None = None,
 ) -> None:
     """Run what is left of a recipe, or its steps up to the next one of the stage `only`; then print the report."""
-    from qreason.data.examples import describe
-    from qreason.hub.mirror import open_mirror
     from qreason.machine.progress import written_to
     from qreason.recipe.load import load_recipe
-    from qreason.run.folder import is_run_folder
-    from qreason.run.session import Session
 
     loaded = load_recipe(recipe, overrides, seed)
     folder = out or Path("runs") / loaded.name
+    ranks.connect()
+    opened = open_on_all(partial(open_run, loaded, folder, fresh=fresh, mirror=mirror), folder)
+    steps = range(opened.disk.finished, next_step(opened, only) + 1 if only else len(loaded.steps))
+    with written_to(folder) if ranks.is_first() else nullcontext():
+        for step in steps:
+            run_and_say(opened, step)
+    ranks.disconnect()
+    if ranks.is_first():
+        show_report(opened, as_json)
+
+
+def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None) -> Session:
+    """Open the run folder, look at everything that is known before the base is loaded, and make the recipe fit."""
+    from qreason.data.examples import describe
+    from qreason.hub.mirror import open_mirror
+    from qreason.run.folder import is_run_folder
+    from qreason.run.session import Session
+
     copy = open_mirror(mirror, folder, say) if mirror else None
     if copy and not fresh:
         copy.pull()
     starting = fresh or not is_run_folder(folder)
-    opened = Session.open(
-        loaded, folder, fresh=fresh, say=say, check=partial(check, folder=folder) if starting else None
-    )
+    look = partial(check, folder=folder)
+    opened = Session.open(recipe, folder, fresh=fresh, say=say, check=look if starting else None)
     opened.mirror = copy
-    finished, last = opened.disk.finished, len(loaded.steps)
+    finished, last = opened.disk.finished, len(recipe.steps)
     if finished:
         say(f"{folder}: {finished} of {last} steps are done, continuing (--fresh starts over)")
     if finished < last:
         if not starting:
-            examples = {use: opened.examples(use) for use in loaded.data.sources}
-            check(opened.recipe, examples, opened.pairs if loaded.data.pairs else [], folder=folder)
+            examples = {use: opened.examples(use) for use in recipe.data.sources}
+            look(opened.recipe, examples, opened.pairs if recipe.data.pairs else [])
         make_it_fit(opened)
-    steps = range(finished, next_step(opened, only) + 1 if only else last)
-    for use in loaded.data.sources if starting else ():
+    for use in recipe.data.sources if starting else ():
         say(f"{use}: {describe(opened.examples(use))}")
-    with written_to(folder):
-        for step in steps:
-            run_and_say(opened, step)
-    show_report(opened, as_json)
+    return opened
+
+
+def open_on_all(work: Callable[[], Session], folder: Path) -> Session:
+    """A run that the first process of a launch opens; the others read along."""
+    from qreason.run.folder import RunFolder
+    from qreason.run.session import Session
+
+    opened: list[Session] = []
+
+    def on_first() -> tuple[Recipe, dict[str, Any]]:
+        opened.append(work())
+        return opened[0].recipe, opened[0].disk.manifest
+
+    recipe, manifest = ranks.from_first(on_first)
+    return opened[0] if opened else Session(recipe, RunFolder(folder, recipe, manifest, read_only=True))
 
 
 def check(recipe: Recipe, examples: Mapping[str, Sequence[Example]], pairs: Sequence[Pair], *, folder: Path) -> None:
@@ -170,9 +242,17 @@ def show_report(run: Session, as_json: bool) -> None:
 @click.option("--beam", type=click.IntRange(1), metavar="WIDTH", help="Step-wise beam search, ranked by --best-by.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSONL file for the rows; with it, it goes on if cut off.")
 @click.option("--direct", is_flag=True, help="Ask for the answer without reasoning.")
+@shard_option
 @json_option
 def evaluate(
-    target: str, task: Path, beam: int | None, out: Path | None, direct: bool, as_json: bool, **settings: Any
+    target: str,
+    task: Path,
+    beam: int | None,
+    out: Path | None,
+    direct: bool,
+    shard: str | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Measure a run folder, a model folder or a Hub model on a task file with prompts and references."""
     from qreason.report.table import passes_table, reasoning_table, scaling_table
@@ -180,7 +260,9 @@ def evaluate(
 
     width = {"beam": {"width": beam, "by": settings["best_by"] or "likelihood"}} if beam else {}
     asked = read_settings(Evaluate, {**settings, **width, "chain_of_thought": not direct})
-    numbers = evaluate_task(target, task, asked, out, say)
+    numbers = evaluate_task(target, task, asked, out, say, parse_shard(shard) if shard else None)
+    if numbers is None:
+        return
     if as_json:
         click.echo(json.dumps(numbers, indent=2))
         return

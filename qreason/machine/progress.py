@@ -20,9 +20,10 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from qreason.machine import ranks
 from qreason.machine.files import write_json
 
-console = Console(stderr=True)
+console = Console(stderr=True, quiet=not ranks.is_first())
 REMEMBERED = 900.0
 """Seconds whose speed the time left is estimated from: a step of GRPO may take a minute."""
 LIVE = ".progress.json"
@@ -99,6 +100,12 @@ def phase(text: str) -> None:
     """Show on the current bar, if there is one, what is being done within a step."""
     if _live.bar:
         _live.bar.phase(text)
+
+
+def note(text: str) -> None:
+    """Show figures on the current bar, if there is one."""
+    if _live.bar:
+        _live.bar.note(text)
 
 
 class TimeLeft(TimeRemainingColumn):

@@ -326,6 +326,6 @@ class Progress(TypedDict):
     settings: dict[str, Any]
     lengths: dict[Literal["metrics.jsonl", "replies.jsonl", "alarms.jsonl"], Count]
     sums: dict[str, Number]
-    loss: Logged
+    loss: list[Logged]
     metrics: dict[str, list[Any]]
     memory: dict[str, Any]

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from qreason.errors import MissingExtra, ModelError
+from qreason.machine import ranks
 from qreason.machine.hardware import COMPILER, compiler_trouble
 from qreason.model.compat.unsloth import import_unsloth
 
@@ -40,7 +41,9 @@ def choose(
     """
     if wanted == "plain":
         return Choice("plain", "as the recipe says")
-    if card is None:
+    if ranks.count() > 1:
+        hindrance = Choice("plain", "several processes train on the plain backend only")
+    elif card is None:
         hindrance = Choice("plain", "Unsloth's kernels need a GPU")
     elif card < LEAST_CAPABILITY:
         hindrance = Choice("plain", f"Unsloth needs compute capability 7.0, this GPU has {card[0]}.{card[1]}")

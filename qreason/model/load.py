@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import ModelError, first_line, kind_and_line
+from qreason.machine import ranks
 from qreason.machine.files import hash_files
 from qreason.machine.foreign import TimedOut, within
 from qreason.machine.hardware import Hardware
@@ -127,7 +128,7 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
     path = locate(model.base)
     options: dict[str, Any] = {"dtype": getattr(torch, hardware.dtype), "attn_implementation": hardware.attention}
     if hardware.device == "cuda":
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": ranks.gpu()}
     if model.quantization == "nf4":
         if trouble := four_bit_trouble(hardware.device):
             raise ModelError(f"model.quantization is nf4, but {trouble}; `qreason doctor` shows the cure")

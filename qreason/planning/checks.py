@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from qreason.data.prompts import demonstrate, lesson, render, system_prompt
 from qreason.data.turns import reply_spans
 from qreason.errors import QReasonError, nearest
+from qreason.machine import ranks
 from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
 from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer, locate
@@ -60,7 +62,7 @@ def examine(
     `fetch`: for a run, which needs the base in any case; otherwise it is looked at only where it is on this machine,
     and torch and its kin are imported only where the recipe asks for something that is not known without them.
     """
-    found = Findings()
+    found = Findings(launch_problems(recipe))
     for step in recipe.steps:
         if isinstance(step.settings, Training) and not is_usual(step.settings):
             found.problems += refused_arguments(step.stage, step.settings, detect())
@@ -92,6 +94,21 @@ def examine(
     )
     found.attempt(lambda: check_texts(recipe, examples, pairs, context, found))
     return found
+
+
+def launch_problems(recipe: Recipe) -> list[str]:
+    """What of a recipe several processes cannot do together."""
+    if ranks.count() == 1:
+        return []
+    problems = [
+        f"accelerate's {name} is not supported: take recipes/accelerate/ddp.yml, which has the base in each process"
+        for name in ("FSDP", "DEEPSPEED")
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+    ]
+    for step in recipe.steps:
+        if step.settings.processes == "one":
+            problems.append(f"{step.stage}: it runs in one process only; run the recipe without accelerate launch")
+    return problems
 
 
 def is_here(base: str) -> bool:

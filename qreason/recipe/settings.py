@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from qreason.errors import nearest
 from qreason.recipe.sections import Data, Draw, Strict, check_settings
-from qreason.recipe.stage import Stage, Start, Work
+from qreason.recipe.stage import Processes, Stage, Start, Work
 from qreason.recipe.training import Teacher, plain_rows
 
 
@@ -26,6 +26,7 @@ class Beam(Strict):
 class Sample(Start):
     """Rejection sampling: draw replies to data.prompts and keep the good ones as SFT data."""
 
+    processes: ClassVar[Processes] = "all"
     teacher: Teacher | None = None
     """The model that replies in place of the run's own."""
     n: int = Field(4, ge=1)

@@ -14,6 +14,9 @@ BASE = "base"
 """The name of the untrained base among stages."""
 
 
+Processes = Literal["first", "all", "one"]
+
+
 @dataclass(frozen=True)
 class Work:
     """What a stage holds in memory at a time beside the base, for the memory plan; counts are rows."""
@@ -47,6 +50,8 @@ class Stage(Strict):
 
     leaves_adapter: ClassVar[bool] = False
     """Whether it writes an adapter that later stages may start from."""
+    processes: ClassVar[Processes] = "first"
+    """Of a launch of several: the first alone works, all do, or there must be only one."""
     draws: ClassVar[str] = ""
     """Why it needs a temperature above 0; empty where it does not."""
     follows: ClassVar[tuple[str, ...]] = ()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from qreason.recipe.sections import Data, Draw, Rewards, Strict, Weighted
-from qreason.recipe.stage import Start, Work
+from qreason.recipe.stage import Processes, Start, Work
 from qreason.types import Address, Variable
 
 
@@ -83,6 +83,7 @@ class Sft(Training):
     """Supervised fine-tuning on data.sft, or on what was sampled."""
 
     leaves_adapter: ClassVar[bool] = True
+    processes: ClassVar[Processes] = "all"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "turns"}
 
     data: Literal["sft", "sampled"] = "sft"
@@ -113,6 +114,7 @@ class Grpo(Training):
     """Group relative policy optimization on data.prompts, against rewards."""
 
     leaves_adapter: ClassVar[bool] = True
+    processes: ClassVar[Processes] = "all"
     draws: ClassVar[str] = "grpo compares different replies"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls.union(
         ("rewards", "plain_share", "pods", "preflight", "stop_on_reward_hacking", "stop_on_unjudged")
@@ -214,6 +216,7 @@ class Grpo(Training):
 class Preference(Training):
     """A reward model from ranked pairs: an adapter with a scalar head, for the `preference` reward of later steps."""
 
+    processes: ClassVar[Processes] = "one"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"data", "about", "heldout_share"}
 
     data: Literal["pairs", "sampled"] = "pairs"
@@ -267,6 +270,7 @@ class Distill(Training):
     """On-policy distillation: the student learns the teacher's distribution on its own replies to data.prompts."""
 
     leaves_adapter: ClassVar[bool] = True
+    processes: ClassVar[Processes] = "one"
     draws: ClassVar[str] = "distill draws replies"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls | {"teacher"}
 

@@ -56,8 +56,12 @@ class RunFolder:
         self.stage_names = stage_folders(recipe.steps)
 
     @classmethod
-    def open(cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent) -> RunFolder:
+    def open(
+        cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent, wait: float = 0.0
+    ) -> RunFolder:
         """Start a run in a folder, or continue the one in it; `fresh` moves an earlier run aside.
+
+        Waits for seconds where another process holds it.
 
         Raises RunFolderError for a folder with something else in it, or with a run of other settings or data.
         """
@@ -67,7 +71,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if not ((path / LOCK).exists() or is_empty(path)):
             read_manifest(path)  # nothing is written into a folder that is no run
-        lock = hold(path)
+        lock = hold(path, wait)
         if not is_empty(path):
             earlier = read_manifest(path)
             if fresh:
@@ -96,6 +100,12 @@ class RunFolder:
     def save(self) -> None:
         if not self.read_only:
             write_json(self.path / "manifest.json", self.manifest)
+
+    def leave(self) -> None:
+        """Let other processes write; this one no longer does."""
+        self.read_only = True
+        if self.lock:
+            self.lock.release(force=True)
 
     @property
     def finished(self) -> int:

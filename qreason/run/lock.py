@@ -17,14 +17,14 @@ from qreason.machine.records import Holder
 LOCK, HOLDER = ".lock", ".holder.json"
 
 
-def hold(folder: Path) -> FileLock | None:
-    """The lock on a run folder, until it is released or this process ends, however it ends.
+def hold(folder: Path, wait: float = 0.0) -> FileLock | None:
+    """The lock on a run folder, until it is released or this process ends, however it ends; waits for seconds.
 
     Raises RunFolderError that names the holder. None where the file system knows no locks (some network drives).
     """
     lock = FileLock(folder / LOCK, is_singleton=True)  # a process may open its own run again
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=wait, blocking=wait > 0)
     except Timeout:
         raise RunFolderError(
             f"{folder} is in use by another qreason ({describe(folder)}): wait for it or stop it, or take another "

@@ -81,9 +81,16 @@ class Session:
 
     @classmethod
     def open(
-        cls, recipe: Recipe, path: Path, *, fresh: bool = False, say: Say = silent, check: Check | None = None
+        cls,
+        recipe: Recipe,
+        path: Path,
+        *,
+        fresh: bool = False,
+        say: Say = silent,
+        check: Check | None = None,
+        wait: float = 0.0,
     ) -> Session:
-        """Start a run in a folder, or continue the one in it.
+        """Start a run in a folder, or continue the one in it; waits for seconds where another process holds it.
 
         All data are read, and given to `check`, before the folder is changed.
         """
@@ -94,7 +101,7 @@ class Session:
             check_steps(examples)
         if check:
             check(recipe, examples, pairs or [])
-        session = cls(recipe, RunFolder.open(recipe, path, fresh=fresh, say=say), say)
+        session = cls(recipe, RunFolder.open(recipe, path, fresh=fresh, say=say, wait=wait), say)
         session._examples = examples
         if pairs is not None:
             session.pairs = pairs

@@ -22,6 +22,8 @@ DRAWS = "draws.jsonl"
 """All draws of a sample step, kept or not."""
 SAMPLED = "sampled.jsonl"
 """The kept draws as SFT data."""
+SHARDS = "shards"
+"""The folder with the draws of each shard, until they are joined."""
 
 
 Row = dict[str, Any]
@@ -63,6 +65,18 @@ class Journal:
                 self.file.write_bytes(whole)
             self.rows = read_jsonl(self.file, Draw, again)
         self.clock = time.perf_counter()
+
+    @property
+    def done(self) -> set[tuple[str, int]]:
+        """(id, number) of each draw."""
+        return {(row["id"], row["number"]) for row in self.rows}
+
+    def join(self, other: Journal) -> None:
+        """Append the draws of another journal that are not here yet."""
+        done = self.done
+        rows = [row for row in other.rows if (row["id"], row["number"]) not in done]
+        write_jsonl(self.file, rows, append=True)
+        self.rows += rows
 
     def add(self, draws: Sequence[Drawn], scores: Sequence[Score]) -> list[Row]:
         """Append draws, with the wall time per draw since the last call."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from importlib import import_module
 
+from qreason.machine import ranks
 from qreason.machine.rows import take_peak_memory
 from qreason.recipe.schema import Step
 from qreason.run.lineage import write_lineage
@@ -23,12 +24,18 @@ def run_step(run: Session, position: int) -> tuple[Artifact, float]:
     """Run one step of a run's recipe and record it as finished; returns what it wrote and the seconds it took."""
     start = time.perf_counter()
     run.begin_step(position)
-    artifact = run_stage(run.recipe.steps[position], run)
+    step = run.recipe.steps[position]
+    if step.settings.processes == "all":
+        artifact = run_stage(step, run)
+        ranks.gather(None)  # the adapter of the first is there
+    else:
+        artifact = ranks.from_first(lambda: run_stage(step, run))
     seconds = time.perf_counter() - start
     if (peak := take_peak_memory()) is not None:
         run.disk.manifest.setdefault("memory", {}).setdefault("peak_bytes", {})[str(position)] = peak
     run.disk.finish_step(position, seconds)
-    write_lineage(run)
+    if ranks.is_first():
+        write_lineage(run)
     if run.mirror:
         run.mirror()
     return artifact, seconds

@@ -18,6 +18,7 @@ from qreason.inference.reasoning import ASKS_FOR_NONE, NOT_ASKED_FOR, Figures, i
 from qreason.inference.selection import check_ranking, open_ranking, scale
 from qreason.machine.files import hash_files, write_json, write_jsonl
 from qreason.machine.progress import Bar, progress_bar
+from qreason.machine.shards import Shard, find_shards, join_shards
 from qreason.model.load import fingerprint
 from qreason.recipe.schema import Recipe
 from qreason.recipe.sections import Data
@@ -33,6 +34,9 @@ from qreason.run.checkpoint import Checkpoint, check_target, newest_of, open_che
 from qreason.run.folder import RunFolder, Say, is_run_folder
 from qreason.run.session import Artifact, Session
 from qreason.types import Example, Messages, Reply
+
+SEEDS = 1_000_003
+"""From the seed of one shard to the next."""
 
 
 def stage(settings: Evaluate, run: Session) -> Artifact:
@@ -177,14 +181,31 @@ def is_taught(recipe: Recipe) -> bool:
     return any("sft" in step.settings.reads() for step in recipe.steps)
 
 
-def evaluate_task(target: str, task: Path, settings: Evaluate, out: Path | None, say: Say) -> dict[str, Any]:
+def evaluate_task(
+    target: str, task: Path, settings: Evaluate, out: Path | None, say: Say, shard: Shard | None = None
+) -> dict[str, Any] | None:
     """Measure a run folder's newest adapter, a model folder or a Hub model on a task file.
 
-    `out` gets its rows; only with it, an evaluation that is cut off goes on.
+    `out` gets its rows; only with it, an evaluation that is cut off goes on. A shard measures a share of the rows and
+    writes OUT.i-of-n, without figures; once all are there, a call without a shard joins them.
     """
     check_target(target)
+    if shard and not out:
+        raise InputError(f"--shard {shard}: give --out, where the rows go")
     if out and (out.exists() or not out.parent.is_dir()):
         raise InputError(f"--out {out}: {'already exists' if out.exists() else 'its folder is missing'}")
+    digest = hash_files([task]) if task.is_file() else ""
+    made_with = {"model": target, "task": digest, "settings": settings.model_dump(mode="json")}
+    if out and not shard and (parts := find_shards(out)):
+        rows, seconds = join_shards(parts, made_with)
+        write_jsonl(out, rows)
+        for part in parts:
+            part.unlink()
+        return {"model": target, "task": str(task)} | measure(rows, task.stem, seconds)
+    if out and shard:
+        out = out.with_name(f"{out.name}.{shard.name}")
+        if out.exists():
+            raise InputError(f"{out}: this shard is done; without --shard all are joined")
     folder = Path(target)
     disk = RunFolder.reopen(folder) if is_run_folder(folder) else None
     recipe = disk.recipe if disk else None
@@ -198,15 +219,24 @@ def evaluate_task(target: str, task: Path, settings: Evaluate, out: Path | None,
     taught: list[Example] = []
     if recipe and is_taught(recipe) and Path(str(recipe.data.sft)).is_file():
         taught = read_examples(str(recipe.data.sft), recipe.data, "sft")
-    asked, label = examples[: settings.rows], task.stem[:14]
+    asked: Sequence[Example] = examples[: settings.rows]
+    label = task.stem[:14]
+    if shard:  # other rows, so another random source
+        taught = [*taught, *asked]
+        tested = len(shard.share(asked[: settings.reasoning]))
+        asked, settings = shard.share(asked), settings.model_copy(update={"reasoning": tested})
+        checkpoint = replace(checkpoint, seed=checkpoint.seed + SEEDS * (shard.number - 1))
     journal = None
     if out:
         base = recipe.model.base if recipe else target
         journal = open_journal(out, base, disk.adapter() if disk else None, say)
     with checkpoint.generator.recording(journal):
-        rows = measure_rows(checkpoint, asked, settings, label=label, folder=Path.cwd(), taught=taught)
-    if out and journal:
-        write_jsonl(out, rows)
-        journal.file.unlink(missing_ok=True)
+        rows = measure_rows(checkpoint, asked, settings, label=label, folder=Path.cwd(), taught=taught) if asked else []
     seconds = time.perf_counter() - start + (journal.seconds if journal else 0)
+    if out and journal:
+        write_jsonl(out, [{**made_with, "seconds": seconds}, *rows] if shard else rows)
+        journal.file.unlink(missing_ok=True)
+    if shard:
+        say(f"shard {shard}: {len(rows)} rows in {out}; without --shard all are joined")
+        return None
     return {"model": target, "task": str(task)} | measure(rows, task.stem, seconds)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qreason.data.prompts import render, system_prompt
+from qreason.machine import ranks
 from qreason.recipe.training import Grpo
 from qreason.run.session import Artifact, Rewards, Session
 from qreason.training.preflight import check_gold, check_judge, check_rollouts
@@ -36,7 +37,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     checkpoints = open_checkpoints(run, settings)
     folder = checkpoints.folder
     look = settings.preflight and not checkpoints.resumed
-    if look and (why := preflight(settings, run, rewards, examples, folder)):
+    if look and (why := ranks.from_first(lambda: preflight(settings, run, rewards, examples, folder))):
         return Artifact(
             keep_adapter(run, folder), f"0 steps: nothing is left to learn, {why}; the adapter is unchanged"
         )
@@ -46,7 +47,7 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     trainer = GRPOTrainer
-    if run.resident.backend == "plain":  # Unsloth's trainer has its own log-probabilities and loss
+    if is_frugal(run):
         trainer = select_rows(frugal(GRPOTrainer, run.resident.model, run.say), Selection(settings.pods))
     adapter, state = train(
         trainer,
@@ -60,6 +61,11 @@ def stage(settings: Grpo, run: Session) -> Artifact:
         rollout_func=rollouts.make,
     )
     return Artifact(adapter, f"{state.global_step} steps, {rollouts.summary}")
+
+
+def is_frugal(run: Session) -> bool:
+    """Whether log-probabilities are ours: Unsloth has its own, and gradients of several processes meet in TRL's."""
+    return run.resident.backend == "plain" and ranks.count() == 1
 
 
 def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path) -> str | None:
@@ -87,6 +93,8 @@ def keep_adapter(run: Session, folder: Path) -> Path:
     from qreason.model.compat.peft import POLICY, name_base
 
     model, run.resident.adapter = run.resident.model, folder / "adapter"
+    if not ranks.is_first():
+        return run.resident.adapter
     name_base(model, run.recipe.model.base)
     model.save_pretrained(str(run.resident.adapter), selected_adapters=[POLICY], save_embedding_layers=False)
     return run.resident.adapter

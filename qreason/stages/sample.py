@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qreason.data.prompts import render, system_prompt
-from qreason.errors import TrainingError, redact
+from qreason.errors import RunFolderError, TrainingError, redact
+from qreason.machine import ranks
 from qreason.machine.files import write_json, write_jsonl, write_text
-from qreason.machine.progress import progress_bar
+from qreason.machine.progress import note, progress_bar
 from qreason.machine.rows import free_memory
+from qreason.machine.shards import Shard
 from qreason.recipe.settings import Sample
 from qreason.run.checkpoint import open_teacher
+from qreason.run.lock import hold, is_held
 from qreason.run.session import Artifact, Session
-from qreason.sampling.draws import SAMPLED, Drawn, Journal, Row, Sieve, to_sft_row
+from qreason.sampling.draws import SAMPLED, SHARDS, Drawn, Journal, Row, Sieve, to_sft_row
 from qreason.sampling.teacher import ask_teacher
 from qreason.types import Example, Generator
 
@@ -25,16 +30,63 @@ DRAWS = 128
 
 
 def stage(settings: Sample, run: Session) -> Artifact:
-    """Draw n replies to each of data.prompts, and keep those that pass; an interrupted stage goes on."""
+    """Draw n replies to each of data.prompts, and keep those that pass; an interrupted stage goes on.
+
+    Each process of a launch draws a shard.
+    """
+    if ranks.count() > 1:
+        draw_shard(settings, run, Shard(ranks.number() + 1, ranks.count()))
+        ranks.gather(None)  # all have let go of their shards
+    return ranks.from_first(partial(join, settings, run))
+
+
+def join(settings: Sample, run: Session) -> Artifact:
+    """Put together what shards have drawn, draw what is left, and keep what passes."""
     examples = run.examples("prompts")[: settings.rows]
     folder = run.stage_folder()
     journal = Journal(folder, made_with(settings, run))
+    for part in sorted((folder / SHARDS).glob("*-of-*")):
+        if is_held(part):
+            raise RunFolderError(f"{part}: this shard is still being drawn; wait for it, or stop it")
+        journal.join(Journal(part, made_with(settings, run)))
     kept, sieve = folder / SAMPLED, Sieve(settings)
-    done = {(row["id"], row["number"]) for row in journal.rows}
-    wanted = [(e, number) for e in examples for number in range(settings.n) if (e.id, number) not in done]
+    write_jsonl(kept, [to_sft_row(row) for row in journal.rows if sieve.reason(row) is None])
+    for rows in collect(settings, run, examples, examples, journal):
+        write_jsonl(kept, [to_sft_row(row) for row in rows if sieve.reason(row) is None], append=True)
+        note(f"kept {sieve.kept.total()}")
+    artifact = finish(settings, run, examples, journal, folder)
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    return artifact
+
+
+def draw_shard(settings: Sample, run: Session, shard: Shard) -> Artifact:
+    """Draw and score a share of the replies, in a folder of its own; `stage` joins all shards.
+
+    Raises RunFolderError where another process draws the same shard.
+    """
+    examples = run.examples("prompts")[: settings.rows]
+    folder = run.stage_folder() / SHARDS / shard.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = hold(folder)
+    journal = Journal(folder, made_with(settings, run))
+    size = batch_size(settings)
+    starts = shard.share(range(0, len(examples), size))
+    mine = [example for start in starts for example in examples[start : start + size]]
+    for _ in collect(settings, run, examples, mine, journal):
+        pass
+    if lock:
+        lock.release(force=True)
+    return Artifact(journal.file, f"shard {shard}: {len(journal.rows)} draws; without --shard all are joined")
+
+
+def collect(
+    settings: Sample, run: Session, examples: Sequence[Example], mine: Sequence[Example], journal: Journal
+) -> Iterator[list[Row]]:
+    """Draw and score what the journal lacks of the replies to `mine`, of all examples; new rows as they come."""
+    folder, done = journal.file.parent, journal.done
+    wanted = [(e, number) for e in mine for number in range(settings.n) if (e.id, number) not in done]
     if done and wanted:
         run.say(f"{folder.name}: {len(done)} draws are there, going on with {len(wanted)}")
-    write_jsonl(kept, [to_sft_row(row) for row in journal.rows if sieve.reason(row) is None])
     if settings.teacher and not settings.teacher.endpoint and wanted:
         run.release()  # to make room for the teacher's weights
     scorer = run.rewards.scorer
@@ -43,10 +95,13 @@ def stage(settings: Sample, run: Session) -> Artifact:
         for draws in draw(settings, run, examples, wanted):
             scores = scorer([drawn.reply for drawn in draws], [drawn.example for drawn in draws], folder)
             rows = journal.add(draws, scores)
-            write_jsonl(kept, [to_sft_row(row) for row in rows if sieve.reason(row) is None], append=True)
+            yield rows
             bar.advance(len(rows))
-            bar.note(f"kept {sieve.kept.total()}")
-    return finish(settings, run, examples, journal, folder)
+
+
+def batch_size(settings: Sample) -> int:
+    """Prompts whose replies are drawn from one seed; with whole batches a shard draws as one process does."""
+    return max(1, DRAWS // settings.n)
 
 
 def made_with(settings: Sample, run: Session) -> dict[str, Any]:
@@ -82,7 +137,7 @@ def draw(
     else:
         run.load_adapter(settings.start)
         generator = run.generator
-    size = max(1, DRAWS // settings.n)
+    size = batch_size(settings)
     for start in range(0, len(examples), size):
         batch = examples[start : start + size]
         if not any((example.id, number) in missing for example in batch for number in range(settings.n)):

@@ -37,6 +37,7 @@ def trl_arguments(settings: Training, seed: int, hardware: Hardware, folder: Pat
         "use_cpu": hardware.device == "cpu",
         "bf16": hardware.autocast == "bfloat16",
         "fp16": hardware.autocast == "float16",
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": hardware.device == "cuda",
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "save_strategy": "no",

@@ -61,6 +61,20 @@ class Recovery:
         self.parts = min(rows, self.parts * 2)
 
 
+def compute_whole(trainer: Any, model: Any, attempt: Callable[[Cut | None], Any]) -> Any:
+    """A micro-batch as it is, in one of several processes: they add up their gradients in the backward pass."""
+    try:
+        return attempt(None)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        step = trainer.state.global_step + 1
+        raise OutOfMemoryError(
+            f"step {step}: the GPU has not enough memory; with several processes micro-batches are not cut: lower "
+            "per_device_train_batch_size, and raise gradient_accumulation_steps"
+        ) from None
+
+
 def row_count(inputs: dict[str, Any] | None) -> int:
     rows = max((len(value) for value in (inputs or {}).values() if has_rows(value)), default=0)
     return max(rows, len(packed_starts(inputs)) if inputs else 0)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from qreason.errors import RunFolderError, first_line
+from qreason.machine import ranks
 from qreason.machine.files import DRAFT, flush, hash_files, read_json, write_json, write_text
 from qreason.machine.records import Progress, State
 from qreason.recipe.training import Training
@@ -108,8 +109,11 @@ class Checkpoints:
         return self.steps is None and time.monotonic() - self.written > max(SECONDS, self.cost / MOST_TIME)
 
     def write(self, trainer: Any) -> Path | None:
-        """The newest snapshot as a folder; None within an optimizer step, whose result has no snapshot yet."""
-        if self.snapshot is None:
+        """The newest snapshot as a folder; None within an optimizer step, whose result has no snapshot yet.
+
+        None too in a process of a launch that is not the first.
+        """
+        if self.snapshot is None or not ranks.is_first():
             return None
         start = time.monotonic()
         made = write_checkpoint(self.folder / RESUME, trainer, self.snapshot)
@@ -168,7 +172,12 @@ class Checkpoints:
     def load_optimizer(self, trainer: Any, folder: Path) -> None:
         """The random states are kept for load_random, which the trainer may ask for twice."""
         state = read_state(folder)
-        self.random = state["random"]
+        if len(state["random"]) != ranks.count():
+            raise RunFolderError(
+                f"{folder}: made by {len(state['random'])} processes; continue with as many, or remove {folder.parent} "
+                "to start this step again"
+            )
+        self.random = state["random"][ranks.number()]
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.lr_scheduler.load_state_dict(state["learning_rate"])
         if state["scaler"] is not None:
@@ -182,7 +191,7 @@ class Checkpoints:
         progress = read_json(folder / "progress.json", Progress)
         for name, value in progress["sums"].items():
             setattr(trainer, name, value)
-        trainer._tr_loss += progress["loss"]
+        trainer._tr_loss += progress["loss"][ranks.number()]
         for name, values in progress["metrics"].items():
             trainer._metrics["train"][name] = values
         self.memory.recall(progress["memory"])
@@ -190,7 +199,7 @@ class Checkpoints:
 
 def open_checkpoints(run: Session, settings: Training) -> Checkpoints:
     """Those of the current training step, whose folder is cut back to the newest one, or emptied."""
-    folder, newest = run.resume_stage_folder()
+    folder, newest = ranks.from_first(run.resume_stage_folder)
     return Checkpoints(
         folder,
         newest,
@@ -207,16 +216,17 @@ def take_snapshot(trainer: Any, folder: Path, memory: Remembers, settings: Mappi
     replies = getattr(args, "steps_per_generation", None)
     if replies and trainer._step % (replies * args.num_iterations):
         return None
+    losses, random_states = zip(*ranks.gather((trainer._tr_loss.item(), get_random())), strict=True)
     progress = {
         "settings": settings,
         "sums": {name: getattr(trainer, name) for name in SUMS if hasattr(trainer, name)},
-        "loss": trainer._tr_loss.item(),
+        "loss": losses,
         "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
         "lengths": {name: file.stat().st_size if (file := folder / name).exists() else 0 for name in RECORDS},
     }
     state = {field.name: getattr(trainer.state, field.name) for field in fields(trainer.state)}
     state["log_history"] = list(state["log_history"])
-    return Snapshot(state, trainer.lr_scheduler.state_dict(), get_random(), progress, memory.remember())
+    return Snapshot(state, trainer.lr_scheduler.state_dict(), list(random_states), progress, memory.remember())
 
 
 def write_checkpoint(folder: Path, trainer: Any, snapshot: Snapshot) -> Path:
@@ -266,7 +276,7 @@ def get_random() -> dict[str, Any]:
     import torch
 
     kind, keys, *rest = cast("tuple[Any, ...]", numpy.random.get_state())
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # of this process's GPU
     numbers = [kind, keys.tolist(), *map(float, rest)]
     return {"python": random.getstate(), "numpy": numbers, "torch": torch.get_rng_state(), "cuda": cuda}
 
@@ -281,4 +291,4 @@ def set_random(state: dict[str, Any]) -> None:
     numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), int(place), int(has_gauss), cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from qreason.errors import TrainingError
 from qreason.judge.calibration import correlation
+from qreason.machine import ranks
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import phase
 from qreason.rewards.scoring import reply_row
 from qreason.run.session import Rewards, Session
 from qreason.training.alarms import UNJUDGED, UNJUDGED_STEPS, Alarm, Watchdog
-from qreason.training.reasoning import ReasoningWatch, reasoning_metrics
+from qreason.training.reasoning import Reasoned, ReasoningWatch, reasoning_metrics
 from qreason.types import Example, Messages, Reply, Score
 
 COUNTS = ("groups", "groups_without_variance", "unjudged", "unjudged_steps")
@@ -96,36 +97,52 @@ class Rollouts:
         reasoned = self.reasoning.look(step, self.replies, examples)
         log_metric("seconds/rollout", self.rollout_seconds)
         log_metric("seconds/rewards", time.perf_counter() - start)
-        rows = [reply_row(*row) for row in zip(self.replies, examples, self.scores, strict=True)]
-        write_jsonl(self.folder / "replies.jsonl", [{"step": step, **row} for row in rows], append=True)
+        # Each process of a launch has scored its own; all look at all of them.
+        parts = ranks.gather((self.replies, examples, self.scores, reasoned))
+        everything: list[Any] = [list(chain(*part)) for part in zip(*parts, strict=True)]
+        self.note(step, log_metric, *everything)
+
+    def note(
+        self,
+        step: int,
+        log_metric: LogMetric,
+        replies: list[Reply],
+        examples: list[Example],
+        scores: list[Score],
+        reasoned: list[Reasoned],
+    ) -> None:
+        """Store the scored replies of a step, log what they are like, and report what looks wrong."""
+        if ranks.is_first():
+            rows = [reply_row(*row) for row in zip(replies, examples, scores, strict=True)]
+            write_jsonl(self.folder / "replies.jsonl", [{"step": step, **row} for row in rows], append=True)
         groups: dict[str, set[float | None]] = {}
-        for example, score in zip(examples, self.scores, strict=True):
+        for example, score in zip(examples, scores, strict=True):
             groups.setdefault(example.id, set()).add(score.total)
         flat = sum(len(totals) == 1 for totals in groups.values())
         self.groups += len(groups)
         self.groups_without_variance += flat
-        self.watch_unjudged(step)
+        self.watch_unjudged(step, scores)
         log_metric("groups_without_signal", flat / len(groups))
-        log_metric("distinct_replies", len({reply.text for reply in self.replies}) / len(self.replies))
-        log_metric("reply_words", sum(len(reply.text.split()) for reply in self.replies) / len(self.replies))
-        if (agreement := judge_agreement(self.scores)) is not None:
+        log_metric("distinct_replies", len({reply.text for reply in replies}) / len(replies))
+        log_metric("reply_words", sum(len(reply.text.split()) for reply in replies) / len(replies))
+        if (agreement := judge_agreement(scores)) is not None:
             log_metric("judge_correctness_correlation", agreement)
         for name, value in reasoning_metrics(reasoned):
             log_metric(name, value)
-        for alarm in self.watchdog.look(step, self.replies, examples, self.scores, reasoned):
+        for alarm in self.watchdog.look(step, replies, examples, scores, reasoned):
             self.report(alarm)
         phase("update ")
 
-    def watch_unjudged(self, step: int) -> None:
+    def watch_unjudged(self, step: int, scores: Sequence[Score]) -> None:
         """TrainingError where most replies of several steps in a row have no total."""
-        unjudged = sum(score.total is None for score in self.scores)
+        unjudged = sum(score.total is None for score in scores)
         self.unjudged += unjudged
-        self.unjudged_steps = self.unjudged_steps + 1 if unjudged > UNJUDGED * len(self.scores) else 0
+        self.unjudged_steps = self.unjudged_steps + 1 if unjudged > UNJUDGED * len(scores) else 0
         if self.stop_unjudged and self.unjudged_steps == UNJUDGED_STEPS:
-            silent = {name: sum(score.parts[name] is None for score in self.scores) for name in self.scorer.rewards}
+            silent = {name: sum(score.parts[name] is None for score in scores) for name in self.scorer.rewards}
             name = max(silent, key=lambda name: silent[name])
             raise TrainingError(
-                f"step {step}: {unjudged} of {len(self.scores)} replies could not be judged, nor could most in the "
+                f"step {step}: {unjudged} of {len(scores)} replies could not be judged, nor could most in the "
                 f"{UNJUDGED_STEPS - 1} steps before ('{name}': None for {silent[name]}). Stopped (stop_on_unjudged), "
                 "no adapter was written; see that it can judge: that its server answers, that rows have what it reads"
             )
@@ -133,7 +150,8 @@ class Rollouts:
     def report(self, alarm: Alarm) -> None:
         """A message of what looks like gaming, with the replies kept; TrainingError where that stops the run."""
         file = self.folder / "alarms.jsonl"
-        write_jsonl(file, [asdict(alarm)], append=True)
+        if ranks.is_first():
+            write_jsonl(file, [asdict(alarm)], append=True)
         message = f"step {alarm.step}: looks like reward hacking: {alarm.text}; replies that show it are in {file}"
         if self.stop:
             raise TrainingError(f"{message}. Stopped (stop_on_reward_hacking); no adapter was written")

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from qreason.data.prompts import lesson, system_prompt
 from qreason.errors import OutOfMemoryError, TrainingError
+from qreason.machine import ranks
 from qreason.machine.files import write_jsonl
 from qreason.machine.progress import Bar, progress_bar
 from qreason.model.compat.peft import POLICY, name_base
@@ -24,7 +25,7 @@ from qreason.run.folder import CHECKPOINT
 from qreason.run.resume import RESUME, step_of
 from qreason.run.session import Session
 from qreason.training.arguments import trl_arguments
-from qreason.training.recovery import Recovery
+from qreason.training.recovery import Recovery, compute_whole
 from qreason.training.resuming import Checkpoints
 
 CALIBRATION = 32
@@ -101,7 +102,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
         row = {key: value if math.isfinite(value) else None for key, value in numbers.items()}  # JSON has no NaN
-        write_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **row}], append=True)
+        if ranks.is_first():
+            write_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **row}], append=True)
         overflowed = args.fp16 and not math.isfinite(numbers.get("grad_norm", 0.0))
         self.overflows = self.overflows + 1 if overflowed else 0
         scaling_down = overflowed and self.overflows < MOST_OVERFLOWS
@@ -119,9 +121,10 @@ def train(
 ) -> tuple[Path, Any]:
     """Train the adapter on the base and save it as `adapter/`; its folder, and the state of TRL's trainer.
 
-    `more` as for run_trainer. Out of GPU memory, it goes on in smaller pieces. Nothing is saved after a failure.
+    `more` as for run_trainer. Out of GPU memory, it goes on in smaller pieces, unless it is one of several processes:
+    those add up gradients in the backward pass. Nothing is saved after a failure.
     """
-    recovering = in_pieces(trainer_class, Recovery(run.say))
+    recovering = in_pieces(trainer_class, Recovery(run.say) if ranks.count() == 1 else compute_whole)
     trainer = run_trainer(recovering, config, rows, run, folder, model=run.resident.model, **more)
     run.resident.adapter = save_adapter(trainer, run, folder / "adapter")
     return run.resident.adapter, trainer.state
@@ -187,11 +190,14 @@ def train_resumably(trainer: Any, checkpoints: Checkpoints, run: Session) -> Non
             if kept:
                 run.say(f"{checkpoints.folder.name}: step {step_of(kept)} is kept; the same command continues after it")
             raise
-    shutil.rmtree(checkpoints.folder / RESUME, ignore_errors=True)
+    if ranks.is_first():
+        shutil.rmtree(checkpoints.folder / RESUME, ignore_errors=True)
 
 
 def save_adapter(trainer: Any, run: Session, folder: Path) -> Path:
-    """The trained adapter as a PEFT folder that names the recipe's base."""
+    """The trained adapter as a PEFT folder that names the recipe's base; the first process of a launch writes it."""
+    if not ranks.is_first():
+        return folder
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     name_base(model, run.recipe.model.base)
     model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
