@@ -166,7 +166,9 @@ def test_the_card_recommends_a_file_and_has_the_lines_for_ollama_and_lm_studio(m
     assert "lms import --copy --user-repo me/helper smoke-f16.gguf\n" in card  # no file of an adapter
     assert "Recommended" not in card
     accuracy = {"adapter": 0.5, "merged": 0.5, "f16": 0.5, "q8_0": 0.45}
-    files = {kind: {"file": f"smoke-{kind}.gguf", "bytes": 4e6, "sha256": ""} for kind in ("adapter", "f16", "q8_0")}
+    files = {
+        kind: {"file": f"smoke-{kind}.gguf", "bytes": 4_000_000, "sha256": ""} for kind in ("adapter", "f16", "q8_0")
+    }
     report = {"accuracy": accuracy, "rows": 100, "recommended": "q8_0", "files": files, "made_of": {}, "checks": []}
     write_json(export / "export.json", report)
     card = call("push", folder, "--to", "me/helper", "--include", "gguf", "--dry-run").stdout

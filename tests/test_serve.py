@@ -174,8 +174,8 @@ def test_a_run_without_an_export_says_how_to_make_one(write_run: RunWriter) -> N
 def test_a_port_that_is_taken_is_named(exported: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = serve(exported, "--port", str(taken.getsockname()[1]))
-    assert (result.exit_code, "take another one with --port" in result.stderr) == (2, True)
         page = CliRunner().invoke(main, ["chat", str(exported), "--web", "--port", str(taken.getsockname()[1])])
+    assert (result.exit_code, "take another one with --port" in result.stderr) == (2, True)
     assert (page.exit_code, "take another one with --port" in page.stderr) == (2, True)
     assert "--port" in serve(exported, "--host", "203.0.113.1").stderr
 
