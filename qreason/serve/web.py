@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 LOOK = """
 .prose.turns {white-space: pre-wrap; overflow-wrap: anywhere; max-height: 65vh; overflow-y: auto}
-.turns .asked {font-weight: 600; margin: 1em 0 .3em}
-.turns .dim, .turns details {opacity: .65}
-.turns summary {cursor: pointer}
+.turns .asked {font-weight: 600; margin: 1em 0 .3em} .turns .dim, .turns details {opacity: .65}
 """
 
 
@@ -107,6 +105,7 @@ class Desk:
 
 
 def build_page(desk: Desk, title: str, stages: list[str]) -> gradio.Blocks:
+    """A column per side, one message for all."""
     import gradio as gr
 
     with gr.Blocks(title=f"{title} – qreason", analytics_enabled=False, fill_width=True) as page:

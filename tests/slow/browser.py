@@ -60,7 +60,7 @@ class Browser:
         result: dict[str, Any] = report["result"]
         return result
 
-    def read(self, seconds: float = 120) -> dict[str, Any]:
+    def read(self, seconds: float = 300) -> dict[str, Any]:
         while b"\0" not in self.unread:
             assert select.select([self.reports], [], [], seconds)[0], "the browser is silent"
             self.unread += os.read(self.reports, 65536)
@@ -83,7 +83,7 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 120) -> Any:
+    def wait(self, script: str, seconds: float = 300) -> Any:
         """The value of an expression as soon as it is true."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):
