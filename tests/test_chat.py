@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import pty
 import re
@@ -30,7 +31,8 @@ from qreason.rewards.scoring import Scorer
 from qreason.run.checkpoint import Checkpoint, check_target
 from qreason.serve.chat import Talk
 from qreason.serve.commands import COMMANDS, Ended, is_command, obey
-from qreason.serve.paint import Painter
+from qreason.serve.paint import Painter, as_html
+from qreason.serve.web import Desk
 from qreason.types import Example, Messages, Reply, Sampling
 
 
@@ -48,7 +50,8 @@ class Speaker:
         self.stop_after = 0
 
     def load_adapter(self, folder: Path | None) -> None:
-        self.loaded.append(folder)
+        if self.loaded[-1:] != [folder]:
+            self.loaded.append(folder)
 
     def prompt_ids(self, prompts: Sequence[Messages], sampling: Sampling) -> None:
         if sum(len(message["content"]) for message in prompts[0]) > self.room:
@@ -130,7 +133,7 @@ def test_another_stage_or_system_prompt_begins_a_new_conversation() -> None:
         assert "new conversation" in obey(one, line)
         one.ask("again")
         assert [message["content"] for message in generator.asked[-1]] == [system, "again"]
-    assert (generator.loaded, one.stage) == ([None], "base")
+    assert (generator.loaded, one.stage) == ([Path("g"), None], "base")
     assert obey(one, "/stage") == "stage base; there are base, 01-sft, 02-grpo"
     with pytest.raises(InputError, match=r"no stage '01-stf' \(did you mean '01-sft'\?\)"):
         obey(one, "/stage 01-stf")
@@ -268,6 +271,64 @@ def test_a_mistyped_folder_is_named_at_once_with_the_nearest(write_run: RunWrite
         check_target(fine)
     result = CliRunner().invoke(main, ["show", "runs/quickstrat"])
     assert (result.exit_code, "did you mean 'runs/quickstart'?" in result.stderr) == (2, True)
+
+
+# --- in a browser ----------------------------------------------------------------------------------
+
+
+def test_a_page_shows_a_reply_as_text_with_its_reasoning_folded() -> None:
+    shown = as_html("a <reasoning>\n<img src=x> & so\x1b[2J\n</reasoning>\n<answer><script>b</script></answer>")
+    assert shown == (
+        "a <details><summary>reasoning: 4 words</summary>&lt;img src=x&gt; &amp; so\\x1b[2J</details>"
+        '<span class="dim">&lt;answer&gt;</span>&lt;script&gt;b&lt;/script&gt;<span class="dim">&lt;/answer&gt;</span>'
+    )
+    assert as_html("<think>still") == "<details><summary>reasoning: 1 words</summary>still</details>"
+    assert as_html('</think>"') == '<span class="dim">&lt;/think&gt;</span>&quot;'
+
+
+def desk(generator: Speaker) -> Desk:
+    return Desk(lambda: talk(generator), ("01-sft", "02-grpo"))
+
+
+def test_every_side_answers_after_its_own_stage_and_remembers_until_another_one_is_chosen() -> None:
+    generator = Speaker()
+    both = desk(generator)
+    shown = list(both.send("page", " one "))
+    assert len(shown) >= 2
+    assert shown[0][1] == ""  # the right side waits
+    assert all("one" in text and text.endswith("(greedy, 3 tokens)</div>") for text in shown[-1])
+    assert generator.loaded == [Path("s"), Path("g")]
+    assert "one" in [*both.send("page", "two")][-1][0]
+    assert [len(messages) for messages in generator.asked] == [2, 2, 4, 4]
+    assert list(both.send("page", "  ")) == []
+    assert both.restart("page", "base", "02-grpo") == ["", ""]
+    list(both.send("page", "three"))
+    assert generator.loaded[-2:] == [None, Path("g")]
+    assert len(generator.asked[-1]) == 2
+    list(both.send("another", "four"))
+    assert generator.loaded[-2:] == [Path("s"), Path("g")]
+
+
+def test_a_page_that_stops_makes_no_further_reply_and_an_error_ends_only_its_turn() -> None:
+    generator = Speaker(room=200)
+    both = desk(generator)
+    sending = both.send("page", "one")
+    first = next(sending)
+    both.stop("page")
+    assert [first, *sending][-1][1] == ""
+    assert len(generator.asked) == 1
+    assert [*both.send("page", "x" * 300)][-1][0].endswith("(shorten it)</div>")
+    sending = both.send("page", "one")
+    next(sending)
+    both.restart("page", "base", "base")
+    assert list(sending) == []  # what was asked before the new conversation is not shown in it
+
+
+def test_without_the_extra_the_page_names_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
+    result = chat("--web", said="")
+    assert (result.exit_code, "pip install 'qreason[web]'" in result.stderr) == (2, True)
 
 
 class Terminal:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from qreason.cli import main
 from qreason.errors import ExportError, ModelError, RunFolderError
-from qreason.export import engine, lora, reference, verify, writer
+from qreason.export import engine, lora, quality, reference, verify, writer
 from qreason.export.exporter import Exporter
 from qreason.export.original import Original
 from qreason.model.load import EMBEDDED
@@ -93,6 +93,8 @@ def test_every_file_of_an_export_has_passed_its_checks(exported: Path) -> None:
     assert all(check["passed"] for check in report["checks"])
     assert set(report["accuracy"]) == {"adapter", "merged", "f16", "q4_k_m"}
     assert set(report["files"]) == {"f16", "q4_k_m", "adapter"}
+    assert report["recommended"] == "q4_k_m"
+    assert "FROM ./smoke-q4_k_m.gguf" in (exported / "Modelfile").read_text()
     assert {file.name for file in exported.iterdir()} == {
         "smoke-f16.gguf",
         "smoke-q4_k_m.gguf",
@@ -100,6 +102,24 @@ def test_every_file_of_an_export_has_passed_its_checks(exported: Path) -> None:
         "Modelfile",
         "export.json",
     }
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "recommended"),
+    [
+        ({"adapter": 0.5, "f16": 0.5, "q8_0": 0.5, "q4_k_m": 0.41}, "q4_k_m"),  # 50 % of 100 rows: [40.4, 59.6]
+        ({"adapter": 0.5, "f16": 0.5, "q8_0": 0.41, "q4_k_m": 0.4}, "q8_0"),
+        ({"adapter": 0.5, "f16": 0.2, "q8_0": 0.3, "q4_k_m": 0.9}, "q4_k_m"),  # more accurate is no fault
+        ({"adapter": 0.5, "f16": 0.4, "q8_0": 0.3, "q4_k_m": 0.2}, None),
+        ({"adapter": 0.5, "f16": 0.5}, "f16"),
+        ({}, None),
+    ],
+)
+def test_the_smallest_file_within_the_interval_of_the_original_is_recommended(
+    accuracy: dict[str, float], recommended: str | None
+) -> None:
+    sizes = {"f16": 300, "q8_0": 200, "q4_k_m": 100}
+    assert quality.recommend(sizes, accuracy | {"merged": 0.5}, rows=100) == recommended
 
 
 def test_the_checks_of_an_export_are_those_documented(exported: Path) -> None:
@@ -520,4 +540,6 @@ def test_ollama_is_asked_where_it_is(copied: Path, tmp_path: Path, monkeypatch: 
     assert asked.startswith("run smoke ")
     assert f"ollama create smoke -f {copied}/export/Modelfile" in result.stderr
     assert "FROM ./smoke-q8_0.gguf" in (copied / "export" / "Modelfile").read_text()
-    assert not json.loads((copied / "export" / "export.json").read_text())["verified"]
+    assert f"lms import --copy --user-repo qreason/smoke {copied}/export/smoke-q8_0.gguf" in result.stderr
+    report = json.loads((copied / "export" / "export.json").read_text())
+    assert (report["verified"], report["recommended"]) == (False, None)

@@ -10,10 +10,9 @@ from transformers import AutoTokenizer
 
 from qreason.data.prompts import HELPDESK
 from qreason.errors import InputError
-from qreason.export import ollama
+from qreason.export import engine, ollama
 from qreason.export.reference import Heldout
 from qreason.model.load import EMBEDDED
-from qreason.recipe.sections import Draw
 from qreason.types import Example
 
 EXAMPLES = [
@@ -28,10 +27,7 @@ TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}
 """
 SYSTEM """Be brief.
 Say "yes" – # no comment {{ .Role }}"""
-PARAMETER temperature 0.7
-PARAMETER top_p 0.95
-PARAMETER top_k 20
-PARAMETER min_p 0.1
+PARAMETER temperature 0
 PARAMETER repeat_penalty 1.0
 PARAMETER num_ctx 1024
 PARAMETER num_predict 64
@@ -57,8 +53,7 @@ def qwen(heldout: Heldout) -> Heldout:
 
 
 def write(heldout: Heldout, source: Path, **changes: Any) -> str:
-    draw = Draw(temperature=0.7, top_p=0.95, top_k=20, min_p=0.1, max_completion_length=64)
-    return ollama.modelfile("model-q8_0.gguf", replace(heldout, **changes), draw, 1024, source)
+    return ollama.modelfile("model-q8_0.gguf", replace(heldout, **changes), 1024, source)
 
 
 def test_every_line_is_as_ollama_reads_it(heldout: Heldout, tmp_path: Path) -> None:
@@ -67,8 +62,17 @@ def test_every_line_is_as_ollama_reads_it(heldout: Heldout, tmp_path: Path) -> N
     assert write(heldout, tmp_path, system=system) == WRITTEN
 
 
+def test_the_sampling_is_that_of_the_reported_accuracy(heldout: Heldout, tmp_path: Path) -> None:
+    lines = write(heldout, tmp_path).splitlines()
+    written = dict(line.split()[1:3] for line in lines if line.startswith("PARAMETER"))
+    asked = engine.GREEDY | {"num_predict": heldout.limit}
+    for name in ("temperature", "repeat_penalty", "num_predict"):
+        assert float(written[name]) == asked[name], name
+    assert not written.keys() & {"top_p", "top_k", "min_p", "seed"}
+
+
 def test_a_context_longer_than_needed_is_cut(heldout: Heldout, tmp_path: Path) -> None:
-    assert "PARAMETER num_ctx 4096\n" in ollama.modelfile("m.gguf", heldout, Draw(), 32768, tmp_path)
+    assert "PARAMETER num_ctx 4096\n" in ollama.modelfile("m.gguf", heldout, 32768, tmp_path)
 
 
 def test_the_model_is_asked_with_the_tokens_of_training(heldout: Heldout) -> None:

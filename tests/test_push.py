@@ -157,6 +157,30 @@ def test_the_card_says_what_was_not_measured(made: Path, tmp_path: Path) -> None
     assert "\n\n\n" not in card
 
 
+def test_the_card_recommends_a_file_and_has_the_lines_for_ollama_and_lm_studio(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "run"))
+    export = folder / "03-export"
+    for name in ("smoke-adapter.gguf", "smoke-f16.gguf"):
+        (export / name).write_bytes(b"GGUF")
+    card = call("push", folder, "--to", "me/helper", "--include", "gguf", "--dry-run").stdout
+    assert "lms import --copy --user-repo me/helper smoke-f16.gguf\n" in card  # no file of an adapter
+    assert "Recommended" not in card
+    accuracy = {"adapter": 0.5, "merged": 0.5, "f16": 0.5, "q8_0": 0.45}
+    files = {
+        kind: {"file": f"smoke-{kind}.gguf", "bytes": 4_000_000, "sha256": ""} for kind in ("adapter", "f16", "q8_0")
+    }
+    report = {"accuracy": accuracy, "rows": 100, "recommended": "q8_0", "files": files, "made_of": {}, "checks": []}
+    write_json(export / "export.json", report)
+    card = call("push", folder, "--to", "me/helper", "--include", "gguf", "--dry-run").stdout
+    assert "| `smoke-f16.gguf` | 4 | 50.0% |\n| `smoke-q8_0.gguf` | 4 | 45.0% |\n" in card
+    assert "Recommended is `smoke-q8_0.gguf`: the smallest file" in card
+    assert "interval of the trained model's, 50.0% [40.4, 59.6] on the same 100 held-out rows" in card
+    assert "ollama create helper -f Modelfile && ollama run helper\n" in card
+    assert "lms import --copy --user-repo me/helper smoke-q8_0.gguf\n" in card
+    assert "| `smoke-adapter.gguf`" not in card
+    assert "\n\n\n" not in card
+
+
 def test_a_local_base_is_named_without_its_path(made: Path, tmp_path: Path, hub: FakeHub) -> None:
     folder = Path(shutil.copytree(made, tmp_path / "run"))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())

@@ -174,7 +174,9 @@ def test_a_run_without_an_export_says_how_to_make_one(write_run: RunWriter) -> N
 def test_a_port_that_is_taken_is_named(exported: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = serve(exported, "--port", str(taken.getsockname()[1]))
+        page = CliRunner().invoke(main, ["chat", str(exported), "--web", "--port", str(taken.getsockname()[1])])
     assert (result.exit_code, "take another one with --port" in result.stderr) == (2, True)
+    assert (page.exit_code, "take another one with --port" in page.stderr) == (2, True)
     assert "--port" in serve(exported, "--host", "203.0.113.1").stderr
 
 
@@ -184,6 +186,12 @@ def test_a_type_that_is_not_there_names_the_others_and_a_changed_file_is_not_ser
         find_export(run, "q8_1")
     found = find_export(run)
     assert (found.file.name, found.stage, found.verified) == ("smoke-f32.gguf", "01-sft", False)
+    report = exported / "03-export" / "export.json"
+    written = report.read_text()
+    for recommended, name in (("q8_0", "smoke-q8_0.gguf"), ("q4_k_m", "smoke-f32.gguf")):
+        report.write_text(written.replace('"recommended": null', f'"recommended": "{recommended}"'))
+        assert find_export(run).file.name == name
+    report.write_text(written)
     file = find_export(run, "q8_0").file
     kept = file.read_bytes()
     file.write_bytes(kept[:-1])

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,16 +26,21 @@ if TYPE_CHECKING:
 @click.option("--by", default="likelihood", show_default=True, help="What ranks them: likelihood or a reward.")
 @click.option("--single", is_flag=True, help="Each question by itself: the model does not see earlier ones.")
 @click.option("--fold", is_flag=True, help="Hide the reasoning.")
-def chat(target: str, votes: int | None, best_of: int | None, by: str, single: bool, fold: bool) -> None:
+@click.option("--web", is_flag=True, help="In a browser on this machine, two stages side by side.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Of --web; 0: a free one.")
+def chat(target: str, web: bool, port: int, fold: bool, **options: Any) -> None:
     """Talk to a run folder, a model folder or a Hub model; one question per line, /help lists commands."""
-    if votes and best_of:
+    if options["votes"] and options["best_of"]:
         raise InputError("--votes and --best-of: choose one")
+    if web:
+        chat_in_browser(target, port, options)
+        return
     from qreason.run.checkpoint import open_checkpoint
     from qreason.serve.chat import Talk
     from qreason.serve.commands import Ended, is_command, obey
 
     try:
-        talk = Talk(open_checkpoint(target), votes=votes, best_of=best_of, by=by, single=single, fold=fold)
+        talk = Talk(open_checkpoint(target), fold=fold, **options)
     except KeyboardInterrupt:
         say("qreason: stopped")
         sys.exit(1)
@@ -54,6 +59,27 @@ def chat(target: str, votes: int | None, best_of: int | None, by: str, single: b
             say(str(error))
 
 
+def chat_in_browser(target: str, port: int, options: dict[str, Any]) -> None:
+    """Show a page until Ctrl-C: the newest two stages of a run side by side, or a model alone."""
+    from qreason.run.checkpoint import open_checkpoint
+    from qreason.serve.chat import Talk
+    from qreason.serve.endpoint import listen
+    from qreason.serve.web import HOST, Desk, build_page, need_page, serve_page
+
+    need_page()
+    with suppress(KeyboardInterrupt), listen(HOST, port) as listening:
+        checkpoint = open_checkpoint(target)
+        stages = list(checkpoint.stages)
+        desk = Desk(lambda: Talk(checkpoint, **options), stages[-2:] or [""])
+        desk.open_talk()  # what it refuses, it refuses before there is a page
+        page = build_page(desk, target, stages)
+        click.echo(f"http://{HOST}:{listening.getsockname()[1]}")
+        say("the page is on this machine alone; Ctrl-C ends it")
+        serve_page(page, listening)
+        for name in [*desk.pages]:
+            desk.leave(name)
+
+
 def answer(talk: Talk, question: str) -> None:
     """Ask and print: a terminal shows the reply as it grows, anything else gets its text."""
     from qreason.serve.paint import Painter
@@ -67,8 +93,7 @@ def answer(talk: Talk, question: str) -> None:
         click.echo()
     else:
         click.echo(found.reply.text)
-    forgotten = f"; the earliest {found.forgotten} turns have no room any more" if found.forgotten else ""
-    click.secho(f"({found.how}, {found.tokens} tokens{forgotten})", err=True, dim=True)
+    click.secho(f"({found.note})", err=True, dim=True)
 
 
 @contextmanager
@@ -110,7 +135,7 @@ def lines() -> Iterator[str]:
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: from other machines too.")
 @click.option("--token", envvar="QREASON_TOKEN", help="What clients must send [default: a new one]; or QREASON_TOKEN.")
-@click.option("--gguf", "kind", metavar="TYPE", help="Which file of the export [default: the first].")
+@click.option("--gguf", "kind", metavar="TYPE", help="Which file of the export [default: the recommended].")
 def serve(folder: Path, port: int, host: str, token: str | None, kind: str | None) -> None:
     """Answer OpenAI's clients with the exported model of RUN, until the command ends."""
     import secrets

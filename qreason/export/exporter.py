@@ -10,7 +10,7 @@ from typing import Any
 
 from qreason.data.prompts import system_prompt
 from qreason.errors import ModelError, RunFolderError, first_line
-from qreason.export import engine, lora, ollama, writer
+from qreason.export import engine, lora, ollama, quality, writer
 from qreason.export.original import REPLIES, TOKENS, Original
 from qreason.export.reference import Heldout
 from qreason.export.verify import DRAFT, Results, read_checks
@@ -68,6 +68,9 @@ class Exporter:
         self.make_adapter()
         if self.settings.ollama:
             self.make_modelfile()
+        self.run.say(
+            f"LM Studio, with the system prompt of training and temperature 0 set there:\n{self.import_line()}"
+        )
 
     def check_inputs(self) -> None:
         """Errors that can be found before anything is written."""
@@ -164,10 +167,9 @@ class Exporter:
         self.keep("adapter", draft)
 
     def make_modelfile(self) -> None:
-        """A Modelfile for the last requested type, and the model in Ollama where that is installed."""
-        model = self.finished[self.settings.gguf[-1]]["file"]
-        context = self.config.max_position_embeddings
-        text = ollama.modelfile(model, self.heldout, self.run.recipe.sampling, context, self.merged)
+        """A Modelfile for the preferred type, and the model in Ollama where that is installed."""
+        model, context = self.finished[self.preferred]["file"], self.config.max_position_embeddings
+        text = ollama.modelfile(model, self.heldout, context, self.merged)
         check = ollama.check_template(self.heldout)
         file = self.folder / ("Modelfile" if check.passed else f"Modelfile{DRAFT}")
         file.write_text(text, encoding="utf-8")
@@ -176,7 +178,22 @@ class Exporter:
         create, ask = ["ollama", "create", self.name, "-f", str(file)], ["ollama", "run", self.name]
         if (reply := ollama.ask(create, [*ask, question])) is not None:
             self.run.say(f"ollama: {question}\n{reply}")
-        self.run.say(f"{shlex.join(create)}\n{shlex.join(ask)}")
+        self.run.say(f"Ollama:\n{shlex.join(create)}\n{shlex.join(ask)}")
+
+    def import_line(self) -> str:
+        """The command that copies the preferred file into LM Studio."""
+        file = self.folder / self.finished[self.preferred]["file"]
+        return shlex.join(["lms", "import", "--copy", "--user-repo", f"qreason/{self.name}", str(file)])
+
+    @property
+    def recommended(self) -> str | None:
+        sizes = {kind: entry["bytes"] for kind, entry in self.finished.items() if kind != "adapter"}
+        return quality.recommend(sizes, self.results.accuracy, len(self.heldout.asked))
+
+    @property
+    def preferred(self) -> str:
+        """The type that users are pointed to: the recommended one, or the last requested where nothing was measured."""
+        return self.recommended or self.settings.gguf[-1]
 
     # --- report --------------------------------------------------------------------------------
 
@@ -186,7 +203,9 @@ class Exporter:
         if not self.original:
             return f"{files}; nothing was verified"
         right = ", ".join(f"{name} {share:.1%}" for name, share in self.results.accuracy.items())
-        return f"{files}; {len(self.results.checks)} checks passed; accuracy on {len(self.heldout.asked)} rows: {right}"
+        checks = f"{len(self.results.checks)} checks passed"
+        advice = f"recommended: {self.recommended or 'none, every file is less accurate than what was trained'}"
+        return f"{files}; {checks}; accuracy on {len(self.heldout.asked)} rows: {right}; {advice}"
 
     def report(self) -> dict[str, Any]:
         """`export.json`."""
@@ -196,6 +215,7 @@ class Exporter:
             "verified": self.original is not None and all(check.passed for check in self.results.checks),
             "rows": len(self.heldout.asked),
             "accuracy": self.results.accuracy,
+            "recommended": self.recommended,
             "files": self.finished,
             "checks": [asdict(check) for check in self.results.checks],
         }

@@ -1,4 +1,4 @@
-"""Ollama: a Modelfile with the prompt and sampling of training, and `ollama create` where Ollama is installed."""
+"""Ollama: a Modelfile with the prompt of training and greedy replies, and `ollama create` where Ollama is installed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qreason.errors import ExportError, InputError
+from qreason.export.engine import GREEDY
 from qreason.export.reference import Heldout
 from qreason.export.verify import Check
-from qreason.recipe.sections import Draw
 from qreason.types import Messages
 
 MESSAGE = "<|im_start|>{role}\n{content}<|im_end|>\n"
@@ -26,16 +26,16 @@ def template() -> str:
     return f"{{{{- range .Messages }}}}{message}{{{{ end }}}}{REPLY}"
 
 
-def modelfile(model: str, heldout: Heldout, sampling: Draw, context: int, source: Path) -> str:
-    """The Modelfile for a GGUF file in the same folder; InputError for text that a Modelfile cannot hold."""
+def modelfile(model: str, heldout: Heldout, context: int, source: Path) -> str:
+    """The Modelfile for a GGUF file in the same folder, with the sampling by which its accuracy was measured.
+
+    InputError for text that a Modelfile cannot hold.
+    """
     parameters = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "repeat_penalty": 1.0,
+        "temperature": GREEDY["temperature"],
+        "repeat_penalty": GREEDY["repeat_penalty"],
         "num_ctx": min(context, LONGEST_CONTEXT),
-        "num_predict": sampling.max_completion_length,
+        "num_predict": heldout.limit,
         "stop": f'"{heldout.tokenizer.eos_token}"',
     }
     lines = [f"FROM ./{model}", f"TEMPLATE {fenced(template(), 'template')}"]

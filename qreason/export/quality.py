@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from qreason.errors import ExportError
 from qreason.export.engine import Server
 from qreason.export.verify import Check, distance, named
 from qreason.export.writer import gguf_names
+from qreason.report.statistics import Interval, share
 
 OWN_WEIGHTS_KL = 5e-3
 """Nats per token between llama.cpp and the file's own weights in float32: it rounds activations to 8 bits."""
@@ -91,3 +92,22 @@ def check_adapter_file(
         raise ExportError(f"{file}: llama.cpp gave no probabilities to compare")
     figures, bound = {"logprob_difference": worst, "compared": compared}, f"logprob_difference {ADAPTER_LOGPROB:g}"
     return Check(named(file), "same as PEFT", worst <= ADAPTER_LOGPROB, figures, bound)
+
+
+def original_accuracy(accuracy: Mapping[str, float], rows: int) -> Interval:
+    """The trained model's accuracy on the rows that every file answered, with its interval."""
+    right = round(accuracy["adapter"] * rows)
+    return share([True] * right + [False] * (rows - right))
+
+
+def recommend(sizes: Mapping[str, int], accuracy: Mapping[str, float], rows: int) -> str | None:
+    """The smallest type whose accuracy is not below the interval of the trained model's; None without a measurement.
+
+    `sizes`: bytes of each finished file by its type.
+    """
+    measured = sizes.keys() & accuracy.keys()
+    if not measured or "adapter" not in accuracy:
+        return None
+    low = original_accuracy(accuracy, rows)["low"]
+    good = [kind for kind in measured if low is not None and accuracy[kind] >= low]
+    return min(good, key=lambda kind: sizes[kind], default=None)

@@ -9,8 +9,10 @@ from typing import Any
 
 from qreason.data.prompts import system_prompt
 from qreason.errors import redact
+from qreason.export.exporter import REPORT
+from qreason.export.quality import original_accuracy
 from qreason.machine.files import read_json
-from qreason.machine.records import Merged, Report, Told
+from qreason.machine.records import Exported, Merged, Report, Told
 from qreason.model.load import EMBEDDED
 from qreason.report.reasoning import verdict
 from qreason.report.table import REASONING
@@ -32,6 +34,7 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
     stages = list(dict.fromkeys(e["stage"] for e in run.disk.manifest["steps"] if e["stage"] in METHODS))
     parts_text = " and ".join(text for part, text in PARTS.items() if part in parts)
     newest, licence = newest_merge(run), base_licence(run)
+    export = recommendation(run) if "gguf" in parts else None
     accuracy = report["passes"][-1]["accuracy"]["mean"] if report else None
     card = ModelCard.from_template(
         ModelCardData(
@@ -48,7 +51,9 @@ def model_card(run: Session, repo: str, parts: Sequence[str], files: Sequence[st
         parts=parts_text[0].upper() + parts_text[1:],
         merged="merged" in parts,
         adapter="adapter" in parts,
-        gguf=next((file for file in files if file.endswith(".gguf")), None) if "gguf" in parts else None,
+        gguf=preferred_file(export, files) if "gguf" in parts else None,
+        export=export,
+        original=original_accuracy(export["accuracy"], export["rows"]) if export else None,
         modelfile="Modelfile" in files,
         base=public_base(run),
         embedded=run.recipe.model.base in EMBEDDED,
@@ -140,3 +145,26 @@ def newest_merge(run: Session) -> Path | None:
     """The newest merged model, of a merge step or of `qreason merge RUN`."""
     made = [file for file in run.folder.glob("*/merge.json") if (file.parent / "model" / "config.json").is_file()]
     return max(made, key=lambda file: file.stat().st_mtime).parent / "model" if made else None
+
+
+def newest_export(run: Session) -> Path | None:
+    """The folder of the newest GGUF files."""
+    made = [file.parent for file in run.folder.glob("*/*.gguf")]
+    return max(made, key=lambda folder: folder.stat().st_mtime) if made else None
+
+
+def recommendation(run: Session) -> Exported | None:
+    """What the newest export measured, where it recommends one of its files."""
+    folder = newest_export(run)
+    if folder is None or not (folder / REPORT).is_file():
+        return None
+    found: Exported = read_json(folder / REPORT, Exported, f"`qreason export {run.folder}` writes it anew")
+    measured = found.get("rows") and "adapter" in found["accuracy"] and found.get("recommended") in found["files"]
+    return found if measured else None
+
+
+def preferred_file(export: Exported | None, files: Sequence[str]) -> str | None:
+    """The name of the recommended file, or of the first one that is a whole model."""
+    if export and export["recommended"]:
+        return export["files"][export["recommended"]]["file"]
+    return next((file for file in files if file.endswith(".gguf") and not file.endswith("-adapter.gguf")), None)

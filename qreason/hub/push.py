@@ -11,7 +11,7 @@ from typing import Any
 from qreason import __version__
 from qreason.errors import HubError, InputError, hide, redact
 from qreason.hub.access import ABOUT, NO_TOKEN, attempt, check_name
-from qreason.hub.card import model_card, newest_merge, public_base
+from qreason.hub.card import model_card, newest_export, newest_merge, public_base
 from qreason.machine.files import read_json
 from qreason.run.session import Session
 
@@ -55,10 +55,9 @@ def merged_files(run: Session) -> dict[str, Path | bytes]:
 
 def gguf_files(run: Session) -> dict[str, Path | bytes]:
     """The newest folder with GGUF files, and its Modelfile."""
-    made = [file.parent for file in run.folder.glob("*/*.gguf")]
-    if not made:
+    folder = newest_export(run)
+    if folder is None:
         raise InputError(f"{run.folder}: no GGUF files to push; an export step in the recipe makes them")
-    folder = max(made, key=lambda folder: folder.stat().st_mtime)
     return {file.name: file for file in (*sorted(folder.glob("*.gguf")), folder / "Modelfile") if file.is_file()}
 
 

@@ -151,6 +151,7 @@ class File(TypedDict):
 
     file: str
     sha256: str
+    bytes: Count
 
 
 class Verified(TypedDict):
@@ -164,13 +165,15 @@ class Verified(TypedDict):
 
 
 class Exported(TypedDict):
-    """What an export needs of export.part or export.json to go on with its files."""
+    """What an export needs of export.part or export.json to go on with its files, and what a card says of it."""
 
     made_of: dict[str, str]
     files: dict[str, File]
     accuracy: dict[str, Number]
     checks: list[Verified]
     verified: NotRequired[bool]
+    rows: NotRequired[Count]
+    recommended: NotRequired[str | None]
 
 
 class Log(TypedDict):

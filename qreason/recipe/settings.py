@@ -184,7 +184,7 @@ class Export(Stage):
     gguf: list[str] = Field(["f16", "q8_0", "q4_k_m"], min_length=1)
     """The types of the files."""
     ollama: bool = False
-    """Also write a Modelfile for the last of the types, and create the model where Ollama is installed."""
+    """Also write a Modelfile for the recommended type, and create the model where Ollama is installed."""
     verify: bool = True
     """Check every file in llama.cpp before it gets its name."""
     rows: int = Field(100, gt=0)

@@ -23,6 +23,11 @@ class Answer:
     tokens: int
     forgotten: int = 0
 
+    @property
+    def note(self) -> str:
+        forgotten = f"; the earliest {self.forgotten} turns have no room any more" if self.forgotten else ""
+        return f"{self.how}, {self.tokens} tokens{forgotten}"
+
 
 class Stopped(Exception):  # noqa: N818
     """The reply was stopped between two tokens."""
@@ -72,7 +77,6 @@ class Talk:
         if stage not in stages:
             known = f"known are {', '.join(stages)}" if stages else "this is a model and not a run"
             raise InputError(f"no stage '{stage}'{nearest(stage, stages)}; {known}")
-        self.checkpoint.generator.resident.load_adapter(stages[stage])
         self.stage = stage
         self.forget()
 
@@ -98,6 +102,8 @@ class Talk:
         that is too long.
         """
         checkpoint, drawn = self.checkpoint, self.votes or self.best_of
+        if self.stage:  # another conversation with this model may have had another stage
+            checkpoint.generator.resident.load_adapter(checkpoint.stages[self.stage])
         sampling = checkpoint.draw.sampling(greedy=not drawn, seed=checkpoint.seed + self.turn)
         example = Example(id="chat", prompt=question, reference="", history=self.history)
         prompt, forgotten = self.fit(example, sampling)

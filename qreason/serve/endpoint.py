@@ -35,7 +35,7 @@ class Served:
 
 
 def find_export(run: RunFolder, kind: str | None = None) -> Served:
-    """The newest export's file of a type, or its first; RunFolderError where there is none, or it has changed."""
+    """The newest export's file of a type, or its recommended one; RunFolderError for one that is missing or changed."""
     steps = [run.path / done["folder"] for done in run.manifest["steps"] if done["stage"] == "export"]
     folders = [folder for folder in (run.path / "export", *steps) if (folder / REPORT).is_file()]
     cure = f"`qreason export {run.path}` makes the files"
@@ -48,7 +48,8 @@ def find_export(run: RunFolder, kind: str | None = None) -> Served:
         known = f"there are {', '.join(files)}" if files else "no file passed its checks"
         asked = f" of type '{kind}'{nearest(kind, files)}" if kind else ""
         raise RunFolderError(f"{report}: no file{asked}; {known}; {cure}")
-    entry = files[kind or next(iter(files))]
+    recommended = found.get("recommended")
+    entry = files[kind or (recommended if recommended in files else next(iter(files)))]
     file = report.parent / entry["file"]
     if not file.is_file() or hash_files([file]) != entry["sha256"]:
         raise RunFolderError(f"{file}: not the file that was exported; {cure}")
@@ -70,7 +71,7 @@ def open_endpoint(served: Served, recipe: Recipe, *, host: str, port: int, token
     InputError for an address that cannot be listened at, MissingExtra without the extra `gguf`.
     """
     need_engine()
-    check_free(host, port)
+    listen(host, port).close()
     import gguf
     import xllamacpp
 
@@ -106,11 +107,10 @@ def with_system(template: str, system: str) -> str:
     )
 
 
-def check_free(host: str, port: int) -> None:
-    """InputError where a port is taken, or the host is not an address of this machine."""
+def listen(host: str, port: int) -> socket.socket:
+    """Listen at an address; InputError where its port is taken, or the host is not an address of this machine."""
     try:
-        with socket.create_server((host, port)):
-            pass
+        return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         raise InputError(
             f"{host}:{port}: {getattr(error, 'strerror', None) or error}; take another one with --port (0: a free one)"

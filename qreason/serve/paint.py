@@ -1,7 +1,8 @@
-"""A reply in a terminal while it grows: its reasoning dim or folded, and never a control character."""
+"""A reply while it grows, in a terminal or a page: reasoning dim or folded, no control character, no markup."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 
@@ -43,7 +44,7 @@ class Painter:
         if self.fold and (self.thinking or piece in CLOSING):
             self.hidden += "" if piece in MARKS else piece
         else:
-            self.write(CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", piece), self.thinking or piece in MARKS)
+            self.write(visible(piece), self.thinking or piece in MARKS)
         if piece in CLOSING:
             self.thinking = False
             self.unfold()
@@ -55,8 +56,39 @@ class Painter:
             self.hidden = ""
 
 
+def visible(text: str) -> str:
+    """A text with the codes of its control characters in their place."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def settled(text: str) -> str:
     """Without characters that are not complete, and without the start of a tag, at the end."""
     text = text.rstrip("\ufffd")
     start = text.rfind("<")
     return text[:start] if start >= 0 and any(mark.startswith(text[start:]) for mark in MARKS) else text
+
+
+def as_html(reply: str) -> str:
+    """A reply for a page, in which none of its characters is markup: its reasoning folded, its tags dim."""
+    parts, reasoning = list[str](), None
+    for piece in filter(None, MARK.split(reply)):
+        if piece in OPENING and reasoning is None:
+            reasoning = ""
+        elif piece in CLOSING and reasoning is not None:
+            parts.append(folded(reasoning))
+            reasoning = None
+        elif reasoning is not None:
+            reasoning += piece
+        else:
+            parts.append(f'<span class="dim">{escape(piece)}</span>' if piece in MARKS else escape(piece))
+    parts += [] if reasoning is None else [folded(reasoning)]
+    return "".join(parts).replace("</details>\n", "</details>")
+
+
+def folded(reasoning: str) -> str:
+    words = len(reasoning.split())
+    return f"<details><summary>reasoning: {words} words</summary>{escape(reasoning.strip())}</details>"
+
+
+def escape(text: str) -> str:
+    return html.escape(visible(text))
