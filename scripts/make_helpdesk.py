@@ -306,14 +306,19 @@ class Tickets:
     """Draws tickets that are no near duplicate of a held-out one, none twice."""
 
     def __init__(
-        self, causes: list[Cause], apart: NearDuplicates, rng: random.Random, taken: Iterable[str] = ()
+        self,
+        causes: list[Cause],
+        apart: NearDuplicates,
+        rng: random.Random,
+        taken: Iterable[str] = (),
+        slips: float = 0.0,
     ) -> None:
-        self.causes, self.apart, self.rng, self.taken = causes, apart, rng, set(taken)
+        self.causes, self.apart, self.rng, self.taken, self.slips = causes, apart, rng, set(taken), slips
         self.others = {cause: siblings(causes, cause) for cause in causes}
 
     def __call__(self, cause: Cause, suspect: int | None = None) -> Ticket:
         while True:
-            ticket = write_ticket(cause, self.others[cause], self.rng, suspect=suspect, slips=SLIPS)
+            ticket = write_ticket(cause, self.others[cause], self.rng, suspect=suspect, slips=self.slips)
             if ticket.issue not in self.taken and ticket.issue not in self.apart:
                 self.taken.add(ticket.issue)
                 return ticket
@@ -501,11 +506,11 @@ def make_all() -> dict[str, list[Row]]:
     causes = read_knowledge()
     heldout, dev = make_kept_back(causes)
     apart = NearDuplicates(row["issue"] for row in heldout + dev)
-    incidents, pairs = make_training(causes, Tickets(causes, apart, random.Random(f"tickets {SEED}")))
+    incidents, pairs = make_training(causes, Tickets(causes, apart, random.Random(f"tickets {SEED}"), slips=SLIPS))
     judged = judged_causes(causes)
     others = [cause for cause in causes if cause not in judged]
     taken = {row["issue"] for row in incidents + pairs}
-    tickets = Tickets(causes, apart, random.Random(f"further {SEED}"), taken)
+    tickets = Tickets(causes, apart, random.Random(f"further {SEED}"), taken, SLIPS)
     return {
         "sft.jsonl": incidents,
         "prompts.jsonl": pairs,

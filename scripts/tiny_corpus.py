@@ -123,7 +123,7 @@ class Corpus:
         """A few words of any kind."""
         if self.rng.random() < 0.5:
             cause = self.cause()
-            return self.rng.choice((*cause.cleared_by, *cause.suspicion, cause.cause))
+            return self.rng.choice((*cause.cleared_by, *cause.suspicion))
         return " ".join(self.rng.sample(self.words, self.rng.randint(2, 7)))
 
 

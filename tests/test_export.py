@@ -232,7 +232,7 @@ def transpose(tensors: dict[str, Any]) -> None:
 
 
 def lose_bias(tensors: dict[str, Any]) -> None:
-    tensors["blk.3.attn_v.bias"] = numpy.zeros_like(tensors["blk.3.attn_v.bias"])
+    tensors["blk.0.attn_v.bias"] = numpy.zeros_like(tensors["blk.0.attn_v.bias"])
 
 
 @pytest.mark.parametrize("change", [swap, transpose, lose_bias])

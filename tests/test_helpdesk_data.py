@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 from collections import Counter
@@ -215,7 +216,7 @@ def test_no_issue_is_used_twice() -> None:
 
 
 def test_splits_are_told_in_their_own_wordings() -> None:
-    """Three observations of each ticket, in the wordings that its split may use."""
+    """Three observations of each ticket, in the wordings that its split may use; those of training may have slips."""
     known = {text.lower() for cause in causes() for text in cause.cleared_by}
     allowed = {
         "sft.jsonl": known,
@@ -227,12 +228,12 @@ def test_splits_are_told_in_their_own_wordings() -> None:
     for name, texts in allowed.items():
         for row in rows(name):
             told = {text for text in everything if text in row["issue"].lower()}
-            assert len(told) >= 3, row["id"]
+            assert len(told) >= 3 or "split" not in row, row["id"]
             assert told <= (known if row.get("split") == "seen" else texts), row["id"]
 
 
 def test_a_ticket_shows_all_parts_but_the_one_at_fault_to_work() -> None:
-    for name in FILES[:4]:
+    for name in ("heldout.jsonl", "dev.jsonl"):
         for row in rows(name):
             cause, issue = owner(row["resolution"]), row["issue"].lower()
             others = helpdesk.siblings(causes(), cause)
@@ -240,6 +241,18 @@ def test_a_ticket_shows_all_parts_but_the_one_at_fault_to_work() -> None:
             for other in others:
                 assert any(text.lower() in issue for text in other.cleared_by + other.new_cleared_by), row["id"]
             assert cause.cause.lower() not in issue
+
+
+def test_half_of_the_circumstances_in_training_have_a_slip_and_none_elsewhere() -> None:
+    known = {text.lower() for cause in causes() for text in (*cause.cleared_by, *cause.suspicion)}
+    told = [
+        step.rpartition(", so it ")[0].lower() for row in rows("sft.jsonl") for step in sentences(row["steps"])[:-2]
+    ]
+    assert 0.5 < sum(text in known for text in told) / len(told) < 0.6  # a few slips change nothing
+    rng = random.Random(1)
+    assert {helpdesk.slip("The fan is free of dust", rng) for _ in range(300)} >= {
+        *("The fan free of dust", "The fan is is free of dust", "The is fan free of dust", "The fan is free of dust")
+    }
 
 
 def test_steps_quote_the_ticket_and_leave_its_cause() -> None:

@@ -207,7 +207,7 @@ def test_fast_replies_are_computed_in_bfloat16_and_leave_the_weights_as_they_wer
         with own_resident.inference(fast=True) as model:
             fast = model(input_ids=ids).logits
     assert fast.dtype == torch.bfloat16
-    assert 0 < (fast - exact).abs().mean() < 0.1
+    assert 0 < (fast - exact).abs().mean() < 0.1 * exact.abs().mean()
 
 
 def test_an_adapter_for_another_shape_is_refused(own_resident: Resident, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def run_recipe(
     loaded = load_recipe(recipe, overrides, seed)
     folder = out or Path("runs") / loaded.name
     ranks.connect()
-    opened = open_on_all(partial(open_run, loaded, folder, fresh=fresh, mirror=mirror), folder)
+    opened = open_on_all(partial(open_run, loaded, folder, fresh=fresh, mirror=mirror, only=only), folder)
     steps = range(opened.disk.finished, next_step(opened, only) + 1 if only else len(loaded.steps))
     with written_to(folder) if ranks.is_first() else nullcontext():
         for step in steps:
@@ -116,7 +116,7 @@ def run_recipe(
         show_report(opened, as_json)
 
 
-def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None) -> Session:
+def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None, only: str | None) -> Session:
     """Open the run folder, look at everything that is known before the base is loaded, and make the recipe fit."""
     from qreason.data.examples import describe
     from qreason.hub.mirror import open_mirror
@@ -138,6 +138,8 @@ def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None) -
             examples = {use: opened.examples(use) for use in recipe.data.sources}
             look(opened.recipe, examples, opened.pairs if recipe.data.pairs else [])
         make_it_fit(opened)
+    if only:
+        next_step(opened, only)
     for use in recipe.data.sources if starting else ():
         say(f"{use}: {describe(opened.examples(use))}")
     return opened

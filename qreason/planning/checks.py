@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -266,13 +267,19 @@ def questions(step: Step, recipe: Recipe, rows: Sequence[Example], taught: Seque
 
 
 def too_long(base: str, texts: Texts) -> list[tuple[int, str]]:
-    """(tokens, source) of the texts that do not fit. A text has no more tokens than bytes, so few are tokenized."""
-    turn = TURN[base in EMBEDDED]
-    chosen = [
-        (chat, source)
-        for chat, source in zip(texts.chats, texts.sources, strict=True)
-        if sum(len(message["content"].encode()) + turn for message in chat) > texts.room
-    ]
+    """(tokens, source) of the texts that do not fit.
+
+    A text has no more tokens than bytes, so few are tokenized. Those of an embedded base are counted without
+    transformers, which takes seconds to import: first what all share, the system prompt.
+    """
+    turn, chosen = TURN[base in EMBEDDED], list(zip(texts.chats, texts.sources, strict=True))
+    sizes: list[Callable[[dict[str, str]], int]] = [lambda message: len(message["content"].encode())]
+    if base in EMBEDDED:
+        tokens = token_counter(EMBEDDED[base])
+        sizes.append(lambda message: sizes[2 if message["role"] == "system" else 0](message))
+        sizes.append(lambda message: tokens(message["content"]))
+    for size in sizes:
+        chosen = [(chat, source) for chat, source in chosen if sum(size(m) + turn for m in chat) > texts.room]
     if not chosen:
         return []
     tokenizer = load_tokenizer(base)
@@ -281,3 +288,13 @@ def too_long(base: str, texts: Texts) -> list[tuple[int, str]]:
     ]
     lengths = [len(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
     return [(length, source) for length, (_, source) in zip(lengths, chosen, strict=True) if length > texts.room]
+
+
+@cache
+def token_counter(folder: Path) -> Callable[[str], int]:
+    """Text -> its tokens by the tokenizer of an embedded base. None goes beyond a word, and texts share their words."""
+    from tokenizers import Tokenizer
+
+    counter = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    size = cache(lambda word: len(counter.encode(word)))
+    return lambda text: sum(size(f" {word}") for word in text.split(" "))
