@@ -183,10 +183,11 @@ def grpo_alone(settings: str) -> tuple[str, str]:
 
 
 def test_a_run_whose_rewards_never_differ_stops_before_it_starts(write_recipe: RecipeWriter) -> None:
-    recipe = write_recipe(grpo_alone("rows: 4"), ("max_completion_length: 12", "max_completion_length: 48"))
+    longer = ("max_completion_length: 12", "max_completion_length: 48")
+    recipe = write_recipe(grpo_alone("rows: 4"), longer, (RULES, "rewards: {correctness: 0.1}"))
     result = call("run", str(recipe))
     assert result.exit_code == 1
-    assert "earn the same (correctness 0.0, format 0.0), so GRPO would learn nothing" in result.stderr
+    assert "earn the same (correctness 0.0), so GRPO would learn nothing" in result.stderr
     assert not list(recipe.parent.glob("runs/small/*/adapter"))
 
 

@@ -131,7 +131,7 @@ def test_the_likelihood_of_a_reply_is_the_mean_log_probability_of_its_tokens(res
 def test_a_greedy_reply_is_likelier_than_most_drawn_ones_and_none_at_all_ranks_last(resident: Resident) -> None:
     generator = LocalGenerator(resident)
     (greedy,) = generator.generate(PROMPTS[1:2], n=1, sampling=Sampling(temperature=0, max_completion_length=12))
-    (drawn,) = generator.generate(PROMPTS[1:2], n=7, sampling=Sampling(max_completion_length=12, seed=3))
+    (drawn,) = generator.generate(PROMPTS[1:2], n=7, sampling=Sampling(temperature=2, max_completion_length=12, seed=3))
     marks = LocalGenerator(resident).likelihoods([Reply("", (), greedy[0].prompt_ids), *drawn, *greedy])
     assert marks[-1] == pytest.approx(max(marks), abs=1e-4)
     assert len(set(marks)) > 2
