@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from qreason.rewards.numbers import unify, words
 from qreason.types import Example
@@ -21,6 +22,7 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in SENTENCE.split(text) if part.strip()]
 
 
+@lru_cache(8192)
 def plain(text: str) -> str:
     """A text as its lower-case words, one space apart: what two wordings must share to count as the same."""
     return " ".join(words(text))
