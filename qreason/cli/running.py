@@ -65,16 +65,14 @@ def sample_shard(
     out: Path | None,
     seed: int | None,
     overrides: tuple[str, ...],
-    fresh: bool,
-    as_json: bool,
-    mirror: str | None,
+    **others: Any,
 ) -> None:
     """Draw one shard of the next sample step, beside other processes that draw the others."""
     from qreason.recipe.load import load_recipe
     from qreason.run.session import Session
     from qreason.stages.sample import draw_shard
 
-    if fresh or mirror or as_json:
+    if any(others.values()):
         raise InputError("--shard cannot be combined with --fresh, --mirror or --json")
     loaded = load_recipe(recipe, overrides, seed)
     folder = out or Path("runs") / loaded.name

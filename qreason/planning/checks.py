@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -273,13 +273,8 @@ def too_long(base: str, texts: Texts) -> list[tuple[int, str]]:
     transformers, which takes seconds to import: first what all share, the system prompt.
     """
     turn, chosen = TURN[base in EMBEDDED], list(zip(texts.chats, texts.sources, strict=True))
-    sizes: list[Callable[[dict[str, str]], int]] = [lambda message: len(message["content"].encode())]
-    if base in EMBEDDED:
-        tokens = token_counter(EMBEDDED[base])
-        sizes.append(lambda message: sizes[2 if message["role"] == "system" else 0](message))
-        sizes.append(lambda message: tokens(message["content"]))
-    for size in sizes:
-        chosen = [(chat, source) for chat, source in chosen if sum(size(m) + turn for m in chat) > texts.room]
+    for size in (in_bytes, system_in_tokens, in_tokens) if base in EMBEDDED else (in_bytes,):
+        chosen = [(chat, source) for chat, source in chosen if sum(size(m, base) + turn for m in chat) > texts.room]
     if not chosen:
         return []
     tokenizer = load_tokenizer(base)
@@ -290,11 +285,31 @@ def too_long(base: str, texts: Texts) -> list[tuple[int, str]]:
     return [(length, source) for length, (_, source) in zip(lengths, chosen, strict=True) if length > texts.room]
 
 
+def in_bytes(message: dict[str, str], base: str) -> int:
+    return len(message["content"].encode())
+
+
+def system_in_tokens(message: dict[str, str], base: str) -> int:
+    return (in_tokens if message["role"] == "system" else in_bytes)(message, base)
+
+
+def in_tokens(message: dict[str, str], base: str) -> int:
+    return count_tokens(base, message["content"])
+
+
+@lru_cache(64)
+def count_tokens(base: str, text: str) -> int:
+    """By the tokenizer of an embedded base, of which no token goes beyond a word; a system prompt is counted once."""
+    return sum(count_word(base, f" {word}") for word in text.split(" "))
+
+
 @cache
-def token_counter(folder: Path) -> Callable[[str], int]:
-    """Text -> its tokens by the tokenizer of an embedded base. None goes beyond a word, and texts share their words."""
+def count_word(base: str, word: str) -> int:
+    return len(read_tokenizer(base).encode(word))
+
+
+@cache
+def read_tokenizer(base: str) -> Any:
     from tokenizers import Tokenizer
 
-    counter = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    size = cache(lambda word: len(counter.encode(word)))
-    return lambda text: sum(size(f" {word}") for word in text.split(" "))
+    return Tokenizer.from_file(str(EMBEDDED[base] / "tokenizer.json"))

@@ -90,11 +90,7 @@ def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence
 
 def keep_adapter(run: Session, folder: Path) -> Path:
     """The adapter that the step started from, as its own."""
-    from qreason.model.compat.peft import POLICY, name_base
+    from qreason.training.trainer import write_adapter
 
-    model, run.resident.adapter = run.resident.model, folder / "adapter"
-    if not ranks.is_first():
-        return run.resident.adapter
-    name_base(model, run.recipe.model.base)
-    model.save_pretrained(str(run.resident.adapter), selected_adapters=[POLICY], save_embedding_layers=False)
+    run.resident.adapter = write_adapter(run.resident.model, run, folder / "adapter")
     return run.resident.adapter

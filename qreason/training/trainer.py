@@ -195,10 +195,13 @@ def train_resumably(trainer: Any, checkpoints: Checkpoints, run: Session) -> Non
 
 
 def save_adapter(trainer: Any, run: Session, folder: Path) -> Path:
-    """The trained adapter as a PEFT folder that names the recipe's base; the first process of a launch writes it."""
-    if not ranks.is_first():
-        return folder
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    name_base(model, run.recipe.model.base)
-    model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
+    """The trained adapter as a PEFT folder."""
+    return write_adapter(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), run, folder)
+
+
+def write_adapter(model: Any, run: Session, folder: Path) -> Path:
+    """A model's adapter as a PEFT folder that names the recipe's base; the first process of a launch writes it."""
+    if ranks.is_first():
+        name_base(model, run.recipe.model.base)
+        model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
     return folder
