@@ -2,16 +2,16 @@
 
     python scripts/bench_arms.py recipes/quickstart.yaml --seeds 1 2 3 --out runs/arms
 
-Every arm has the same rows, with other reasonings:
+Every arm has the same rows, with other reasonings, and no reward for steps but in the first:
 
 - steps: as they are;
 - conclusion: the last sentence alone;
 - shuffled: the steps of another row of the same category, then the own conclusion;
 - answer: the same few words for every row.
 
-Shorter replies are quicker to train on, so each arm does as many more steps as fill the time of the first one, measured
-on the first seed. Prints the greedy accuracy after each training step, and its difference to the first arm, over the
-rows of all seeds, with 95 % intervals.
+Shorter replies are quicker to train on, so each arm does as many more steps as fill the time of the first one, by the
+time of a step on the first seed. Prints the greedy accuracy after each training step, the mean of all seeds row by row,
+and its difference to the first arm, with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from typing import Any
 import yaml
 
 from qreason.machine.files import read_jsonl, write_jsonl
-from qreason.report.statistics import gain, share
+from qreason.report.statistics import gain, mean
 from qreason.rewards.steps import sentences
 
 Row = dict[str, Any]
 ARMS = ("steps", "conclusion", "shuffled", "answer")
 TRAINED = ("sft", "grpo")
+TRIAL = 0.2
+"""The share of GRPO's steps that is enough to time one."""
 
 
 def reasoned(rows: list[Row], arm: str) -> list[Row]:
@@ -52,7 +54,7 @@ def reasoned(rows: list[Row], arm: str) -> list[Row]:
     return made
 
 
-def lengthened(steps: list[Row], longer: dict[str, float], rows: int) -> list[Row]:
+def lengthened(steps: list[Any], longer: dict[str, float], rows: int) -> list[Any]:
     """The steps of a recipe with so many times the optimizer steps, SFT within its rows."""
     made = []
     for step in steps:
@@ -73,8 +75,10 @@ def trained_steps(folder: Path) -> dict[str, Path]:
     return {name: names[name] for name in TRAINED if name in names}
 
 
-def seconds(step: Path) -> float:
-    return float(next(row["train_runtime"] for row in read_jsonl(step / "metrics.jsonl") if "train_runtime" in row))
+def step_seconds(step: Path) -> float:
+    """The mean time of a training step."""
+    row = next(row for row in read_jsonl(step / "metrics.jsonl") if "train_runtime" in row)
+    return float(row["train_runtime"]) / int(row["step"])
 
 
 def run(recipe: Row, folder: Path, seed: int) -> dict[str, Path]:
@@ -86,14 +90,14 @@ def run(recipe: Row, folder: Path, seed: int) -> dict[str, Path]:
     return trained_steps(folder)
 
 
-def answers(folders: list[Path]) -> list[bool]:
-    """Whether each held-out row was right, over all seeds."""
-    return [bool(row["accurate"]) for folder in folders for row in read_jsonl(folder / "evaluation.jsonl")]
+def answers(folders: list[Path]) -> list[float]:
+    """The share of the seeds with which each held-out row was right."""
+    seeds = [[bool(row["accurate"]) for row in read_jsonl(folder / "evaluation.jsonl")] for folder in folders]
+    return [sum(row) / len(seeds) for row in zip(*seeds, strict=True)]
 
 
 def percent(interval: dict[str, float]) -> str:
-    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * interval[name] for name in ("mean", "low", "high")))
 
 
 def main() -> None:
@@ -111,13 +115,16 @@ def main() -> None:
         file = args.out / f"{arm}.jsonl"
         write_jsonl(file, reasoned(rows, arm))
         own = recipe | {"name": arm, "data": recipe["data"] | {"sft": str(file)}}
+        if arm != ARMS[0]:  # there are no steps to pay for
+            own["rewards"] = {name: one for name, one in recipe["rewards"].items() if name != "consistent_steps"}
         longer: dict[str, float] = {}
         if arm == ARMS[0]:
             folders = [run(own, args.out / f"{arm}-{seed}", seed) for seed in args.seeds]
-            spent = {name: seconds(step) for name, step in folders[0].items()}
+            spent = {name: step_seconds(step) for name, step in folders[0].items()}
         else:
+            own["steps"] = lengthened(recipe["steps"], {"grpo": TRIAL}, len(rows))
             first = run(own, args.out / f"{arm}-first", args.seeds[0])
-            longer = {name: spent[name] / seconds(step) for name, step in first.items()}
+            longer = {name: spent[name] / step_seconds(step) for name, step in first.items()}
             own["steps"] = lengthened(recipe["steps"], longer, len(rows))
             folders = [run(own, args.out / f"{arm}-{seed}", seed) for seed in args.seeds]
         ran[arm] = {name: [one[name] for one in folders] for name in folders[0]}
@@ -126,11 +133,8 @@ def main() -> None:
     print("| arm | after | accuracy | steps - this |\n|---|---|---|---|")
     for arm, steps in ran.items():
         for name, folders in steps.items():
-            own, best = share(answers(folders)), gain(answers(folders), answers(ran[ARMS[0]][name]))
-            cells = [
-                f"{100 * one['mean']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" for one in (own, best)
-            ]
-            print(f"| {arm} | {name} | {cells[0]} | {cells[1] if arm != ARMS[0] else ''} |")
+            own, best = mean(answers(folders)), gain(answers(folders), answers(ran[ARMS[0]][name]))
+            print(f"| {arm} | {name} | {percent(own)} | {percent(best) if arm != ARMS[0] else ''} |")
 
 
 if __name__ == "__main__":

@@ -506,6 +506,7 @@ ALONE = "without them 31 % instead of 58 %, -27 points [-33, -21]."
         (passed(0.58, 0.31, 0.21, 0.33), f"The steps carry the answer: {ALONE}"),
         (passed(0.58, 0.54, 0.01, 0.07), "The steps help: without them 54 % instead of 58 %, -4 points [-7, -1]."),
         (passed(0.5, 0.5, -0.03, 0.03), "The steps do nothing: without them 50 % instead of 50 %, +0 points [-3, +3]."),
+        (passed(0.0, 0.0, 0.0, 0.0), "No answer is right, with the steps or without them."),
         (passed(0.4, 0.6, -0.3, -0.1), "The steps do harm: without them 60 % instead of 40 %, +20 points [+10, +30]."),
         (passed(0.58, 0.31, -0.1, 0.6), "It is not established that the steps do anything: without them 31 % "),
         (

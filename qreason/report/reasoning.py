@@ -78,6 +78,8 @@ def verdict(reasoning: dict[str, Any]) -> str:
 
 def sentence(worth: Interval, own: Interval, without: Interval, what: str, them: str, s: str) -> str:
     """A worth with its interval, and in words what follows from it; `s` ends a verb in the singular."""
+    if not own["mean"] and not without["mean"]:
+        return f"No answer is right, with {what} or without {them}."
     middle, low, high = (worth[key] or 0.0 for key in ("mean", "low", "high"))
     do = "does" if s else "do"
     if low > 0:

@@ -33,12 +33,12 @@ def number(interval: dict[str, Any]) -> str:
     return "–" if interval["mean"] is None else f"{interval['mean']:.2f}"
 
 
-def points(interval: dict[str, Any]) -> Text:
+def points(interval: dict[str, Any], digits: int = 1) -> Text:
     if interval["mean"] is None:
         return Text("–")
     low, high = interval["low"] * 100, interval["high"] * 100
     style = "green" if low > 0 else "red" if high < 0 else "yellow"
-    return Text(f"{interval['mean'] * 100:+.1f} [{low:+.1f}, {high:+.1f}]", style=style)
+    return Text(f"{interval['mean'] * 100:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]", style=style)
 
 
 def plain_table(left: Sequence[str], right: Sequence[str] = ()) -> Table:
@@ -148,9 +148,8 @@ def report_table(report: dict[str, Any]) -> Group:
     if report["gains"]:
         gains = plain_table(["gain in points"], ["accuracy", "pass@1", "reward x 100"])
         for row in report["gains"]:
-            gains.add_row(
-                f"{row['from']} → {row['to']}", *(points(row[k]) for k in ("accuracy", "pass_at_1", "reward"))
-            )
+            name, shares = f"{row['from']} → {row['to']}", [points(row[key]) for key in ("accuracy", "pass_at_1")]
+            gains.add_row(name, *shares, points(row["reward"], 0))  # so that a line has room in 80 columns
         rows += [Text(""), gains]
     for table in (scaling_table(passes), curves_table(report["curves"])):
         rows += [Text(""), table] if table else []
