@@ -143,14 +143,14 @@ def measure(setting: Setting, base: str, folder: Path) -> Row:
     trl.GRPOTrainer = metered(trl.GRPOTrainer, meter, setting.rows)
     recipe = write_recipe(setting, base, folder)
     if setting.cap:
-        card = Card(f"{setting.cap:g} GiB", int(setting.cap * GIB), card.capability if card else (8, 6))
+        card = Card(f"{setting.cap:g} GiB", int(setting.cap * GIB), card.capability or (8, 6))
         if meter.cuda:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(share(card.free_bytes - card.context_bytes, total))
     row: Row = {"setting": asdict(setting), "machine": machine(hardware), "plan": None, "changes": [], "judgements": 0}
     try:
         if setting.contender.startswith("qreason"):
-            train_qreason(recipe, card or Card("no card", 2**60), bool(setting.cap), folder, row)
+            train_qreason(recipe, card, bool(setting.cap), folder, row)
         else:
             train_stock(setting, recipe, hardware, folder, row)
         meter.enter("done")

@@ -251,6 +251,28 @@ def test_trl_never_holds_the_logits_of_all_tokens(one_step: Seen) -> None:
         assert (largest.logits >= 24 * 3 * vocabulary) is not tiled
 
 
+def test_many_logits_are_computed_in_tiles_with_shared_prompts_too(
+    one_step: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, found, largest = one_step.trainer, [], []
+    ids, mask = IDS.repeat(8, 1), MASK.repeat(8, 1)
+    for most in (2**26, 0):
+        monkeypatch.setattr(compat_trl, "MOST_LOGITS", most)
+        trainer.model.zero_grad()
+        with Largest() as seen:
+            scores, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 3)
+        scores[mask[:, -3:].bool()].mean().backward()
+        largest.append(seen.logits)
+        found.append(
+            (scores, torch.cat([one.grad.flatten() for one in trainer.model.parameters() if one.requires_grad]))
+        )
+    (whole, steep), (tiled, also) = found
+    assert largest[0] >= len(ids) * 3 * trainer.vocabulary > largest[1]
+    real = mask[:, -3:].bool()
+    torch.testing.assert_close(tiled[real], whole[real], rtol=1e-4, atol=1e-5)
+    assert (also - steep).norm() < 1e-4 * steep.norm()
+
+
 class Largest(TorchDispatchMode):  # type: ignore[misc]
     """The most numbers of a tensor whose last dimension is a vocabulary."""
 

@@ -62,7 +62,7 @@ def test_peak_of_each_step_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        assert take_peak_memory() is None
+        assert (take_peak_memory() or 0) > 2**27
     peaks = [5 * GIB]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: peaks[-1])

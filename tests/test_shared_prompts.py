@@ -73,7 +73,8 @@ def test_only_where_it_helps_and_can_be_done(args: dict[str, bool], others: dict
         def _get_per_token_logps_and_entropies(self, model: Any, *rest: Any, **kwargs: Any) -> Any:
             return model
 
-    model = SimpleNamespace(get_output_embeddings=lambda: None)
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=8))
+    model = SimpleNamespace(get_output_embeddings=lambda: None, config=config)
     trainer = frugal(Trainer, model, print)()
     trainer.args, trainer.tiled = SimpleNamespace(**args), False
     assert (trainer._get_per_token_logps_and_entropies(model, None, None, 1, **others) is not model) == shared

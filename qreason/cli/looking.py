@@ -213,10 +213,10 @@ def doctor() -> None:
 
 @main.command()
 @click.argument("recipe")
-@click.option("--gpu", help="A card by name (t4, rtx3060) or its memory (6GiB) [default: the one that is here].")
+@click.option("--gpu", help="A card by name (t4, rtx3060) or its memory (6GiB) [default: what is here].")
 @set_option
 def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
-    """Plan the GPU memory of RECIPE, phase by phase, without loading it."""
+    """Plan the memory of RECIPE on a GPU, or on this machine where it has none, phase by phase, without loading it."""
     from qreason.data.examples import choose_prompt
     from qreason.planning.chart import plan_table
     from qreason.planning.checks import check_export
@@ -227,8 +227,6 @@ def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
 
     loaded = load_recipe(recipe, overrides)
     card = read_card(gpu) if gpu else find_card()
-    if card is None:
-        raise InputError("there is no GPU here to plan for; name one with --gpu, for example --gpu t4 or --gpu 6GiB")
     loaded = loaded.model_copy(update={"data": choose_prompt(loaded.data)})
     show(plan_table(plan(loaded, read_shape(loaded.model.base), card, read_lengths(loaded))))
     check_export(loaded)

@@ -173,13 +173,18 @@ def check(recipe: Recipe, examples: Mapping[str, Sequence[Example]], pairs: Sequ
 
 
 def make_it_fit(run: Session) -> None:
-    """Look at the GPU before anything is loaded, and cut batches down to what its memory holds."""
+    """Look at the memory before anything is loaded, and cut batches down to what it holds.
+
+    Of an embedded base on a CPU no plan is made: reading all rows takes longer than its memory matters.
+    """
     _ = run.backend  # chosen before transformers is imported
+    from qreason.model.load import EMBEDDED
     from qreason.planning.fit import fit
     from qreason.planning.memory import find_card, is_planned, measure, peak_line, read_lengths, shape_of
 
     card = find_card()
-    if card is None or run.recipe.fit == "none" or not is_planned(run.recipe):
+    small = card.capability is None and run.recipe.model.base in EMBEDDED
+    if small or run.recipe.fit == "none" or not is_planned(run.recipe):
         return
     shape = shape_of(run.recipe.model.base)
     lengths = read_lengths(run.recipe)

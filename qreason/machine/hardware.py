@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,22 @@ def free_bytes(folder: Path) -> int:
     """Free bytes on the disk of a folder that may not exist yet."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(existing).free
+
+
+def usable_memory() -> int:
+    """Bytes that this process has or can still get: of the machine, or within a container's limit (cgroup v2)."""
+    import psutil
+
+    own: int = psutil.Process().memory_info().rss
+    available: int = psutil.virtual_memory().available
+    limits = Path("/sys/fs/cgroup")
+    try:
+        most = int((limits / "memory.max").read_text())
+        cached = re.search(r"^inactive_file (\d+)$", (limits / "memory.stat").read_text(), re.M)
+        used = int((limits / "memory.current").read_text()) - int(cached[1] if cached else 0)
+    except (OSError, ValueError):  # no such file, or `max`
+        return own + available
+    return own + max(0, min(available, most - used))
 
 
 def collect_less() -> None:

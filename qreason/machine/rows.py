@@ -6,6 +6,7 @@ import gc
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from qreason.errors import OutOfMemoryError
@@ -39,13 +40,26 @@ def free_memory() -> None:
 
 
 def take_peak_memory() -> int | None:
-    """The most bytes that PyTorch has reserved on the GPU since the last call; None where no GPU was used."""
+    """The most bytes since the last call: that PyTorch has reserved on the GPU, or on a CPU that the process had.
+
+    None where the system does not count the latter (Linux does, proc(5)).
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
-        return None
+        return take_peak_of_process()
     peak: int = torch.cuda.max_memory_reserved()
     torch.cuda.reset_peak_memory_stats()
     return peak
+
+
+def take_peak_of_process() -> int | None:
+    own = Path("/proc/self")
+    try:
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", (own / "status").read_text(), re.M)
+        (own / "clear_refs").write_text("5")  # the peak is counted anew
+    except OSError:
+        return None
+    return int(peak[1]) * 1024 if peak else None
 
 
 class Rows:

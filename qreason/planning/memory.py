@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 from qreason.errors import InputError, nearest
 from qreason.inference.generate import QUESTIONS
-from qreason.machine.hardware import GIB, compiler_trouble, free_bytes
+from qreason.machine.hardware import GIB, compiler_trouble, free_bytes, usable_memory
 from qreason.model.backends import choose
 from qreason.model.classifier import read_adapter
+from qreason.model.compat.trl import MOST_LOGITS
 from qreason.model.merging import BYTES
 from qreason.planning.phases import (
     Phase,
@@ -80,12 +82,12 @@ def read_card(text: str) -> Card:
     return CARDS[known[plain]]
 
 
-def find_card() -> Card | None:
-    """This machine's GPU with the memory that is free now; None without a GPU."""
+def find_card() -> Card:
+    """This machine's GPU with the memory that is free now; without a GPU, the machine's own."""
     import torch
 
     if not torch.cuda.is_available():
-        return None
+        return Card("this machine", usable_memory(), None)
     here = Card(torch.cuda.get_device_name(), 0, torch.cuda.get_device_capability())
     free = torch.cuda.mem_get_info()[0] + here.context_bytes  # the query created the context
     return replace(here, free_bytes=free, compiles=here.compiles and compiler_trouble() is None)
@@ -172,13 +174,13 @@ shape_of = cache(read_shape)
 
 
 def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) -> list[Asked]:
-    """The models on the card that a step's rewards query."""
+    """The models beside the policy that a step's rewards query, and the policy where they query it."""
     found = []
     adapter_bytes = 4 * sum(adapter_sizes(shape, recipe.model.lora))
     for reward in (reward for name, reward in rewards.items() if reward.kind(name) == "judge"):
         judge = JudgeSettings.model_validate(reward.settings)
         if judge.base:
-            own, model = shape_of(judge.base), Model(base=judge.base, quantization=judge.quantization)
+            own, model = shape_as(judge.base, shape), Model(base=judge.base, quantization=judge.quantization)
             stored = weight_bytes(own, judge.quantization)
             found.append(Asked(own, model, stored, offload=judge.offload, kind=judge.mode))
         elif not judge.endpoint:
@@ -190,9 +192,14 @@ def asked_models(rewards: Mapping[str, Weighted], recipe: Recipe, shape: Shape) 
             continue
         if adapter := read_adapter(name):
             name = adapter["base_model_name_or_path"]
-        own = shape_of(name)
+        own = shape_as(name, shape)
         found.append(Asked(own, Model(base=name), weight_bytes(own, "none"), kind="preference"))
     return found
+
+
+def shape_as(base: str, other: Shape) -> Shape:
+    """The shape of a base whose numbers are as large as those of another one."""
+    return replace(shape_of(base), number=other.number)
 
 
 def uses_unsloth(recipe: Recipe, card: Card) -> bool:
@@ -207,6 +214,7 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
     work = settings.work(recipe.sampling, recipe.data)
     if work is None:
         return {}
+    shape = replace(shape, number=card.number)
     asked, sizes = asked_models(recipe.rewards_of(step), recipe, shape), adapter_sizes(shape, model.lora)
     stored = {"weights": weight_bytes(shape, model.quantization)}
     phases = {"load": complete(card, stored, {"dequantized": dequantized(shape, model)})}
@@ -230,10 +238,18 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         phases["judge"] = complete(card, stored, peak_phase(moments))
     if isinstance(settings, Training):
         tokens = row_tokens(shape, work, lengths, completion)
+        shared = card.capability is None and work.logits == "completion" and not settings.gradient_checkpointing
+        computed, few = None, False
+        if shared:  # each prompt is read once (model/compat)
+            prompts = ceil(work.rows / work.rollouts[0][1])
+            computed = prompts * lengths.prompt + work.rows * completion
+            few = work.rows * completion * shape.vocabulary <= MOST_LOGITS
         # The gradients of earlier micro-batches are set aside during a backward pass (training/recovery.py).
         stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
-        logits = loss_logits(shape, model, work, tokens, completion, compiles=card.compiles)
-        phases["backward"] = complete(card, stored, backward(shape, model, settings, work.rows, tokens, logits))
+        compiles = card.compiles and card.capability is not None
+        logits = loss_logits(shape, model, work, tokens, completion, compiles=compiles, tiled=not few)
+        moments = backward(shape, model, settings, work.rows, tokens, logits, computed)
+        phases["backward"] = complete(card, stored, moments)
     return phases
 
 

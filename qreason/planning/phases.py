@@ -2,7 +2,7 @@
 
 Stored are weights, adapters, gradients, optimizer states and KV caches. Activations, logits and dequantized weights
 follow what TRL, transformers, PEFT and bitsandbytes allocate for a dense decoder (RMSNorm, SDPA, gated MLP) whose
-numbers have 16 bits, all rows at their longest. A phase is a dict component -> bytes at its peak.
+numbers have `shape.number` bytes, all rows at their longest. A phase is a dict component -> bytes at its peak.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from qreason.recipe.sections import Draw, Lora, Model
 from qreason.recipe.stage import Work
 from qreason.recipe.training import Training
 
-NUMBER = 2
-"""Bytes per number of the base and its activations on a GPU: float16 or bfloat16."""
 FRAGMENTATION = 0.05
 """Memory that torch holds beyond what it allocates, as a share of it; a cache that grows per token leaves gaps."""
 CHUNK = 256
@@ -50,10 +48,10 @@ def nf4_bytes(weights: int) -> int:
     return ceil(weights / 2) + blocks + 4 * ceil(blocks / 256) + 4 * (16 + 256 + 1)
 
 
-def weight_bytes(shape: Shape, quantization: str, number: int = NUMBER) -> int:
-    """All weights and buffers; `number` is the bytes of one that is not quantized."""
+def weight_bytes(shape: Shape, quantization: str) -> int:
+    """All weights and buffers."""
     packed = [linear.outputs * linear.inputs for linear in shape.linears if linear.quantized and quantization == "nf4"]
-    return (shape.parameters - sum(packed)) * number + sum(map(nf4_bytes, packed)) + shape.buffer_bytes
+    return (shape.parameters - sum(packed)) * shape.number + sum(map(nf4_bytes, packed)) + shape.buffer_bytes
 
 
 def adapted(shape: Shape, lora: Lora) -> list[Linear]:
@@ -97,7 +95,7 @@ def optimizer_bytes(optim: str, sizes: Iterable[int]) -> int:
 
 def cache_bytes(shape: Shape, rows: int, tokens: int) -> int:
     """Keys and values of all layers."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * rows * tokens * NUMBER
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * rows * tokens * shape.number
 
 
 # --- modelled ------------------------------------------------------------------------------------
@@ -108,24 +106,29 @@ def dequantized(shape: Shape, model: Model) -> int:
     if model.quantization == "none":
         return 0
     largest = max((linear.outputs * linear.inputs for linear in shape.linears if linear.quantized), default=0)
-    return largest * NUMBER + largest // 16
+    return largest * shape.number + largest // 16
 
 
-def saved_by_layer(shape: Shape, model: Model, rows: int, tokens: int) -> int:
+def saved_by_layer(shape: Shape, model: Model, rows: int, tokens: int, computed: int | None = None) -> int:
     """Bytes that a layer keeps for its backward pass, with autocast.
+
+    `computed` of the rows * tokens go through it where rows share what they begin with; keys and values are each row's.
 
     Both norms in float32; queries, keys and values repeated for every head, the attention's output and its
     log-sum-exp; gate, its activation and up; what the adapters read and their ranks; a mask of T x T, because rows are
-    padded. PEFT copies what an adapter reads, unless the layer is 4-bit and without dropout, which adds a byte each.
+    padded. PEFT copies what an adapter reads, unless the layer is 4-bit or in float32, and without dropout, which adds a
+    byte each.
     """
     linears = adapted(shape, model.lora)
     inputs = sum(linear.inputs for linear in linears) / shape.layers
-    shared = model.quantization == "nf4" and not model.lora.dropout
+    shared = (model.quantization == "nf4" or shape.number == 4) and not model.lora.dropout
     read = 2 * shape.hidden + shape.intermediate if shared else inputs
     ranks = model.lora.r * len(linears) / shape.layers
-    numbers = 4 * shape.heads * shape.head_dim + 3 * shape.intermediate + read + ranks + tokens
+    width = shape.heads * shape.head_dim
+    numbers = 2 * width + 3 * shape.intermediate + read + ranks + tokens
     dropped = inputs if model.lora.dropout else 0
-    return ceil(rows * tokens * (8 * shape.hidden + 4 * shape.heads + NUMBER * numbers + dropped))
+    each = 8 * shape.hidden + 4 * shape.heads + shape.number * numbers + dropped
+    return ceil((computed or rows * tokens) * each + rows * tokens * 2 * width * shape.number)
 
 
 def peak_phase(moments: Sequence[Phase]) -> Phase:
@@ -133,17 +136,19 @@ def peak_phase(moments: Sequence[Phase]) -> Phase:
     return max(moments, key=lambda moment: sum(moment.values()))
 
 
-def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: int, logits: int) -> Phase:
+def backward(
+    shape: Shape, model: Model, settings: Training, rows: int, tokens: int, logits: int, computed: int | None = None
+) -> Phase:
     """The peak of three moments: the loss, the last layer's backward pass, the optimizer's step."""
     trained = sum(adapter_sizes(shape, model.lora))
-    layer = saved_by_layer(shape, model, rows, tokens)
-    count = rows * tokens
+    layer = saved_by_layer(shape, model, rows, tokens, computed)
+    count = computed or rows * tokens
     kept = count * (8 * shape.hidden + tokens)  # the last norm, the mask
     if settings.gradient_checkpointing:
-        kept += shape.layers * count * shape.hidden * NUMBER
+        kept += shape.layers * count * shape.hidden * shape.number
     else:
-        kept += shape.layers * layer + trained * NUMBER  # the adapters as autocast reads them
-    gradients = count * shape.intermediate * NUMBER * (2 if model.quantization == "nf4" else 4)
+        kept += shape.layers * layer + trained * shape.number  # the adapters as autocast reads them
+    gradients = count * shape.intermediate * shape.number * (2 if model.quantization == "nf4" else 4)
     again = layer if settings.gradient_checkpointing else 0
     return peak_phase(
         [
@@ -154,15 +159,18 @@ def backward(shape: Shape, model: Model, settings: Training, rows: int, tokens: 
     )
 
 
-def loss_logits(shape: Shape, model: Model, work: Work, tokens: int, completion: int, *, compiles: bool = True) -> int:
+def loss_logits(
+    shape: Shape, model: Model, work: Work, tokens: int, completion: int, *, compiles: bool = True, tiled: bool = True
+) -> int:
     """Bytes of the logits that a loss holds in float32, with their gradient.
 
-    GRPO's are computed in tiles, unless the LM head has an adapter. `compiles`: whether Triton's kernels can be used.
+    GRPO's are computed in tiles, if `tiled`, unless the LM head has an adapter. `compiles`: whether Triton's kernels
+    can be used.
     """
     if work.logits == "none":
         return 0
     if work.logits == "completion":
-        if any(linear.head for linear in adapted(shape, model.lora)):
+        if not tiled or any(linear.head for linear in adapted(shape, model.lora)):
             return (FUSED_LOGIT if compiles else PLAIN_LOGIT) * work.rows * (completion + 1) * shape.vocabulary
         count, words = work.rows * completion, min(TILE[1], shape.vocabulary)
         return TILE_LOGIT * min(TILE[0], count) * words + 4 * shape.hidden * (words + 2 * count)
@@ -183,16 +191,16 @@ def reading(shape: Shape, model: Model, rows: int, tokens: int, *, adapter: bool
     return {
         "KV cache": cache_bytes(shape, rows, tokens),
         "activations": rows * tokens * token,
-        "logits": rows * shape.vocabulary * NUMBER,
+        "logits": rows * shape.vocabulary * shape.number,
         "dequantized": dequantized(shape, model),
     }
 
 
-def draw_bytes(sampling: Draw) -> int:
+def draw_bytes(shape: Shape, sampling: Draw) -> int:
     """Bytes per logit while tokens are drawn: softmax and cumulative sum; top_p sorts, which a GPU does in copies."""
     if sampling.temperature == 0:
-        return NUMBER
-    return NUMBER + (48 if sampling.top_p < 1 else 9 if sampling.top_k or sampling.min_p else 8)
+        return shape.number
+    return shape.number + (48 if sampling.top_p < 1 else 9 if sampling.top_k or sampling.min_p else 8)
 
 
 def rollout(
@@ -207,12 +215,12 @@ def rollout(
     cache = cache_bytes(shape, rows, tokens)
     # For transformers' cache and attention, which Unsloth decodes with: keys and values repeated for every head, and
     # one layer's cache beside its longer copy. Our own (model/compat) need less.
-    attention = rows * tokens * NUMBER * shape.head_dim * (2 * shape.heads + shape.kv_heads)
+    attention = rows * tokens * shape.number * shape.head_dim * (2 * shape.heads + shape.kv_heads)
     return peak_phase(
         [
             reading(shape, model, chosen if shared else rows, lengths.prompt, adapter=True),
             {"KV cache": cache, "activations": attention, "dequantized": dequantized(shape, model)},
-            {"KV cache": cache, "logits": rows * shape.vocabulary * draw_bytes(sampling)},
+            {"KV cache": cache, "logits": rows * shape.vocabulary * draw_bytes(shape, sampling)},
         ]
     )
 

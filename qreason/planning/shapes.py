@@ -43,6 +43,8 @@ class Shape:
     context: int
     adaptable: tuple[str, ...] = ()
     """The names of all layers that PEFT can put an adapter on."""
+    number: int = 2
+    """Bytes per number of the base and its activations: 2 on a GPU (float16 or bfloat16), 4 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +59,32 @@ class Lengths:
 
 
 USUAL = Lengths()
+LIBRARIES = int(0.9 * GIB)
+"""Python, its libraries and a recipe's data."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """`free_bytes` is what a run may use, including its CUDA context."""
+    """A GPU, or the memory of a machine without one, whose `capability` is None.
+
+    `free_bytes` is what a run may use, including its CUDA context, or Python with its libraries.
+    """
 
     name: str
     free_bytes: int
-    capability: tuple[int, int] = (8, 6)
+    capability: tuple[int, int] | None = (8, 6)
     compiles: bool = sys.platform == "linux" or find_spec("triton") is not None
     """Whether Triton's kernels can be compiled for it."""
 
     @property
+    def number(self) -> int:
+        return 4 if self.capability is None else 2
+
+    @property
     def context_bytes(self) -> int:
         """Driver, kernels and cuBLAS workspaces, which torch does not count; by generation, assumed, not measured."""
+        if self.capability is None:
+            return LIBRARIES
         return int(GIB * (0.3 if self.capability < (8, 0) else 0.4 if self.capability < (9, 0) else 0.5))
 
 

@@ -85,8 +85,8 @@ class Recipe(Strict):
     steps: list[Step] = Field(min_length=1)
     """The stages, in order; each with its settings."""
     fit: Literal["auto", "none"] = "auto"
-    """`auto`: on a GPU, micro-batches and replies per pass are reduced until they fit its memory, with the same results
-    up to rounding; a run that cannot fit is refused. `none`: as written."""
+    """`auto`: micro-batches and replies per pass are reduced until they fit the memory of the GPU, or of the machine
+    without one, with the same results up to rounding; a run that cannot fit is refused. `none`: as written."""
     seed: int = Field(1, ge=0)
     """Of everything that is drawn."""
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qreason.errors import kind_and_line
 from qreason.machine.rows import Rows
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 # --- log-probabilities -----------------------------------------------------------------------------
 
 
+MOST_LOGITS = 2**26
+"""Logits of a micro-batch that are computed at once on a CPU: a gigabyte with their gradient."""
+
+
 class LogProbabilities:
     """TRL's GRPO trainer, with log-probabilities that need less time and memory. Mixed in by `frugal`.
 
@@ -26,9 +30,9 @@ class LogProbabilities:
     are. Its keys and values are computed once for all its replies; gradients flow back through them, so the step's
     gradient is the same up to rounding.
 
-    Elsewhere the logits of all tokens are never held: they are computed in tiles, forward and backward. Those of a
-    whole generation batch, which need no gradient, are computed for a micro-batch at a time, or for fewer rows once
-    memory ran out.
+    The logits of all tokens are not held, except few on a CPU: they are computed in tiles, forward and backward. Those
+    of a whole generation batch, which need no gradient, are computed for a micro-batch at a time, or for fewer rows
+    once memory ran out.
 
     Read in TRL 1.14.2 and 1.16.0: log-probabilities come from `_get_per_token_logps_and_entropies`, which calls the
     model it is given with input_ids and attention_mask. 1.14.2 expects logits; 1.16.0, whose models have a fused LM
@@ -40,6 +44,7 @@ class LogProbabilities:
     accelerator: Any
     temperature: float
     tiled: bool
+    vocabulary: int
     say: Callable[[str], None]
     rows: Rows | None = None
 
@@ -74,11 +79,13 @@ class LogProbabilities:
     ) -> Any:
         compute = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
         if not kwargs.get("compute_aux_loss") and not getattr(self, "use_liger_kernel", False):
-            if can_share_prompts(self.args):
-                model = partial(answer_once, model, logits_to_keep, self.temperature)
-            elif self.tiled:
+            shared = can_share_prompts(self.args)
+            if self.tiled and not (shared and input_ids.shape[0] * logits_to_keep * self.vocabulary <= MOST_LOGITS):
                 kwargs.pop("compute_aux_loss", None)
                 compute, model = self._chunked_logps, self.accelerator.unwrap_model(model)  # type: ignore[attr-defined]
+                model = with_shared_prompts(model, logits_to_keep) if shared else model
+            elif shared:
+                model = partial(answer_once, model, logits_to_keep, self.temperature)
         return compute(model, input_ids, attention_mask, logits_to_keep, **kwargs)
 
 
@@ -106,31 +113,55 @@ def can_share_prompts(args: Any) -> bool:
 def read_prompts_once(
     model: Any, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, use_cache: bool = False
 ) -> SimpleNamespace:
-    """What model(...) returns: the last `logits_to_keep` logits of each row, (rows, logits_to_keep, vocabulary).
+    """What model(...) returns: the last `logits_to_keep` logits of each row, (rows, logits_to_keep, vocabulary)."""
+    import torch
 
-    input_ids and attention_mask are (rows, tokens); all but the last `logits_to_keep` - 1 tokens of a row are prompt.
+    first, which, rest = read_apart(model, input_ids, attention_mask, logits_to_keep - 1, logits_to_keep=1)
+    return SimpleNamespace(logits=torch.cat([first.logits[which], rest.logits], 1))
+
+
+def with_shared_prompts(model: Any, completion: int) -> torch.nn.Module:
+    """As much of a model as `_chunked_logps` uses; its hidden states are those of the last `completion` + 1 tokens."""
+    import torch
+
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def backbone(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        first, which, rest = read_apart(model.base_model, input_ids, attention_mask, completion)
+        hidden = torch.cat([first.last_hidden_state[:, -1:][which], rest.last_hidden_state], 1)
+        return SimpleNamespace(last_hidden_state=hidden)
+
+    shell: Any = torch.nn.Module()
+    shell.base_model, shell.get_output_embeddings, shell.config = backbone, model.get_output_embeddings, model.config
+    return cast("torch.nn.Module", shell)
+
+
+def read_apart(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion: int, **of_prompts: Any
+) -> tuple[Any, torch.Tensor, Any]:
+    """What model(...) returns for the different prompts, which of them each row has, and what it returns for the rest.
+
+    input_ids and attention_mask are (rows, tokens); all but the last `completion` tokens of a row are prompt.
     """
     import torch
     from transformers import DynamicCache
 
-    length = input_ids.shape[1] - logits_to_keep + 1
+    length = input_ids.shape[1] - completion
     prompts = torch.stack([input_ids, attention_mask], 1)[:, :, :length]
     each, which = torch.unique(prompts, dim=0, return_inverse=True)
     cache = DynamicCache(config=model.config)
-    first = model(
-        input_ids=each[:, 0], attention_mask=each[:, 1], past_key_values=cache, use_cache=True, logits_to_keep=1
-    ).logits
+    reading: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    first = model(input_ids=each[:, 0], attention_mask=each[:, 1], **reading, **of_prompts)
     cache.batch_select_indices(which)
-    rest = model(
-        input_ids=input_ids[:, length:], attention_mask=attention_mask, past_key_values=cache, use_cache=True
-    ).logits
-    return SimpleNamespace(logits=torch.cat([first[which], rest], 1))
+    rest = model(input_ids=input_ids[:, length:], attention_mask=attention_mask, **reading)
+    return first, which, rest
 
 
 def frugal(trainer: type, model: Any, say: Callable[[str], None]) -> Any:
     """TRL's GRPO trainer class, with LogProbabilities of this model; not for Unsloth's, which has its own."""
     head = model.get_output_embeddings()
-    parts = {"tiled": base_of(head) is head, "say": staticmethod(say)}
+    vocabulary = model.config.get_text_config().vocab_size
+    parts = {"tiled": base_of(head) is head, "vocabulary": vocabulary, "say": staticmethod(say)}
     return type(trainer.__name__, (LogProbabilities, trainer), parts)
 
 
