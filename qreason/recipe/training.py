@@ -145,7 +145,7 @@ class Grpo(Training):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by: the standard deviation of the group, of the batch, or nothing (Dr. GRPO)."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
-    """How the loss is averaged over tokens, or another loss; docs/sampling.md has the formulas."""
+    """How the loss is averaged over tokens, or another loss; docs/grpo.md has the formulas."""
     mask_truncated_completions: bool = False
     """Leave replies that did not end out of the loss."""
     preflight: bool = True
