@@ -550,6 +550,7 @@ LARGER = [
     ("model.quantization=nf4", "model.quantization=none"),
     ("grpo.optim=adamw_8bit", "grpo.optim=adamw_torch"),
     ("grpo.num_generations=4", "grpo.num_generations=16"),
+    ("grpo.difficulty_filtering=4", "grpo.difficulty_filtering=64"),
     ("sampling.top_p=1", "sampling.top_p=0.9"),
     ("grpo.beta=0", "grpo.beta=0.1"),
     ("rewards.judge=0.4", "rewards.judge={weight: 0.4, adapter: somewhere}"),

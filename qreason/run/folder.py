@@ -34,7 +34,7 @@ from qreason.recipe.parse import parse_yaml
 from qreason.recipe.schema import STAGES, Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
 from qreason.run.lock import LOCK, hold, is_empty, sign
-from qreason.run.resume import checkpoints, cut_back, is_of, newest_checkpoint, step_of
+from qreason.run.resume import DRAWN, checkpoints, cut_back, is_of, newest_checkpoint, step_of
 
 CHECKPOINT = "checkpoint"
 """The last adapter of a training step that ran out of memory."""
@@ -133,6 +133,7 @@ class RunFolder:
     def clear_stage(self, step: int, say: Say) -> Path:
         """The folder of a step, emptied: an interrupted step starts again. Kept aside where it has adapters."""
         folder = self.stage(step)
+        drawn = {name: file.read_bytes() for name in DRAWN if (file := folder / name).exists()}
         if (folder / CHECKPOINT).exists() or checkpoints(folder) or any(folder.glob("checkpoint-*")):
             aside = free_name(folder)
             folder.rename(aside)
@@ -141,6 +142,8 @@ class RunFolder:
             say(f"{folder.name} was not finished: starting it again")
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
+        for name, content in drawn.items():
+            (folder / name).write_bytes(content)
         return folder
 
     def finish_step(self, step: int, seconds: float) -> None:
