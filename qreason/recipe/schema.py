@@ -13,8 +13,7 @@ from qreason.errors import nearest, redact_values
 from qreason.recipe.sections import Data, Draw, Model, Rewards, Strict, Weighted, preference_models
 from qreason.recipe.settings import Evaluate, Export, Merge, Pull, Sample
 from qreason.recipe.stage import BASE, NEWEST, Stage, Start
-from qreason.recipe.training import Distill, Grpo, Preference, Sft
-from qreason.rewards.registry import RIGHT
+from qreason.recipe.training import RIGHT, Distill, Grpo, Preference, Sft
 
 
 class Step(Strict):
@@ -183,7 +182,7 @@ class Recipe(Strict):
             if step.grpo and step.grpo.difficulty_filtering and not self.right_by(step):
                 raise ValueError(
                     f"steps.{position}.grpo.difficulty_filtering: no reward of this step says which replies are right; "
-                    f"add {', '.join(sorted(RIGHT))} to its rewards (weight 0 keeps it out of the total), or leave "
+                    f"add one of {', '.join(RIGHT)} to its rewards (weight 0 keeps it out of the total), or leave "
                     "difficulty_filtering out: open answers are neither right nor wrong"
                 )
         return self

@@ -110,6 +110,10 @@ PREFLIGHT_PROMPTS = 8
 """Prompts that are sampled before GRPO."""
 
 
+RIGHT = ("correctness", "math", "code")
+"""Rewards that are above 0 for right replies alone."""
+
+
 class Grpo(Training):
     """Group relative policy optimization on data.prompts, against rewards."""
 

@@ -67,8 +67,6 @@ FULL_MARKS: dict[str, float] = {
     "math": 1.0,
 }
 """What a gold reply earns, for the rewards where that is known."""
-RIGHT = {"correctness", "math", "code"}
-"""Rewards that are above 0 for a right reply alone."""
 REFERENCED = {"correctness", "math", "code", "rouge_l", "length", "judge", "cosine_length", "reasoning_gain"}
 """Rewards that compare with the reference: without one they cannot tell replies apart."""
 CALL_SECONDS = 300.0

@@ -160,6 +160,18 @@ class RunFolder:
         """The folders of the finished steps that leave an adapter, the newest last."""
         return [entry["folder"] for entry in self.manifest["steps"] if STAGES[entry["stage"]].leaves_adapter]
 
+    @property
+    def same_evaluation(self) -> Path | None:
+        """The folder of a finished evaluation of the weights that are the newest now; all have the same settings."""
+        now, adapter = weights_of(self.adapter()), None
+        for done in self.manifest["steps"]:
+            folder = self.path / done["folder"]
+            if STAGES[done["stage"]].leaves_adapter:
+                adapter = folder / "adapter"
+            elif done["stage"] == "evaluate" and weights_of(adapter) == now:
+                return folder
+        return None
+
     def adapter(self, start: str = NEWEST) -> Path | None:
         """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base.
 
@@ -192,6 +204,11 @@ class RunFolder:
             )
         self.manifest["hardware"] = hardware
         self.save()
+
+
+def weights_of(adapter: Path | None) -> str:
+    """What tells the weights of an adapter from those of others; without one, those of the base."""
+    return hash_files(sorted(adapter.glob("*.safetensors"))) if adapter else "base"
 
 
 def start_afresh(path: Path, lock: FileLock | None, say: Say) -> FileLock | None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from qreason.data.prompts import render, system_prompt
 from qreason.errors import RunFolderError, TrainingError
-from qreason.machine.files import cut_to_lines, hash_files, read_json, read_jsonl, write_json, write_jsonl
+from qreason.machine.files import cut_to_lines, read_json, read_jsonl, write_json, write_jsonl
 from qreason.machine.progress import progress_bar
 from qreason.machine.records import PassRate
 from qreason.recipe.training import Grpo
 from qreason.rewards.scoring import Scorer
+from qreason.run.folder import weights_of
 from qreason.run.resume import DRAWN
 from qreason.run.session import Session
 from qreason.training.preflight import check_ends
@@ -69,15 +70,14 @@ def filter_prompts(
 
 def made_with(settings: Grpo, run: Session, rules: Sequence[str]) -> dict[str, Any]:
     """What the pass rates of a step depend on; `rules` are the rewards that say what is right."""
-    recipe, adapter = run.recipe.dump(), run.disk.adapter(settings.start)
-    rewards = settings.rewards or run.recipe.rewards
+    recipe, rewards = run.recipe.dump(), settings.rewards or run.recipe.rewards
     return {
         **{key: recipe[key] for key in ("model", "data", "seed")},
         "sampling": run.recipe.sampling.model_dump(exclude={"max_num_seqs"}),
         "rewards": {name: rewards[name].model_dump(mode="json") for name in rules},
         "prompts": run.disk.manifest["data"]["prompts"],
         "base": run.disk.manifest["base"]["fingerprint"],
-        "adapter": hash_files(sorted(adapter.glob("*.safetensors"))) if adapter else None,
+        "adapter": weights_of(run.disk.adapter(settings.start)),
         "rows": settings.rows,
         "n": settings.difficulty_filtering,
     }
