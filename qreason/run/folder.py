@@ -163,9 +163,10 @@ class RunFolder:
     @property
     def same_evaluation(self) -> Path | None:
         """The folder of a finished evaluation of the weights that are the newest now; all have the same settings."""
-        now, adapter = weights_of(self.adapter()), None
+        now = weights_of(self.adapter())
+        adapter: Path | None = None
         for done in self.manifest["steps"]:
-            folder = self.path / done["folder"]
+            folder: Path = self.path / done["folder"]
             if STAGES[done["stage"]].leaves_adapter:
                 adapter = folder / "adapter"
             elif done["stage"] == "evaluate" and weights_of(adapter) == now:

@@ -60,7 +60,7 @@ def stage(settings: Evaluate, run: Session) -> Artifact:
     return artifact
 
 
-def finish(rows: Sequence[dict[str, Any]], folder: Path, seconds: float) -> Artifact:
+def finish(rows: list[dict[str, Any]], folder: Path, seconds: float) -> Artifact:
     """Write the rows of an evaluation and their figures."""
     write_jsonl(folder / "evaluation.jsonl", rows)
     report = measure(rows, folder.name, seconds)
