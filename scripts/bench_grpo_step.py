@@ -27,7 +27,7 @@ from qreason.data.examples import read_examples
 from qreason.data.prompts import SYSTEM_PROMPTS, teach
 from qreason.inference.reading import pad_left, render_ids
 from qreason.machine.hardware import detect
-from qreason.model.compat.trl import read_prompts_once
+from qreason.model.compat.trl_logprobs import read_prompts_once
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora, Model
 

@@ -26,6 +26,7 @@ from qreason.model.compat import bitsandbytes as compat_bitsandbytes
 from qreason.model.compat import peft as compat_peft
 from qreason.model.compat import transformers as compat_transformers
 from qreason.model.compat import trl as compat_trl
+from qreason.model.compat import trl_logprobs
 from qreason.model.compat.cache import RoomyLayer, roomy_cache
 from qreason.model.load import fingerprint, four_bit
 from qreason.model.resident import Resident
@@ -87,7 +88,7 @@ def one_step(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         rest = {key: value for key, value in inputs.items() if key not in rows}
         return [({key: value[part] for key, value in rows.items()} | rest, 0.5) for part in (slice(2), slice(2, 4))]
 
-    class Watched(compat_trl.frugal(GRPOTrainer, resident.model, print)):  # type: ignore[misc]
+    class Watched(trl_logprobs.frugal(GRPOTrainer, resident.model, print)):  # type: ignore[misc]
         def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
             seen.calls["logps"] += 1
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -118,7 +119,7 @@ def one_step(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         reward_funcs=[lambda completions, **kwargs: [float(number) for number in range(len(completions))]],
         rollout_func=rollout,
     )
-    read = compat_trl.read_prompts_once
+    read = trl_logprobs.read_prompts_once
 
     def reading(model: Any, **inputs: Any) -> Any:
         seen.calls["once"] += 1
@@ -129,7 +130,7 @@ def one_step(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         lambda module, args, kwargs: seen.rounds.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compat_trl, "read_prompts_once", reading)
+        patch.setattr(trl_logprobs, "read_prompts_once", reading)
         trainer.train()
     hook.remove()
     seen.counted, seen.trainer, seen.kind = trainer._step, trainer, GRPOTrainer
@@ -214,7 +215,7 @@ def test_trl_compares_a_quantized_policy_with_its_float32_values(quantized: Resi
 def as_on_a_gpu(trainer: Any, **more: Any) -> Iterator[Any]:
     """A GRPO trainer that does not read prompts once, with other attributes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compat_trl, "can_share_prompts", lambda args: False)
+        patch.setattr(trl_logprobs, "can_share_prompts", lambda args: False)
         for name, value in {"tiled": True, "rows": None, **more}.items():
             patch.setattr(trainer, name, value)
         yield trainer
@@ -257,7 +258,7 @@ def test_many_logits_are_computed_in_tiles_with_shared_prompts_too(
     trainer, found, largest = one_step.trainer, [], []
     ids, mask = IDS.repeat(8, 1), MASK.repeat(8, 1)
     for most in (2**26, 0):
-        monkeypatch.setattr(compat_trl, "MOST_LOGITS", most)
+        monkeypatch.setattr(trl_logprobs, "MOST_LOGITS", most)
         trainer.model.zero_grad()
         with Largest() as seen:
             scores, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 3)
@@ -317,9 +318,9 @@ def test_a_kernel_of_trl_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(utils, "_fused_logprob_entropy", fail)
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **options: torch.ones(*size, **options))
-    assert compat_trl.check_kernel("cpu") is None
+    assert trl_logprobs.check_kernel("cpu") is None
     assert utils._fused_logprob_entropy is fail
-    assert "Failed to find C compiler" in (compat_trl.check_kernel("cuda") or "")
+    assert "Failed to find C compiler" in (trl_logprobs.check_kernel("cuda") or "")
     assert utils._fused_logprob_entropy is None
     assert utils.selective_log_softmax(torch.ones(1, 2, 4), torch.ones(1, 2, dtype=torch.long)).shape == (1, 2)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import RecipeWriter, jsonl
+from conftest import RecipeWriter, RunWriter, evaluated_row, jsonl
 
 from qreason.cli import main
 from qreason.inference.generate import LocalGenerator
 from qreason.inference.journal import Journal, digest, read_kept
 from qreason.recipe.load import load_recipe
 from qreason.run.session import Session
-from qreason.stages import run_step
+from qreason.stages import evaluate, run_step
 
 SETTINGS = "evaluate: {samples: 3, pass_at: [2], best_of: [2], beam: {width: 2, expand: 2}}"
 
@@ -205,3 +205,31 @@ def test_more_shards_than_rows_are_no_trouble(write_small: Callable[[], Path]) -
     assert CliRunner().invoke(main, command).exit_code == 0
     assert len(Path("o").read_text().splitlines()) == 1
     assert "give --out" in CliRunner().invoke(main, [*command[:-2], "--shard", "1/2"]).stderr
+
+
+@pytest.mark.parametrize(
+    ("trained", "earlier"),
+    [("same", "01-sft"), ("other", None)],
+)
+def test_the_same_weights_are_measured_once(
+    write_run: RunWriter, monkeypatch: pytest.MonkeyPatch, trained: str, earlier: str | None
+) -> None:
+    # A grpo step with nothing left to learn was followed by the evaluation before it once more.
+    passes = [[evaluated_row(0)], [evaluated_row(0, accurate=True)], [evaluated_row(0)]]
+    run = Session.reopen(write_run("run", passes))
+    for name, weights in (("01-sft", "same"), ("02-grpo", trained)):
+        (run.folder / name / "adapter").mkdir()
+        (run.folder / name / "adapter" / "adapter_model.safetensors").write_text(weights)
+    run.disk.manifest["steps"].pop()  # the last evaluation
+    run.step = 4
+    settings = run.recipe.steps[4].evaluate
+    assert settings
+    monkeypatch.setattr(evaluate, "newest_of", lambda run: pytest.fail("measured"))
+    if earlier:
+        assert evaluate.stage(settings, run).summary.startswith("accuracy 100.0%")
+        files = [run.folder / name / "evaluation.jsonl" for name in ("01-sft", "02-grpo")]
+        assert files[0].read_text() == files[1].read_text()
+        assert json.loads((run.folder / "02-grpo" / "evaluation.json").read_text())["after"] == "02-grpo"
+    else:
+        with pytest.raises(pytest.fail.Exception, match="measured"):
+            evaluate.stage(settings, run)

@@ -30,7 +30,7 @@ from trl.trainer import utils as trl_utils
 from qreason.errors import InputError, ModelError
 from qreason.inference.drawing import draw
 from qreason.machine.hardware import GIB, Hardware
-from qreason.model.compat.trl import read_prompts_once
+from qreason.model.compat.trl_logprobs import read_prompts_once
 from qreason.model.load import load_base
 from qreason.planning.chart import plan_table
 from qreason.planning.fit import fit, plan
@@ -523,7 +523,7 @@ def test_peak_of_a_real_training_step(
         Path(f"{use}.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
     recipe = load_recipe(file)
     monkeypatch.setattr("qreason.machine.hardware.detect", lambda: BFLOAT16)
-    monkeypatch.setattr("qreason.model.compat.trl.can_share_prompts", lambda args: False)
+    monkeypatch.setattr("qreason.model.compat.trl_logprobs.can_share_prompts", lambda args: False)
     monkeypatch.setattr(
         "qreason.model.compat.trl.select_rows", lambda trainer, selection: trainer
     )  # no reply is paid here
@@ -579,6 +579,7 @@ LARGER = [
     ("model.quantization=nf4", "model.quantization=none"),
     ("grpo.optim=adamw_8bit", "grpo.optim=adamw_torch"),
     ("grpo.num_generations=4", "grpo.num_generations=16"),
+    ("grpo.difficulty_filtering=4", "grpo.difficulty_filtering=64"),
     ("sampling.top_p=1", "sampling.top_p=0.9"),
     ("grpo.beta=0", "grpo.beta=0.1"),
     ("rewards.judge=0.4", "rewards.judge={weight: 0.4, adapter: somewhere}"),

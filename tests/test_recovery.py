@@ -101,7 +101,7 @@ def test_a_step_that_ran_out_of_memory_leaves_the_same_adapter(
     write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, stage: str, settings: str, moment: int
 ) -> None:
     monkeypatch.setattr("qreason.machine.hardware.fast_bfloat16", lambda: False)  # equal to 1e-4 in float32 only
-    monkeypatch.setattr("qreason.model.compat.trl.can_share_prompts", lambda args: False)  # as on a GPU
+    monkeypatch.setattr("qreason.model.compat.trl_logprobs.can_share_prompts", lambda args: False)  # as on a GPU
     with monkeypatch.context() as patch:
         patch.setattr("qreason.training.trainer.in_pieces", lambda trainer, policy: trainer)  # TRL's own
         undisturbed, silence = trained(write_recipe, stage, settings, "undisturbed")

@@ -16,7 +16,8 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from qreason.errors import RecipeError
-from qreason.model.compat.trl import frugal, in_pieces, select_rows
+from qreason.model.compat.trl import in_pieces, select_rows
+from qreason.model.compat.trl_logprobs import frugal
 from qreason.model.resident import Resident
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import give_weights
 
-from qreason.model.compat.trl import frugal, read_prompts_once
+from qreason.model.compat.trl_logprobs import frugal, read_prompts_once
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora
 

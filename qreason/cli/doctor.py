@@ -23,7 +23,7 @@ from qreason.machine.hardware import COMPILER, GIB, Hardware, compiler_trouble, 
 from qreason.model.backends import choose
 from qreason.model.compat.bitsandbytes import four_bit_trouble
 from qreason.model.compat.noise import CUDA, is_news, without
-from qreason.model.compat.trl import check_kernel
+from qreason.model.compat.trl_logprobs import check_kernel
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet

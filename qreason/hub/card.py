@@ -21,7 +21,7 @@ from qreason.run.session import Session
 METHODS = {"sft": "SFT", "grpo": "GRPO", "distill": "distillation"}
 """Stages that train the policy -> their names in the card."""
 PARTS = {"adapter": "a LoRA adapter", "merged": "the merged model", "gguf": "GGUF files"}
-LISTED = {"learning_rate", "num_train_epochs", "max_steps", "num_generations", "rows"}
+LISTED = {"learning_rate", "num_train_epochs", "max_steps", "num_generations", "difficulty_filtering", "rows"}
 """Settings of a stage that the card lists."""
 
 

@@ -94,6 +94,12 @@ def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]], *, append: bool =
         write_text(file, lines)
 
 
+def cut_to_lines(file: Path) -> None:
+    """Shorten a file to its whole lines: an interruption may have cut off the last one."""
+    text = file.read_bytes()
+    os.truncate(file, text.rfind(b"\n") + 1)
+
+
 def read_jsonl(file: Path, shape: Any = dict[str, Any], cure: str = RESTORE) -> list[dict[str, Any]]:
     """The rows of a file, which all have a shape; RunFolderError with the line and the cure for anything else."""
     # not splitlines(): a reply may hold U+2028 or U+0085, which JSON leaves as they are

@@ -207,6 +207,13 @@ class Draw(TypedDict):
     seconds: Number
 
 
+class PassRate(TypedDict):
+    """A line of pass_rates.jsonl."""
+
+    id: str
+    pass_rate: Annotated[float, Field(ge=0, le=1)] | None
+
+
 class Compared(TypedDict):
     accuracy: Mean
 

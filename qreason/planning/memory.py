@@ -14,7 +14,7 @@ from qreason.inference.generate import QUESTIONS
 from qreason.machine.hardware import GIB, compiler_trouble, free_bytes, usable_memory
 from qreason.model.backends import choose
 from qreason.model.classifier import read_adapter
-from qreason.model.compat.trl import MOST_LOGITS
+from qreason.model.compat.trl_logprobs import MOST_LOGITS
 from qreason.model.merging import BYTES
 from qreason.planning.phases import (
     Phase,
@@ -248,8 +248,8 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
         compiles = card.compiles and card.capability is not None
         logits = loss_logits(shape, model, work, tokens, completion, compiles=compiles, tiled=not few)
-        moments = backward(shape, model, settings, work.rows, tokens, logits, computed)
-        phases["backward"] = complete(card, stored, moments)
+        held = backward(shape, model, settings, work.rows, tokens, logits, computed)
+        phases["backward"] = complete(card, stored, held)
     return phases
 
 

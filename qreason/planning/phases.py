@@ -20,6 +20,8 @@ from qreason.recipe.training import Training
 
 FRAGMENTATION = 0.05
 """Memory that torch holds beyond what it allocates, as a share of it; a cache that grows per token leaves gaps."""
+CPU_FRAGMENTATION = 0.6
+"""The same of the C library, as a share of all but the weights. Measured on a 0.5B base: 0.3 to 0.65 (LOG.md)."""
 CHUNK = 256
 """Tokens per chunk of logits in TRL's chunked SFT loss."""
 TILE = (2048, 8192)
@@ -116,8 +118,8 @@ def saved_by_layer(shape: Shape, model: Model, rows: int, tokens: int, computed:
 
     Both norms in float32; queries, keys and values repeated for every head, the attention's output and its
     log-sum-exp; gate, its activation and up; what the adapters read and their ranks; a mask of T x T, because rows are
-    padded. PEFT copies what an adapter reads, unless the layer is 4-bit or in float32, and without dropout, which adds a
-    byte each.
+    padded. PEFT copies what an adapter reads, unless the layer is 4-bit or in float32, and without dropout, which adds
+    a byte each.
     """
     linears = adapted(shape, model.lora)
     inputs = sum(linear.inputs for linear in linears) / shape.layers
@@ -242,6 +244,10 @@ def judging(asked: Asked, replies: int, n: int, lengths: Lengths, completion: in
 def complete(card: Card, *parts: Phase) -> Phase:
     """The sum of the parts, with what the allocator and the driver hold beyond them."""
     phase = {name: sum(part.get(name, 0) for part in parts) for name in COMPONENTS}
-    phase["fragmentation"] = int(FRAGMENTATION * sum(phase.values()))
+    allocated = sum(phase.values())
+    on_cpu = card.capability is None
+    phase["fragmentation"] = int(
+        CPU_FRAGMENTATION * (allocated - phase["weights"]) if on_cpu else FRAGMENTATION * allocated
+    )
     phase["CUDA context"] = card.context_bytes
     return {name: size for name, size in phase.items() if size}

@@ -59,7 +59,7 @@ class Lengths:
 
 
 USUAL = Lengths()
-LIBRARIES = int(0.9 * GIB)
+LIBRARIES = int(0.75 * GIB)
 """Python, its libraries and a recipe's data."""
 
 

@@ -13,7 +13,7 @@ from qreason.errors import nearest, redact_values
 from qreason.recipe.sections import Data, Draw, Model, Rewards, Strict, Weighted, preference_models
 from qreason.recipe.settings import Evaluate, Export, Merge, Pull, Sample
 from qreason.recipe.stage import BASE, NEWEST, Stage, Start
-from qreason.recipe.training import Distill, Grpo, Preference, Sft
+from qreason.recipe.training import RIGHT, Distill, Grpo, Preference, Sft
 
 
 class Step(Strict):
@@ -98,6 +98,10 @@ class Recipe(Strict):
         """The rewards of a step: its own, or those of the recipe."""
         return step.settings.own_rewards or self.rewards
 
+    def right_by(self, step: Step) -> list[str]:
+        """The rewards of a step, by name, that say whether a reply is right: one of them is above 0."""
+        return [name for name, one in self.rewards_of(step).items() if one.kind(name) in RIGHT]
+
     def asks_for(self, reward: str) -> bool:
         """Whether a reward is among those of the recipe or of one of its steps."""
         return any(one.kind(name) == reward for step in self.steps for name, one in self.rewards_of(step).items())
@@ -169,6 +173,18 @@ class Recipe(Strict):
                         f"steps.{position}.{step.stage}.{setting}: '{name}' is none of {', '.join(known)}"
                         f"{nearest(name, known)}; add it to rewards (weight 0 keeps it out of the total)"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def check_filtering(self) -> Recipe:
+        """Where prompts are left out by how many replies are right, a reward says which are."""
+        for position, step in enumerate(self.steps):
+            if step.grpo and step.grpo.difficulty_filtering and not self.right_by(step):
+                raise ValueError(
+                    f"steps.{position}.grpo.difficulty_filtering: no reward of this step says which replies are right; "
+                    f"add one of {', '.join(RIGHT)} to its rewards (weight 0 keeps it out of the total), or leave "
+                    "difficulty_filtering out: open answers are neither right nor wrong"
+                )
         return self
 
     def dump(self) -> dict[str, Any]:

@@ -110,6 +110,10 @@ PREFLIGHT_PROMPTS = 8
 """Prompts that are sampled before GRPO."""
 
 
+RIGHT = ("correctness", "math", "code")
+"""Rewards that are above 0 for right replies alone."""
+
+
 class Grpo(Training):
     """Group relative policy optimization on data.prompts, against rewards."""
 
@@ -117,7 +121,10 @@ class Grpo(Training):
     processes: ClassVar[Processes] = "all"
     draws: ClassVar[str] = "grpo compares different replies"
     not_trls: ClassVar[frozenset[str]] = Training.not_trls.union(
-        ("rewards", "plain_share", "pods", "preflight", "stop_on_reward_hacking", "stop_on_unjudged")
+        (
+            *("rewards", "plain_share", "pods", "preflight", "difficulty_filtering"),
+            *("stop_on_reward_hacking", "stop_on_unjudged"),
+        )
     )
 
     rewards: Rewards | None = None
@@ -150,6 +157,9 @@ class Grpo(Training):
     """Leave replies that did not end out of the loss."""
     preflight: bool = True
     """Before training, score the references and a few completions, and stop where GRPO could not learn."""
+    difficulty_filtering: int | None = Field(None, ge=2)
+    """Before training, draw so many replies per prompt, and leave out prompts whose replies are all right or all wrong
+    (offline difficulty filtering by pass rate, as in Kimi k1.5, arXiv 2501.12599, section 2.1)."""
     stop_on_reward_hacking: bool = False
     """Stop, without an adapter, at a sign of reward hacking; otherwise it is only reported."""
     stop_on_unjudged: bool = True
@@ -202,7 +212,7 @@ class Grpo(Training):
     def work(self, sampling: Draw, data: Data) -> Work:
         micro, prompts, n = self.per_device_train_batch_size, self.prompts_at_a_time, self.num_generations
         return Work(
-            rollouts=((prompts, n),),
+            rollouts=((prompts, n), (prompts, self.difficulty_filtering or n)),
             judged=(prompts * n, n),
             fills_judge=self.preflight and data.labels is not None,
             rows=micro,

@@ -34,7 +34,7 @@ from qreason.recipe.parse import parse_yaml
 from qreason.recipe.schema import STAGES, Recipe, stage_folders
 from qreason.recipe.stage import BASE, NEWEST
 from qreason.run.lock import LOCK, hold, is_empty, sign
-from qreason.run.resume import checkpoints, cut_back, is_of, newest_checkpoint, step_of
+from qreason.run.resume import DRAWN, checkpoints, cut_back, is_of, newest_checkpoint, step_of
 
 CHECKPOINT = "checkpoint"
 """The last adapter of a training step that ran out of memory."""
@@ -133,6 +133,7 @@ class RunFolder:
     def clear_stage(self, step: int, say: Say) -> Path:
         """The folder of a step, emptied: an interrupted step starts again. Kept aside where it has adapters."""
         folder = self.stage(step)
+        drawn = {name: file.read_bytes() for name in DRAWN if (file := folder / name).exists()}
         if (folder / CHECKPOINT).exists() or checkpoints(folder) or any(folder.glob("checkpoint-*")):
             aside = free_name(folder)
             folder.rename(aside)
@@ -141,6 +142,8 @@ class RunFolder:
             say(f"{folder.name} was not finished: starting it again")
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
+        for name, content in drawn.items():
+            (folder / name).write_bytes(content)
         return folder
 
     def finish_step(self, step: int, seconds: float) -> None:
@@ -156,6 +159,19 @@ class RunFolder:
     def adapters(self) -> list[str]:
         """The folders of the finished steps that leave an adapter, the newest last."""
         return [entry["folder"] for entry in self.manifest["steps"] if STAGES[entry["stage"]].leaves_adapter]
+
+    @property
+    def same_evaluation(self) -> Path | None:
+        """The folder of a finished evaluation of the weights that are the newest now; all have the same settings."""
+        now = weights_of(self.adapter())
+        adapter: Path | None = None
+        for done in self.manifest["steps"]:
+            folder: Path = self.path / done["folder"]
+            if STAGES[done["stage"]].leaves_adapter:
+                adapter = folder / "adapter"
+            elif done["stage"] == "evaluate" and weights_of(adapter) == now:
+                return folder
+        return None
 
     def adapter(self, start: str = NEWEST) -> Path | None:
         """The newest adapter of the finished steps, or that of the stage folder `start`; None for the base.
@@ -189,6 +205,11 @@ class RunFolder:
             )
         self.manifest["hardware"] = hardware
         self.save()
+
+
+def weights_of(adapter: Path | None) -> str:
+    """What tells the weights of an adapter from those of others; without one, those of the base."""
+    return hash_files(sorted(adapter.glob("*.safetensors"))) if adapter else "base"
 
 
 def start_afresh(path: Path, lock: FileLock | None, say: Say) -> FileLock | None:

@@ -22,6 +22,8 @@ from qreason.machine.records import Progress
 RESUME = "resume"
 RECORDS = ("metrics.jsonl", "replies.jsonl", "alarms.jsonl")
 """Files of a stage that grow with its steps."""
+DRAWN = ("pass_rates.jsonl", "pass_rates.json")
+"""Files that a stage keeps when it starts again: the second says what the first was made with."""
 
 
 def checkpoints(stage: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import RunFolderError
-from qreason.machine.files import read_json, read_jsonl, write_json, write_jsonl
+from qreason.machine.files import cut_to_lines, read_json, read_jsonl, write_json, write_jsonl
 from qreason.machine.records import Draw, Header
 from qreason.recipe.settings import Sample
 from qreason.rewards.language import language_share
@@ -59,10 +59,7 @@ class Journal:
         write_json(header, made_with)
         self.rows: list[Row] = []
         if self.file.exists():
-            text = self.file.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            if whole != text:  # an interruption cut off the last line
-                self.file.write_bytes(whole)
+            cut_to_lines(self.file)
             self.rows = read_jsonl(self.file, Draw, again)
         self.clock = time.perf_counter()
 

@@ -16,8 +16,9 @@ from qreason.inference.beam import beam_search
 from qreason.inference.journal import Journal
 from qreason.inference.reasoning import ASKS_FOR_NONE, NOT_ASKED_FOR, Figures, intervene
 from qreason.inference.selection import check_ranking, open_ranking, scale
-from qreason.machine.files import hash_files, write_json, write_jsonl
+from qreason.machine.files import hash_files, read_jsonl, write_json, write_jsonl
 from qreason.machine.progress import Bar, progress_bar
+from qreason.machine.records import Row
 from qreason.machine.shards import Shard, find_shards, join_shards
 from qreason.model.load import fingerprint
 from qreason.recipe.schema import Recipe
@@ -31,7 +32,7 @@ from qreason.rewards.steps import ReferenceSteps
 from qreason.rewards.tags import follows_format
 from qreason.rewards.text import is_mentioned
 from qreason.run.checkpoint import Checkpoint, check_target, newest_of, open_checkpoint
-from qreason.run.folder import RunFolder, Say, is_run_folder
+from qreason.run.folder import RunFolder, Say, is_run_folder, weights_of
 from qreason.run.session import Artifact, Session
 from qreason.types import Example, Messages, Reply
 
@@ -41,21 +42,29 @@ SEEDS = 1_000_003
 
 def stage(settings: Evaluate, run: Session) -> Artifact:
     """Measure the newest adapter of the run (the bare base before the first) on data.heldout."""
+    folder, start = run.stage_folder(), time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    if earlier := run.disk.same_evaluation:
+        run.say(f"{folder.name}: its weights are those of {earlier.name}, whose evaluation stands for this one")
+        return finish(read_jsonl(earlier / "evaluation.jsonl", Row), folder, time.perf_counter() - start)
     examples = run.examples("heldout")[: settings.rows]
     checkpoint = newest_of(run)
-    folder = run.stage_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
     taught = run.examples("sft") if is_taught(run.recipe) else []
     shots = run.examples("sft")[: settings.shots] if settings.shots else []
     label = f"{folder.name} eval"
     journal = open_journal(folder / "evaluation", run.recipe.model.base, run.disk.adapter(), run.say, run.mirror)
     with checkpoint.generator.recording(journal):
         rows = measure_rows(checkpoint, examples, settings, label=label, folder=folder, taught=taught, shots=shots)
-    write_jsonl(folder / "evaluation.jsonl", rows)
-    report = measure(rows, folder.name, journal.seconds + time.perf_counter() - start)
-    write_json(folder / "evaluation.json", report)
+    artifact = finish(rows, folder, journal.seconds + time.perf_counter() - start)
     journal.file.unlink(missing_ok=True)  # all was without a reply
+    return artifact
+
+
+def finish(rows: list[dict[str, Any]], folder: Path, seconds: float) -> Artifact:
+    """Write the rows of an evaluation and their figures."""
+    write_jsonl(folder / "evaluation.jsonl", rows)
+    report = measure(rows, folder.name, seconds)
+    write_json(folder / "evaluation.json", report)
     accuracy, passed, form, reward = (report[key]["mean"] for key in ("accuracy", "pass_at_1", "format", "reward"))
     summary = f"accuracy {accuracy:.1%}, pass@1 {passed:.1%}, format {form:.1%}, reward {reward or 0:.2f}"
     return Artifact(folder / "evaluation.json", summary)
@@ -65,8 +74,7 @@ def open_journal(
     file: Path, base: str, adapter: Path | None, say: Say, mirror: Callable[[], None] | None = None
 ) -> Journal:
     """FILE.part, which keeps what a model has replied so far; a model with other weights replies anew."""
-    weights = hash_files(sorted(adapter.glob("*.safetensors"))) if adapter else "base"
-    journal = Journal(file.with_name(f"{file.name}.part"), f"{fingerprint(base)} {weights}", mirror)
+    journal = Journal(file.with_name(f"{file.name}.part"), f"{fingerprint(base)} {weights_of(adapter)}", mirror)
     if journal.found:
         say(f"{journal.file}: the evaluation was not finished: continuing after {journal.found} batches")
     return journal

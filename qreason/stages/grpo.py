@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qreason.data.prompts import render, system_prompt
+from qreason.errors import TrainingError
 from qreason.machine import ranks
 from qreason.recipe.training import Grpo
 from qreason.run.session import Artifact, Rewards, Session
+from qreason.training.difficulty import filter_prompts
 from qreason.training.preflight import check_gold, check_judge, check_rollouts
 from qreason.training.rollouts import Rollouts
 from qreason.types import Example
@@ -20,14 +22,12 @@ from qreason.types import Example
 
 def stage(settings: Grpo, run: Session) -> Artifact:
     """Train the newest adapter of the run (or another, or a fresh one) against rewards on data.prompts."""
-    examples = run.examples("prompts")[: settings.rows]
-    if plain := run.plain(settings.plain_share, len(examples)):
-        random.Random(run.recipe.seed).shuffle(examples := examples + plain)
     system = system_prompt(run.recipe.data)
 
     from trl import GRPOConfig, GRPOTrainer
 
-    from qreason.model.compat.trl import frugal, select_rows
+    from qreason.model.compat.trl import select_rows
+    from qreason.model.compat.trl_logprobs import frugal
     from qreason.training.resuming import open_checkpoints
     from qreason.training.selection import Selection
     from qreason.training.trainer import start_adapter, train, trl_config
@@ -37,10 +37,12 @@ def stage(settings: Grpo, run: Session) -> Artifact:
     checkpoints = open_checkpoints(run, settings)
     folder = checkpoints.folder
     look = settings.preflight and not checkpoints.resumed
-    if look and (why := ranks.from_first(lambda: preflight(settings, run, rewards, examples, folder))):
+    examples, why = ranks.from_first(lambda: prepare(settings, run, rewards, folder, look=look))
+    if why:
         return Artifact(
             keep_adapter(run, folder), f"0 steps: nothing is left to learn, {why}; the adapter is unchanged"
         )
+    check_enough(settings, examples)
     stop, unjudged = settings.stop_on_reward_hacking, settings.stop_on_unjudged
     rollouts = Rollouts(run, rewards, examples, folder, stop=stop, stop_unjudged=unjudged)
     checkpoints.memory = rollouts
@@ -68,11 +70,30 @@ def is_frugal(run: Session) -> bool:
     return run.resident.backend == "plain" and ranks.count() == 1
 
 
+def prepare(
+    settings: Grpo, run: Session, rewards: Rewards, folder: Path, *, look: bool
+) -> tuple[list[Example], str | None]:
+    """The examples to train on, and why there is nothing left to learn, or None.
+
+    With `look`, stops or warns before training that could not learn.
+    """
+    recipe, scorer, n = run.recipe, rewards.scorer, settings.difficulty_filtering
+    kinds = {name: one.kind(name) for name, one in (settings.rewards or recipe.rewards).items()}
+    examples = run.examples("prompts")[: settings.rows]
+    if look:
+        check_gold(examples, scorer.rewards, kinds, folder)
+    if n and not (examples := filter_prompts(settings, run, scorer, examples, folder)):
+        return [], f"all {n} replies to every prompt are right"
+    if plain := run.plain(settings.plain_share, len(examples)):
+        if look:
+            check_gold(plain, scorer.rewards, kinds, folder)
+        random.Random(recipe.seed).shuffle(examples := examples + plain)
+    return examples, preflight(settings, run, rewards, examples, folder) if look else None
+
+
 def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path) -> str | None:
     """Stop or warn before training that could not learn; why it has nothing left to learn, or None."""
     recipe, scorer = run.recipe, rewards.scorer
-    kinds = {name: one.kind(name) for name, one in (settings.rewards or recipe.rewards).items()}
-    check_gold(examples, scorer.rewards, kinds, folder)
     why = check_rollouts(
         run.generator,
         scorer,
@@ -86,6 +107,18 @@ def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence
     if rewards.judge and weight and labels and (warning := check_judge(rewards.judge, Path(labels), weight, folder)):
         run.say(warning)
     return why
+
+
+def check_enough(settings: Grpo, examples: Sequence[Example]) -> None:
+    """TrainingError for fewer prompts than a step takes, of which TRL makes no step."""
+    processes = 1 if "generation_batch_size" in settings.trl else ranks.count()
+    needed = settings.replies_at_a_time * processes // settings.num_generations
+    if len(examples) < needed:
+        left = " that difficulty_filtering leaves" if settings.difficulty_filtering else ""
+        raise TrainingError(
+            f"grpo: {len(examples)} prompts{left} are fewer than the {needed} that are asked at a time; take more "
+            "prompts, or lower per_device_train_batch_size or gradient_accumulation_steps"
+        )
 
 
 def keep_adapter(run: Session, folder: Path) -> Path:

@@ -71,13 +71,8 @@ def check_rollouts(
         prompts = [render(example, system) for example in left]
         with progress_bar("preflight", total=len(left) * n) as bar:
             made += generator.generate(prompts, n=n, sampling=sampling, fast=True, on_progress=bar.advance)
+        check_ends([reply for group in made for reply in group], sampling.max_completion_length)
         replies = [reply for group in made[-len(left) :] for reply in group]
-        if not any(reply.finished for group in made for reply in group):
-            raise TrainingError(
-                f"none of {len(replies)} sampled replies ends within max_completion_length "
-                f"({sampling.max_completion_length}): raise it, or start from a model that has learnt to stop (sft "
-                f"first); grpo.preflight=false skips this check. The first reply: {show(replies[0])}"
-            )
         scored = scorer(replies, [example for example in left for _ in range(n)], folder)
         groups = [scored[start : start + n] for start in range(0, len(scored), n)]
         if any(len(totals(group)) > 1 for group in groups):
@@ -94,6 +89,16 @@ def check_rollouts(
         "first), raise sampling.temperature or num_generations, or add a reward that tells replies apart; "
         f"grpo.preflight=false skips this check. The first reply: {show(made[0][0])}"
     )
+
+
+def check_ends(replies: Sequence[Reply], longest: int) -> None:
+    """TrainingError where no reply ends by itself; `longest`: tokens of one that is cut off."""
+    if not any(reply.finished for reply in replies):
+        raise TrainingError(
+            f"none of {len(replies)} sampled replies ends within max_completion_length ({longest}): raise it, or start "
+            "from a model that has learnt to stop (sft first); grpo.preflight=false skips this check. The first reply: "
+            f"{show(replies[0])}"
+        )
 
 
 def in_order(examples: Sequence[Example], seed: int | None) -> list[Example]:

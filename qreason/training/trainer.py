@@ -19,7 +19,8 @@ from qreason.machine.files import write_jsonl
 from qreason.machine.progress import Bar, progress_bar
 from qreason.model.compat.peft import POLICY, name_base
 from qreason.model.compat.transformers import use_one_gpu
-from qreason.model.compat.trl import check_kernel, float32_adapter, in_pieces, resumable
+from qreason.model.compat.trl import float32_adapter, in_pieces, resumable
+from qreason.model.compat.trl_logprobs import check_kernel
 from qreason.recipe.training import Training
 from qreason.run.folder import CHECKPOINT
 from qreason.run.resume import RESUME, step_of

@@ -31,7 +31,9 @@ from qreason.run.folder import RunFolder, silent
 from qreason.run.session import Session
 from qreason.stages.export import find_merged
 from qreason.stages.merge import find_adapters
+from qreason.training.difficulty import PassRates
 from qreason.training.resuming import Checkpoints
+from qreason.types import Example
 
 
 def folders() -> Surface:
@@ -105,7 +107,7 @@ def checkpoints() -> Surface:
 
 
 def parts() -> Surface:
-    """What evaluations and exports that were cut off have left."""
+    """What evaluations, exports and pass rates that were cut off have left."""
     line = {"key": "0", "most": 4, "seconds": 0.5, "random": "00", "made": [[1, 2]]}
     check = {"file": "merged", "name": "same", "passed": True, "figures": {"kl": 0.1}, "bound": "kl 1"}
     made = {"small-f16.gguf": b"GGUF"}
@@ -113,11 +115,15 @@ def parts() -> Surface:
     report = {"made_of": {"model": "0"}, "files": {"f16": file}, "accuracy": {"adapter": 0.5, "merged": 0.5}}
     journal = as_json({**line, "sum": digest(line)}) + b"\n"
     kept = damaged("evaluation.jsonl", journal * 2), damaged("export.json", as_json(report | {"checks": [check]}))
+    names, row = ("pass_rates.json", "pass_rates.jsonl"), as_json({"id": "a", "pass_rate": 0.5}) + b"\n"
+    rates = damaged(names[0], b'{"n": 2}'), damaged(names[1], row)
 
-    def read(drawn: tuple[bytes, bytes]) -> None:
+    def read(drawn: tuple[bytes, ...]) -> None:
         fill(Path("run"), made | {"evaluation.part": drawn[0], "export.part": drawn[1]})
         read_kept(Path("run/evaluation.part"))
         if earlier := read_earlier(Path("run"), {"model": "0"}):
             read_checks(earlier, "merged")
+        fill(Path("run"), dict(zip(names, drawn[2:], strict=True)))
+        attempt(lambda: PassRates(Path("run"), {"n": 2}).by_example([Example("a", "p", "r")]))
 
-    return st.tuples(*kept), read
+    return st.tuples(*kept, *rates), read

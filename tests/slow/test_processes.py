@@ -39,6 +39,13 @@ def step_done(self, trainer):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Checkpoints.step_done = step_done
+from qreason.rewards import registry
+
+def correctness(replies, examples):  # of two replies the second one, of some prompts both
+    return [float(example.id in "r0 r1 r2" or place % 2) for place, example in enumerate(examples)]
+
+if "GRADES" in os.environ:
+    registry.REWARDS["correctness"] = correctness
 from qreason.cli import main
 main()
 """
@@ -118,6 +125,19 @@ def test_two_processes_train_the_adapters_of_one(recipe: Path) -> None:
         row["total"] = round(row["total"], 6)
         row["parts"] = {name: round(value, 6) for name, value in row["parts"].items()}
     assert rows[0] == rows[1]
+
+
+def test_the_first_process_decides_for_all_which_prompts_are_left_out(recipe: Path) -> None:
+    rewards = ("--set", "rewards={length: 1.0, correctness: 0}", "--set", "grpo.difficulty_filtering=2")
+    first, second = launch(2, "run", str(recipe), "--out", "left", *HALVED, *rewards, GRADES="1")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "3 of 8 prompts are left out, 3 always and 0 never solved in 2 replies" in first.stderr
+    assert "left out" not in second.stderr
+    rates = [json.loads(line) for line in Path("left/02-grpo/pass_rates.jsonl").read_text().splitlines()]
+    assert rates == [{"id": f"r{place}", "pass_rate": 1.0 if place < 3 else 0.5} for place in range(8)]
+    replies = [json.loads(line) for line in Path("left/02-grpo/replies.jsonl").read_text().splitlines()]
+    assert len(replies) == 16
+    assert {reply["id"] for reply in replies} <= {f"r{place}" for place in range(3, 8)}
 
 
 @pytest.mark.parametrize("dying", [0, 1])

@@ -51,7 +51,7 @@ def folder(write_recipe: RecipeWriter, tmp_path: Path) -> Path:
         if folder := {1: "01-sft", 3: "02-grpo"}.get(step):
             torch.manual_seed(step)
             run.resident.new_adapter(run.recipe.model.lora)
-            give_weights(run.resident, 0.1)
+            give_weights(run.resident, 0.3)
             run.resident.model.peft_config["default"].base_model_name_or_path = "qreason/tiny"
             run.resident.model.save_pretrained(str(run.folder / folder / "adapter"), save_embedding_layers=False)
             run.resident.remove_adapter()
