@@ -1,4 +1,4 @@
-"""The plan of GPU memory in the terminal, 80 columns wide, readable without colour."""
+"""The plan of memory in the terminal, 80 columns wide, readable without colour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BARS = {
     "KV cache": ("▒", "green", ("KV cache",)),
     "activations": ("▓", "yellow", ("activations",)),
     "logits": ("░", "red", ("logits",)),
-    "other": ("·", "", ("dequantized", "fragmentation", "CUDA context")),
+    "other": ("·", "", ("dequantized", "fragmentation", "CUDA context", "libraries")),
 }
 """What a bar is made of, in this order: name -> its character, its colour, the components it holds."""
 LABEL, WIDTH = 22, 41

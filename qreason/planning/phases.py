@@ -33,7 +33,7 @@ computed in tiles, with Triton's kernel and without."""
 Phase = dict[str, int]
 COMPONENTS = (
     *("weights", "judge", "adapters", "gradients", "optimizer", "KV cache", "activations", "logits", "dequantized"),
-    *("fragmentation", "CUDA context"),
+    *("fragmentation", "CUDA context", "libraries"),
 )
 
 
@@ -249,5 +249,5 @@ def complete(card: Card, *parts: Phase) -> Phase:
     phase["fragmentation"] = int(
         CPU_FRAGMENTATION * (allocated - phase["weights"]) if on_cpu else FRAGMENTATION * allocated
     )
-    phase["CUDA context"] = card.context_bytes
+    phase["libraries" if on_cpu else "CUDA context"] = card.context_bytes
     return {name: size for name, size in phase.items() if size}

@@ -82,7 +82,10 @@ class Card:
 
     @property
     def context_bytes(self) -> int:
-        """Driver, kernels and cuBLAS workspaces, which torch does not count; by generation, assumed, not measured."""
+        """Driver, kernels and cuBLAS workspaces, which torch does not count; by generation, assumed, not measured.
+
+        On a CPU the libraries, measured.
+        """
         if self.capability is None:
             return LIBRARIES
         return int(GIB * (0.3 if self.capability < (8, 0) else 0.4 if self.capability < (9, 0) else 0.5))
