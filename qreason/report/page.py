@@ -106,7 +106,7 @@ def read_judge(file: Path) -> dict[str, Any]:
 
 
 def read_memory(run: RunFolder) -> list[dict[str, Any]]:
-    """GiB of each step on a GPU, planned and reached; None where one of them is not known."""
+    """GiB of each step, planned and reached; None where one of them is not known."""
     memory = run.manifest.get("memory", {})
     columns = {name: memory.get(f"{name}_bytes", {}) for name in ("planned", "peak")}
     return [
