@@ -43,6 +43,7 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(file: Path) -> None:
     recipe = load_recipe(file)
     assert recipe.name == "-".join(file.relative_to(FOLDER).with_suffix("").parts)  # its run folder is its own
     assert file.read_text(encoding="utf-8").startswith("# ")
+    assert Recipe.model_validate(recipe.dump()) == recipe
 
 
 def test_exponent_without_a_point_is_a_float(write_recipe: RecipeWriter) -> None:
@@ -82,6 +83,14 @@ def test_dump_loads_again_to_an_equal_recipe(write_recipe: RecipeWriter, workpla
     again = workplace / "again.yaml"
     again.write_text(yaml.safe_dump(recipe.dump()))
     assert load_recipe(again) == recipe
+
+
+@pytest.mark.parametrize("teacher", ["{model: qreason/tiny}", "{model: m, endpoint: 'http://host', retries: 2}"])
+@pytest.mark.parametrize("stage", ["distill", "sample"])
+def test_a_teacher_comes_back_from_a_run_folder(write_recipe: RecipeWriter, stage: str, teacher: str) -> None:
+    # A local teacher was refused when the run went on: its folder's recipe has the fields of a server, with defaults.
+    recipe = load_recipe(write_recipe(), [f"steps=[{{{stage}: {{teacher: {teacher}}}}}]"])
+    assert Recipe.model_validate(recipe.dump()) == recipe
 
 
 # --- overrides -----------------------------------------------------------------------------------

@@ -268,7 +268,8 @@ class Teacher(Strict):
 
     @model_validator(mode="after")
     def here_or_there(self) -> Teacher:
-        elsewhere = sorted(self.model_fields_set - {"model", "quantization", "endpoint"})
+        given = self.model_dump(exclude_defaults=True)  # a run folder's recipe has the defaults too
+        elsewhere = sorted(given.keys() - {"model", "quantization", "endpoint"})
         if self.endpoint is None and elsewhere:
             raise ValueError(f"{elsewhere[0]}: only for a server; give its endpoint, or leave it out")
         if self.endpoint is not None and self.quantization != "none":
