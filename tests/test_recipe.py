@@ -85,8 +85,14 @@ def test_dump_loads_again_to_an_equal_recipe(write_recipe: RecipeWriter, workpla
     assert load_recipe(again) == recipe
 
 
-@pytest.mark.parametrize("teacher", ["{model: qreason/tiny}", "{model: m, endpoint: 'http://host', retries: 2}"])
-@pytest.mark.parametrize("stage", ["distill", "sample"])
+@pytest.mark.parametrize(
+    ("stage", "teacher"),
+    [
+        ("distill", "{model: qreason/tiny}"),
+        ("sample", "{model: qreason/tiny, quantization: nf4}"),
+        ("sample", "{model: m, endpoint: 'http://host', retries: 2}"),
+    ],
+)
 def test_a_teacher_comes_back_from_a_run_folder(write_recipe: RecipeWriter, stage: str, teacher: str) -> None:
     # A local teacher was refused when the run went on: its folder's recipe has the fields of a server, with defaults.
     recipe = load_recipe(write_recipe(), [f"steps=[{{{stage}: {{teacher: {teacher}}}}}]"])
