@@ -87,6 +87,11 @@ def test_numbers_read_as_text(tmp_path: Path) -> None:
     assert (example.id, example.reference) == ("7", "42")
 
 
+def test_number_beyond_all_floats_reads_as_text(tmp_path: Path) -> None:
+    file = write(tmp_path, ROW | {"resolution": 10**400})  # was a traceback
+    assert read_examples(file)[0].reference == f"1{'0' * 400}"
+
+
 def test_gsm8k_marker_parts_working_from_answer(tmp_path: Path) -> None:
     answer = "2 + 3 = <<2+3=5>>5\nThen #### is no end.\n#### 1,005"
     (example,) = read_examples(write(tmp_path, {"question": "How many?", "answer": answer}), use="sft")
@@ -236,6 +241,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (ROW | {"id": "b", "steps": {"a": 1}}, "'steps' is dict, not text"),
         (ROW | {"id": "b", "accepted": "Bounce it."}, "'accepted' must be a list of texts"),
         (ROW | {"id": "b", "accepted": [1]}, "'accepted' must be a list of texts"),
+        (ROW | {"id": "b", "resolution": "They share 12 / 4. #### "}, "'resolution' has no answer after ####"),
     ],
 )
 def test_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path: Path, second: object, said: str) -> None:
