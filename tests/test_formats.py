@@ -142,6 +142,7 @@ def test_earlier_turns_with_thoughts_read_as_the_model_writes_them(tmp_path: Pat
         (chat(("user", ""), ("assistant", "b")), "turn 1: content is empty"),
         (chat(("user", "a"), ("assistant", None)), "turn 2: content is empty"),
         (chat(("user", [{"type": "image"}]), ("assistant", "b")), "turn 1: content is not text"),
+        (chat(("user", [{"type": "text"}]), ("assistant", "b")), "turn 1: content is not text"),  # was the word None
         ({"messages": "hello"}, "'messages' is text, but no JSON list of messages"),
         ({"messages": 3}, "'messages' is int, not a list of messages"),
         ({"messages": [{"role": ["user"], "content": "a"}]}, "turn 1: role is ['user']"),

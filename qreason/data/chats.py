@@ -156,8 +156,10 @@ def read_turn(message: Any, location: str) -> Turn:
     role, content = (message.get(key) for key in keys)
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{location}: {keys[0]} is {role!r}; there are {', '.join(ROLES)}; remove the row")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text")) for part in content)
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
+    ):
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str) or (ROLES[role] != "system" and not content.strip()):
         problem = "is empty" if content in (None, "") or isinstance(content, str) else "is not text"
         raise DataError(f"{location}: {keys[1]} {problem}; fill it or remove the row")
