@@ -87,6 +87,24 @@ def test_numbers_read_as_text(tmp_path: Path) -> None:
     assert (example.id, example.reference) == ("7", "42")
 
 
+@pytest.mark.parametrize(
+    ("reasoning", "answer"),
+    [
+        ("2 + 2 = 4", "<answer>4</answer>"),
+        ("<reasoning>2 + 2 = 4</reasoning>", "4"),
+        ("<think>\n2 + 2 = 4\n</think>\n", " <answer>\n4</answer>\n"),
+        (None, "<think>2 + 2 = 4</think>\n4"),
+        (None, "<reasoning>2 + 2 = 4</reasoning><answer>4</answer>"),
+    ],
+)
+def test_columns_may_have_the_tags_that_training_writes_around_them(
+    tmp_path: Path, reasoning: str | None, answer: str
+) -> None:
+    # They were trained with two of each, and no answer was ever right.
+    (row,) = read_examples(write(tmp_path, {"question": "2 + 2?", "reasoning": reasoning, "answer": answer}), use="sft")
+    assert (row.reasoning, row.reference, row.plain) == ("2 + 2 = 4", "4", False)
+
+
 def test_number_beyond_all_floats_reads_as_text(tmp_path: Path) -> None:
     file = write(tmp_path, ROW | {"resolution": 10**400})  # was a traceback
     assert read_examples(file)[0].reference == f"1{'0' * 400}"
@@ -242,6 +260,8 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (ROW | {"id": "b", "accepted": "Bounce it."}, "'accepted' must be a list of texts"),
         (ROW | {"id": "b", "accepted": [1]}, "'accepted' must be a list of texts"),
         (ROW | {"id": "b", "resolution": "They share 12 / 4. #### "}, "'resolution' has no answer after ####"),
+        (ROW | {"id": "b", "resolution": "<answer> </answer>"}, "'resolution' has no answer after #### or in its tags"),
+        (ROW | {"id": "b", "steps": "a</reasoning><answer>b</answer>"}, "</answer> inside its reasoning or its answer"),
     ],
 )
 def test_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path: Path, second: object, said: str) -> None:

@@ -18,11 +18,12 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from qreason.data.chats import CHATS, Chat, form_of, read_chat
+from qreason.data.chats import CHATS, Chat, bare_columns, form_of, read_chat
 from qreason.data.formats import read_rows
-from qreason.data.prompts import asks_for_reasoning
+from qreason.data.prompts import asks_for_reasoning, demonstrate
 from qreason.errors import DataError
 from qreason.recipe.sections import Data, is_hub_id
+from qreason.rewards.tags import TAGS, follows_format
 from qreason.types import Example
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -135,11 +136,13 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str)
     reference, reasoning, column = texts["reference"] or "", texts["reasoning"], find_column(row, "reference", fields)
     if MARKER in reference and not chat.form:  # elsewhere it is a heading
         working, _, reference = (part.strip() for part in reference.rpartition(MARKER))
-        if not reference:
-            raise DataError(f"{location}: '{column}' has no answer after {MARKER}; write it there, or remove the row")
         reasoning = reasoning or working
+    if not chat.form:
+        reasoning, reference = bare_columns(reasoning, reference)
+    if not reference:
+        raise DataError(f"{location}: '{column}' has no answer after {MARKER} or in its tags; remove the row")
     file, _, line = location.rpartition(":")
-    return Example(
+    example = Example(
         id=texts["id"] or f"{Path(file).stem}-{line}",
         prompt=texts["prompt"] or "",
         reference=reference,
@@ -153,6 +156,9 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str)
         form=chat.form,
         source=location,
     )
+    if example.reasoning and not follows_format(demonstrate(example)):
+        raise DataError(f"{location}: {' or '.join(TAGS)} inside its reasoning or its answer; leave the tags out there")
+    return example
 
 
 def read_texts(chat: Chat, fields: Mapping[Any, str], location: str) -> dict[str, str | None]:
