@@ -246,6 +246,7 @@ def test_figures_of_a_perfect_and_of_a_blind_judge() -> None:
     [
         ('{"reference": "a", "reply": "b", "label": 1}', "all 1 labels are right; .* give some of both"),
         ('{"reference": "a", "reply": "b", "label": 0}', "all 1 labels are wrong"),
+        ('{"reference": " ", "reply": "b", "label": 0}', "labels.jsonl:1: 'reference' is empty"),  # was a traceback
         ('{"reference": "a", "label": 0}', "labels.jsonl:1: 'reply' is missing"),
         ('{"reference": "a", "reply": "b", "label": "yes"}', "labels.jsonl:1: 'label' must be a number from 0"),
         ("", "no rows"),

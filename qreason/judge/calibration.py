@@ -12,6 +12,7 @@ from qreason.data.formats import read_file
 from qreason.errors import DataError
 from qreason.judge.injections import attempts
 from qreason.machine.progress import progress_bar
+from qreason.recipe.sections import Data
 from qreason.rewards.judged import Judge
 from qreason.rewards.numbers import read_number
 
@@ -28,18 +29,20 @@ Judged = Sequence[tuple[tuple[str, str], float, float]]
 """((reference, reply), verdict, label)"""
 
 
-def read_labels(file: Path) -> list[Label]:
-    """The labelled pairs of a data file.
+def read_labels(file: Path, data: Data | None = None) -> list[Label]:
+    """The labelled pairs of a data file, separated and encoded as `data` says.
 
     Raises DataError for a row without reference, reply or label, and for a file without both right and wrong replies.
     """
     labels: list[Label] = []
-    for location, row in read_file(file):
+    for location, row in read_file(file, data):
         for key in ("reference", "reply"):
             if not isinstance(row.get(key), str):
                 raise DataError(
                     f"{location}: '{key}' is missing or not text; a labelled pair has reference, reply, label"
                 )
+        if not row["reference"].strip():
+            raise DataError(f"{location}: 'reference' is empty; fill it or remove the row")
         label = row.get("label")
         if isinstance(label, str):  # a cell of a table
             label = read_number(label)

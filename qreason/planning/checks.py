@@ -13,6 +13,7 @@ from typing import Any
 from qreason.data.prompts import demonstrate, lesson, render, system_prompt
 from qreason.data.turns import reply_spans
 from qreason.errors import QReasonError, nearest
+from qreason.judge.calibration import read_labels
 from qreason.machine import ranks
 from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
@@ -68,6 +69,8 @@ def examine(
         if isinstance(step.settings, Training) and not is_usual(step.settings):
             found.problems += refused_arguments(step.stage, step.settings, detect())
     found.problems += own_reward_problems(recipe, examples)
+    if labels := recipe.data.labels:
+        found.attempt(lambda: read_labels(Path(labels), recipe.data))
     if not fetch and not is_here(recipe.model.base):
         found.notes.append(
             f"skipped, since {recipe.model.base} is not on this machine: its chat template and vocabulary, the lengths "
