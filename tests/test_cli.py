@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
 from qreason.cli import main
+from qreason.cli.base import open_closed_streams
 from qreason.recipe.load import load_recipe, recipe_name, shipped_recipes
 from qreason.run.session import Session
 
@@ -340,3 +341,15 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, write_recipe: 
         result.stderr
         == "qreason: no space is left on the disk; make room, and run the same command again to continue\n"
     )
+
+
+def test_a_closed_stream_changes_no_exit_code_and_reads_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A chat without stdin, as under some services, was a traceback; without stderr bad input ended with 1.
+    command = [sys.executable, "-m", "qreason", "validate", "no-such-recipe"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" 0<&- 2>&-', "sh", *command], capture_output=True)
+    assert done.returncode == 2
+    monkeypatch.setattr(sys, "stdin", None)
+    open_closed_streams()
+    assert not sys.stdin.isatty()
+    assert sys.stdin.read() == ""
+    sys.stdin.close()
