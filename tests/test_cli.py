@@ -162,6 +162,17 @@ def test_init_leaves_nothing_where_one_file_is_there_already(tmp_path: Path, mon
     assert not (tmp_path / "quickstart.yaml").exists()
 
 
+def test_init_of_what_is_there_already_leaves_it(write_recipe: RecipeWriter, workplace: Path) -> None:
+    # A file copied onto itself was a traceback: a recipe that is here, or data by an absolute path.
+    recipe = write_recipe()
+    assert qreason("init", recipe, "--to", recipe.parent).exit_code == 0
+    sft = str(recipe.parent / "sft.jsonl")
+    recipe.write_text(recipe.read_text().replace("sft: sft.jsonl", f"sft: {sft}"))
+    result = qreason("init", recipe, "--to", workplace / "other")
+    assert result.exit_code == 0, result.output
+    assert load_recipe(workplace / "other" / recipe.name).data.sft == sft
+
+
 def test_init_into_another_folder_after_init_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     qreason("init")
