@@ -11,7 +11,7 @@ import yaml
 from qreason.errors import RecipeError
 from qreason.recipe.load import load_recipe
 from qreason.recipe.schema import Recipe
-from qreason.recipe.training import Grpo, Sft
+from qreason.recipe.training import Grpo, Sft, Training
 from qreason.rewards import registry
 from qreason.types import Example, Reply
 
@@ -126,6 +126,29 @@ def test_set_in_another_form_is_refused(write_recipe: RecipeWriter, override: st
 def test_set_below_a_plain_value_is_refused(write_recipe: RecipeWriter) -> None:
     (problem,) = problems(write_recipe(), "name.first=x")
     assert "'name' holds a value, not a mapping" in problem
+
+
+def test_set_of_a_step_hides_no_mistake_in_it(write_recipe: RecipeWriter) -> None:
+    # The second stage of such a step was left out without a word, and a plain value was a traceback.
+    step = "  - sft: {learning_rate: 1e-5}\n"
+    with pytest.raises(RecipeError, match="start each stage with its own dash"):
+        load_recipe(write_recipe((step, f"{step}    evaluate: {{}}\n")), ["sft.max_steps=1"])
+    with pytest.raises(RecipeError, match=r"--set sft\.max_steps=1: the sft step holds a value, not a mapping"):
+        load_recipe(write_recipe((step, "  - sft: 5\n")), ["sft.max_steps=1"])
+
+
+def test_set_below_an_anchor_leaves_its_aliases(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(  # both were changed
+        ("- sft: {learning_rate: 1e-5}", "- sft: {trl: &shared {lr_scheduler_kwargs: {a: 1}}}"),
+        ("num_generations: 4", "num_generations: 4, trl: *shared"),
+    )
+    steps = [step.settings for step in load_recipe(recipe, ["sft.trl.lr_scheduler_kwargs.a=2"]).steps]
+    assert [step.trl["lr_scheduler_kwargs"]["a"] for step in steps if isinstance(step, Training)] == [2, 1]
+
+
+def test_set_below_a_key_without_a_value_gives_it_one(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(("- sft: {learning_rate: 1e-5}", "- sft: {trl: }"))
+    assert load_recipe(recipe, ["sft.trl.max_length=64"]).steps[1].sft.trl == {"max_length": 64}  # type: ignore[union-attr]
 
 
 def test_set_of_an_unknown_key_names_the_nearest(write_recipe: RecipeWriter) -> None:
