@@ -171,6 +171,11 @@ def test_set_of_an_unknown_key_names_the_nearest(write_recipe: RecipeWriter) -> 
         ("format: 0.1", "format: -0.1", "rewards.format.weight: "),
         ("format: 0.1", "format: .nan", "rewards.format.weight: "),
         ("format: 0.1", "format: .inf", "rewards.format.weight: "),
+        ("format: 0.1", "cosine_length: {weight: 1, right_long: .inf}", "right_long: Input should be a finite number"),
+        ("format: 0.1", "judge: {weight: 1, timeout: .inf}", "timeout: Input should be a finite number"),
+        ("temperature: 0.9", "temperature: .inf", "sampling.temperature: Input should be a finite number"),
+        ("learning_rate: 1e-5", "learning_rate: .inf", "steps.1.sft.learning_rate: Input should be a finite number"),
+        ("learning_rate: 1e-5", "num_train_epochs: 1e300", "steps.1.sft.num_train_epochs: Input should be less than"),
         ("correctness: 0.1, format: 0.1", "correctness: 0, format: 0.0", "all weights are 0"),
         ("{correctness: 0.1, format: 0.1}", "{}", "rewards: "),
         ("format: 0.1", "formats: 0.1", "unknown reward 'formats' (did you mean 'format'?)"),
@@ -191,6 +196,11 @@ def test_set_of_an_unknown_key_names_the_nearest(write_recipe: RecipeWriter) -> 
 def test_problem_is_named_with_its_line(write_recipe: RecipeWriter, old: str, new: str, said: str) -> None:
     file = write_recipe((old, new))
     assert any(line.startswith(f"{file}:{line_of(file, new)}: ") and said in line for line in problems(file))
+
+
+def test_seed_that_numpy_refuses_is_refused(write_recipe: RecipeWriter) -> None:
+    # It was a traceback after the first evaluation.
+    assert problems(write_recipe(), "seed=4294967296")[0].endswith("seed: Input should be less than 4294967296")
 
 
 def test_all_problems_are_reported_at_once(write_recipe: RecipeWriter) -> None:

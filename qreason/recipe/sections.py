@@ -27,7 +27,9 @@ def is_hub_id(source: str) -> bool:
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class Lora(Strict):
@@ -144,13 +146,13 @@ class Draw(Strict):
 class Weighted(Strict):
     """A reward's weight and settings; in a recipe the weight alone, or a mapping with all of them."""
 
-    weight: float = Field(ge=0, allow_inf_nan=False)
+    weight: float = Field(ge=0)
     """Its share in the total; 0: it is only measured."""
     reward: str | None = None
     """The reward's name, where the recipe's key is another one: for two preference models, for example."""
     only: Literal["reasoning", "plain"] | None = None
     """The rows that it scores: those of data.plain, or the others; elsewhere the total leaves it out."""
-    call_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    call_timeout: float | None = Field(None, gt=0)
     """Seconds that one call of a reward of your own may take; 300 where not given."""
     settings: dict[str, Any] = {}
     """Those of the reward, written beside the weight."""

@@ -26,7 +26,7 @@ class Training(Start):
     """Rows of a micro-batch; of a grpo step, replies."""
     gradient_accumulation_steps: int = Field(1, gt=0)
     """Micro-batches per optimizer step."""
-    num_train_epochs: float = Field(1.0, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0, le=1e6)
     """Times that all rows are read, where `max_steps` is not given."""
     max_steps: int = -1
     """Optimizer steps; -1: as many as `num_train_epochs` takes."""
@@ -38,7 +38,7 @@ class Training(Start):
     """A number of steps, or, below 1, a share of all steps."""
     weight_decay: float = Field(0.0, ge=0)
     """Of the adapter's weights, per step."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=True)
     """Longer gradients are cut to this norm."""
     optim: str = "adamw_torch"
     """The optimizer, by transformers' name."""

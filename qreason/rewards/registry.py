@@ -110,7 +110,9 @@ def settings_model(name: str) -> type[BaseModel]:
             )
             for parameter in parameters
         }
-        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+        config = ConfigDict(
+            extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), allow_inf_nan=":" in name
+        )
         return create_model(f"{name} settings", __config__=config, **fields)
     except Exception as error:
         raise ValueError(f"{name}: its settings cannot be read from its parameters ({first_line(error)})") from error
