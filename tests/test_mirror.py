@@ -53,6 +53,27 @@ def test_a_new_machine_starts_from_the_copy_and_an_old_one_does_not(run: Path, t
     assert said == [f"{run}: fetched from {tmp_path / 'drive' / 'small'}"]
 
 
+def test_a_fetch_that_is_cut_off_leaves_no_half_of_a_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The half was taken for the run, whose adapter was then missing.
+    open_mirror(str(tmp_path / "drive"), run, print)()
+    shutil.rmtree(run)
+
+    def cut(source: Path, to: Path, **_: object) -> None:
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / "manifest.json", to / "manifest.json")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copytree", cut)
+        open_mirror(str(tmp_path / "drive"), run, print).pull()
+    assert not run.exists()
+    open_mirror(str(tmp_path / "drive"), run, print).pull()
+    assert content(run) == content(tmp_path / "drive" / "small")
+    assert [path.name for path in run.parent.iterdir()] == ["small"]
+
+
 def test_without_a_copy_there_is_nothing_to_fetch(tmp_path: Path) -> None:
     open_mirror(str(tmp_path / "drive"), tmp_path / "runs" / "small", print).pull()
     assert not (tmp_path / "runs").exists()
