@@ -65,11 +65,13 @@ def test_a_fetch_that_is_cut_off_leaves_no_half_of_a_run(
         shutil.copyfile(source / "manifest.json", to / "manifest.json")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    mirror = open_mirror(str(tmp_path / "drive"), run, print)
+    with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", cut)
-        open_mirror(str(tmp_path / "drive"), run, print).pull()
+        with pytest.raises(KeyboardInterrupt):
+            mirror.pull()
     assert not run.exists()
-    open_mirror(str(tmp_path / "drive"), run, print).pull()
+    mirror.pull()
     assert content(run) == content(tmp_path / "drive" / "small")
     assert [path.name for path in run.parent.iterdir()] == ["small"]
 

@@ -68,6 +68,12 @@ class Training(Start):
     @field_validator("trl")
     @classmethod
     def publishes_nothing(cls, trl: dict[str, Any]) -> dict[str, Any]:
+        for key in WHOLE & trl.keys():
+            value = trl[key]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{key}: {value!r} is no whole number above 0")
+        for key in OWN & trl.keys():
+            raise ValueError(f"{key}: {OWN[key]}")
         if trl.get("push_to_hub"):
             raise ValueError("push_to_hub: a run publishes nothing by itself; use `qreason push` when it is done")
         if isinstance(steps := trl.get("max_steps"), int):
