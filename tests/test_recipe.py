@@ -198,6 +198,25 @@ def test_problem_is_named_with_its_line(write_recipe: RecipeWriter, old: str, ne
     assert any(line.startswith(f"{file}:{line_of(file, new)}: ") and said in line for line in problems(file))
 
 
+@pytest.mark.parametrize(
+    ("trl", "said"),
+    [
+        ("{max_length: abc}", "max_length: 'abc' is no whole number above 0"),  # was a traceback of plan and validate
+        ("{max_length: -5}", "max_length: -5 is no whole number above 0"),
+        ("{temperature: 0.5}", "temperature: set sampling.temperature"),  # ratios of another policy than the drawn one
+        ("{reward_weights: [1, 2]}", "reward_weights: give the weights in rewards"),
+        ("{eval_strategy: steps}", "eval_strategy: a run measures in its evaluate steps"),
+        ("{use_vllm: true}", "use_vllm: replies are made by qreason"),
+        ("{learning_rate: fast}", "learning_rate: 'fast': Input should be a valid number"),
+    ],
+)
+def test_fields_of_trl_that_a_run_reads_or_decides_itself_are_checked(
+    write_recipe: RecipeWriter, trl: str, said: str
+) -> None:
+    (line,) = problems(write_recipe(("{learning_rate: 1e-5}", f"{{trl: {trl}}}")))
+    assert f"small.yaml:11: steps.1.sft.trl: {said}" in line
+
+
 def test_seed_that_numpy_refuses_is_refused(write_recipe: RecipeWriter) -> None:
     # It was a traceback after the first evaluation.
     assert problems(write_recipe(), "seed=4294967296")[0].endswith("seed: Input should be less than 4294967296")
