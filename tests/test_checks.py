@@ -70,6 +70,27 @@ def test_an_integration_that_is_not_installed_comes_with_its_pip_line(
     ]
 
 
+def test_held_out_rows_that_training_has_too_are_counted(write_recipe: RecipeWriter, workplace: Path) -> None:
+    # What was learned by heart was told as accuracy, without a word.
+    heldout = [{"issue": "no sound", "resolution": "Raise it."}, {"issue": " printer is offline", "resolution": "x"}]
+    (workplace / "heldout.jsonl").write_text(jsonl(heldout))
+    told = [line for line in qreason("validate", write_recipe()).stderr.splitlines() if "by heart" in line]
+    assert [line.partition(" (as")[0] for line in told] == [
+        f"note: 1 of 2 held-out rows ask what data.{use} asks too" for use in ("prompts", "sft")
+    ]
+    assert "heldout.jsonl:2)" in told[0]
+    (workplace / "heldout.jsonl").write_text(jsonl(heldout[:1]))
+    assert "by heart" not in qreason("validate", write_recipe()).stderr
+
+
+def test_a_column_of_data_fields_that_no_row_has_is_named(write_recipe: RecipeWriter) -> None:
+    # Reasoning was left out where its column was misspelt, and the rows were trained as plain ones.
+    result = qreason("validate", write_recipe(), "--set", "data.fields.reasoning=stepz")
+    assert result.exit_code == 2
+    assert "data.fields.reasoning: no row has a text in a column 'stepz'; correct the name" in result.stderr
+    assert qreason("validate", write_recipe(), "--set", "data.fields.reasoning=steps").exit_code == 0
+
+
 @pytest.mark.parametrize("override", ["grpo.max_steps=0", "sft.max_steps=-2", "grpo.trl={max_steps: 0}"])
 def test_no_steps_are_no_way_to_say_all_of_them(write_recipe: RecipeWriter, override: str) -> None:
     result = qreason("validate", write_recipe(), *settings(override))

@@ -18,6 +18,7 @@ from qreason.machine import ranks
 from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
 from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer, locate
+from qreason.planning.data import fields_without_column, learned_by_heart
 from qreason.planning.memory import check_disk, shape_of
 from qreason.planning.shapes import Shape
 from qreason.recipe.schema import Recipe, Step
@@ -68,7 +69,8 @@ def examine(
     for step in recipe.steps:
         if isinstance(step.settings, Training) and not is_usual(step.settings):
             found.problems += refused_arguments(step.stage, step.settings, detect())
-    found.problems += own_reward_problems(recipe, examples)
+    found.problems += own_reward_problems(recipe, examples) + fields_without_column(recipe, examples)
+    found.notes += learned_by_heart(recipe, examples)
     if labels := recipe.data.labels:
         found.attempt(lambda: read_labels(Path(labels), recipe.data))
     if not fetch and not is_here(recipe.model.base):
