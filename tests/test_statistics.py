@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from qreason.report.statistics import gain, mean, share, sign_test
+from qreason.report.statistics import gain, mean, rate, share, sign_test
 from qreason.report.table import bins, sparkline
 
 NOTHING = {"mean": None, "low": None, "high": None}
@@ -52,6 +54,20 @@ def test_gain_is_paired_by_row() -> None:
     # Rows differ widely, the gain on each is the same: paired, there is no doubt left.
     before = [0.0, 5.0, 10.0, 50.0]
     assert gain(before, [value + 1 for value in before]) == {"mean": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_rows_that_are_all_alike_leave_doubt_where_they_are_few() -> None:
+    # The interval had no width: of two rows without a change it was said that the steps do nothing.
+    assert gain([False] * 200, [False] * 200) == {"mean": 0.0, "low": -0.0188, "high": 0.0188}  # 3.8415 / 203.8415
+    assert rate([0.0] * 10) == share([False] * 10)
+    assert rate([1.0, None] * 10) == share([True] * 10)
+    assert rate([0.5] * 10 + [0.25] * 2) == mean([0.5] * 10 + [0.25] * 2)
+
+
+def test_sign_test_of_many_rows_is_quick() -> None:
+    start = time.perf_counter()  # was minutes
+    assert sign_test([0] * 20_000, [place % 2 * 2 - 1 for place in range(20_000)]) == 1.0
+    assert time.perf_counter() - start < 5
 
 
 def test_gain_leaves_out_rows_that_lack_either_side() -> None:
