@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import pytest
+from rich.console import Console
 
 from qreason.report.statistics import gain, mean, rate, share, sign_test
-from qreason.report.table import bins, sparkline
+from qreason.report.table import bins, percent, plain_table, sparkline
 
 NOTHING = {"mean": None, "low": None, "high": None}
 
@@ -112,3 +114,13 @@ def test_a_long_curve_is_drawn_by_the_means_of_equal_stretches() -> None:
     assert bins([1.0, 2.0, 3.0], most=2) == [1.0, 2.5]
     assert bins([4.0], most=30) == [4.0]
     assert bins([], most=30) == []
+
+
+def test_no_figure_is_cut_in_a_narrow_terminal() -> None:
+    table = plain_table(["after"], [f"figure {number}" for number in range(7)])
+    table.add_row("01-sft", *(percent(share([True] * number + [False] * 9)) for number in range(7)))
+    console = Console(width=40, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()  # `[0–3…` in place of `[0–30%]`
+    assert "…" not in text
+    assert text.count("]") == 7
