@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from qreason.errors import nearest
 from qreason.rewards.registry import NAMES, settings_model
@@ -175,7 +184,11 @@ class Weighted(Strict):
         return self.reward or name
 
 
-def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
+STORED = {"stored": True}
+"""The context in which the recipe of a run folder is read: no module of one's own is imported to look at a run."""
+
+
+def check_rewards(rewards: dict[str, Weighted], info: ValidationInfo) -> dict[str, Weighted]:
     """ValueError for an unknown reward or setting, and where all weights are 0."""
     for name, reward in rewards.items():
         kind = reward.kind(name)
@@ -184,7 +197,8 @@ def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
             raise ValueError(f"unknown reward '{kind}'{nearest(kind, NAMES)}; there are {known}")
         if reward.call_timeout and ":" not in kind:
             raise ValueError(f"{name}: call_timeout is for rewards of your own, my_module:my_reward; leave it out")
-        check_settings(kind, reward.settings)
+        if ":" not in kind or info.context != STORED:
+            check_settings(kind, reward.settings)
     if not any(reward.weight for reward in rewards.values()):
         raise ValueError("all weights are 0; give at least one reward a weight above 0")
     return rewards

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -83,6 +85,8 @@ def find(name: str) -> Callable[..., list[float | None]]:
     if ":" not in name:
         return REWARDS[name]
     module, _, function = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:  # as where Python itself is started
+        sys.path.append(here)
     try:
         imported = importlib.import_module(module)
     except ImportError as error:
