@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from conftest import RecipeWriter
 
+from qreason.cli import main
 from qreason.data.examples import check_lengths, read_examples, to_example
 from qreason.data.prompts import render
 from qreason.errors import DataError
@@ -317,3 +320,15 @@ def test_plain_row_is_asked_without_a_system_prompt() -> None:
     plain = Example("x", "Name a town.", "Berlin.", plain=True)
     assert render(plain) == [{"role": "user", "content": "Name a town."}]
     assert [message["role"] for message in render(replace(plain, plain=False))] == ["system", "user"]
+
+
+def test_no_row_can_steer_the_terminal(write_recipe: RecipeWriter, workplace: Path) -> None:
+    recipe = write_recipe()
+    row = ROW | {"id": "\x1b]0;a\x07", "issue": "\x1b[2Jprinter"}
+    write(workplace, row, name="sft.jsonl")
+    shown = CliRunner().invoke(main, ["data", "preview", str(recipe)], color=True)
+    assert "\\x1b[2Jprinter" in shown.stdout
+    write(workplace, row, row, name="sft.jsonl")
+    named = CliRunner().invoke(main, ["validate", str(recipe)], color=True)
+    assert "id '\\x1b]0;a\\x07' was used at" in named.stderr
+    assert "\x1b" not in shown.stdout + named.stderr
