@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from conftest import RunWriter, evaluated_row
 
+from qreason.cli import main
 from qreason.errors import InputError
 from qreason.hub.mirror import open_mirror
 from qreason.run.lock import HOLDER, LOCK
@@ -105,7 +108,16 @@ def test_a_copy_that_fails_is_reported_once_and_costs_nothing(run: Path, tmp_pat
     assert (tmp_path / "drive" / "small" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(("target", "message"), [("hf://me", "USER/NAME"), ("{runs}", "the run folder itself")])
+@pytest.mark.parametrize(
+    ("target", "message"), [("hf://me", "USER/NAME"), ("{runs}", "the run folder itself"), ("{run}", "or in it")]
+)
 def test_a_wrong_target_is_refused(run: Path, target: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_mirror(target.format(runs=run.parent), run, print)
+        open_mirror(target.format(runs=run.parent, run=run), run, print)
+
+
+def test_the_report_of_a_finished_run_is_in_the_copy(write_run: RunWriter) -> None:
+    write_run("out", [[evaluated_row(0)]] * 3)  # it was written after the last copy
+    done = CliRunner().invoke(main, ["run", "small.yaml", "--out", "out", "--mirror", "drive"])
+    assert done.exit_code == 0, done.output
+    assert {file.name for file in Path("drive/out").iterdir()} >= {"report.json", "replies.jsonl"}

@@ -115,6 +115,8 @@ def run_recipe(
     ranks.disconnect()
     if ranks.is_first():
         show_report(opened, as_json)
+        if opened.mirror:  # the report too
+            opened.mirror()
 
 
 def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None, only: str | None) -> Session:

@@ -16,7 +16,7 @@ from itertools import islice
 from math import isfinite
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, TypeGuard
 
 from qreason.data.chats import CHATS, Chat, bare_columns, form_of, read_chat
 from qreason.data.formats import read_rows
@@ -212,7 +212,7 @@ def add_choices(row: Mapping[str, Any], data: Data, choices: str | Sequence[str]
     if prompt is None or not is_text(row[prompt]):
         return dict(row)  # to_example names what is missing
     if isinstance(choices, str):
-        texts = row.get(choices)
+        texts: Any = row.get(choices)
         if not is_choices(texts) or reference is None:
             raise DataError(
                 f"{location}: '{choices}' must be a list of choices, 2 to {len(ascii_uppercase)} texts or numbers, "
@@ -238,7 +238,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, (str, int, float)) and bool(str(value).strip())
 
 
-def is_choices(texts: Any) -> bool:
+def is_choices(texts: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a cell holds choices, of which each gets a letter."""
     listed = isinstance(texts, Sequence) and not isinstance(texts, str) and 2 <= len(texts) <= len(ascii_uppercase)
     return listed and all(map(is_text, texts))

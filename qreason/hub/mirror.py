@@ -30,8 +30,8 @@ def open_mirror(target: str, run: Path, say: Say) -> Mirror:
     if target.startswith(HUB):
         return HubMirror(check_name(target.removeprefix(HUB).strip("/")), run, say)
     place = Path(target).expanduser() / run.name
-    if place.resolve() == run.resolve():
-        raise InputError(f"--mirror {target}: that is the run folder itself; name a folder elsewhere")
+    if run.resolve() in (place.resolve(), *place.resolve().parents):
+        raise InputError(f"--mirror {target}: that is the run folder itself, or in it; name a folder elsewhere")
     return Mirror(place, run, say)
 
 

@@ -96,7 +96,7 @@ class Training(Start):
                 raise ValueError(f"{key}: {value!r} is no whole number above 0")
             if (field := cls.model_fields.get(key)) is not None:
                 try:
-                    TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+                    TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
                 except ValidationError as error:
                     raise ValueError(f"{key}: {value!r}: {error.errors()[0]['msg']}") from None
         return trl
