@@ -13,6 +13,8 @@ from conftest import RecipeWriter, jsonl
 
 from qreason.cli import main
 from qreason.model.load import EMBEDDED
+from qreason.planning.checks import launch_problems
+from qreason.recipe.load import load_recipe
 
 LONG = "disk full " * 1200
 
@@ -81,6 +83,21 @@ def test_held_out_rows_that_training_has_too_are_counted(write_recipe: RecipeWri
     assert "heldout.jsonl:2)" in told[0]
     (workplace / "heldout.jsonl").write_text(jsonl(heldout[:1]))
     assert "by heart" not in qreason("validate", write_recipe()).stderr
+
+
+@pytest.mark.parametrize(
+    ("trl", "replies"), [("steps_per_generation: 1", 4), ("generation_batch_size: 8", 4), ("delta: 2", None)]
+)
+def test_each_process_of_a_launch_makes_whole_groups(
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, trl: str, replies: int | None
+) -> None:
+    # TRL looks at the groups of all processes together: four replies for two processes were half a group for each.
+    monkeypatch.setattr("qreason.machine.ranks.count", lambda: 2)
+    grpo = f"num_generations: 8, per_device_train_batch_size: 4, gradient_accumulation_steps: 2, trl: {{{trl}}}"
+    found = launch_problems(load_recipe(write_recipe(("num_generations: 4", grpo))))
+    assert [line.partition(", no whole")[0] for line in found] == (
+        [f"grpo: a process makes {replies} replies at a time"] if replies else []
+    )
 
 
 def test_a_column_of_data_fields_that_no_row_has_is_named(write_recipe: RecipeWriter) -> None:
