@@ -34,6 +34,8 @@ SECRETS = (
 """User and password of an address, values in its query, credentials in headers, and tokens by their first letters."""
 NAMES = ("API_KEY", "TOKEN", "SECRET", "PASSWORD")
 """Ends of the names of environment variables that hold secrets."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Such as the start of an escape sequence."""
 LEAST_SECRET = 8
 """Characters of a secret; shorter values, such as `none`, are words."""
 _known: set[str] = set()
@@ -65,6 +67,11 @@ def redact_values(value: Any) -> Any:
     return redact(value) if isinstance(value, str) else value
 
 
+def visible(text: str) -> str:
+    """A text with the codes of its control characters in their place: one could change the terminal."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -83,12 +90,12 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 class QReasonError(Exception):
-    """Base of all errors that are shown without a traceback; their text holds no secret."""
+    """Base of all errors that are shown without a traceback; their text holds no secret and steers no terminal."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        return redact(super().__str__())
+        return visible(redact(super().__str__()))
 
 
 class InputError(QReasonError):

@@ -83,6 +83,11 @@ def test_only_rows_of_the_asked_subjects_are_read(tmp_path: Path) -> None:
         ({"question": "x", "choices": "a, b", "answer": 0}, ":1: 'choices' must be a list of choices"),
         ({"question": "x", "choices": ["a", "b"], "answer": 2}, ":1: 'answer' names none of the 2 choices: 2"),
         ({"question": "x", "choices": ["a", "b"], "answer": "c"}, "names none of the 2 choices: 'c'"),
+        # The first two were asked with the word None in place of a text, the third was a traceback.
+        ({"question": None, "choices": ["a", "b"], "answer": 0}, ":1: 'question' is empty"),
+        ({"question": "x", "choices": ["a", None], "answer": 0}, ":1: 'choices' must be a list of choices, 2 to 26"),
+        ({"question": "x", "choices": list("abcdefghijklmnopqrstuvwxyz!"), "answer": 26}, ":1: 'choices' must be a"),
+        ({"question": ["x"], "choices": ["a", "b"], "answer": 0}, ":1: 'question' is list, not text"),
     ],
 )
 def test_a_row_without_its_choices_is_named(tmp_path: Path, row: dict[str, Any], told: str) -> None:

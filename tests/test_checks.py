@@ -13,6 +13,8 @@ from conftest import RecipeWriter, jsonl
 
 from qreason.cli import main
 from qreason.model.load import EMBEDDED
+from qreason.planning.checks import launch_problems
+from qreason.recipe.load import load_recipe
 
 LONG = "disk full " * 1200
 
@@ -68,6 +70,42 @@ def test_an_integration_that_is_not_installed_comes_with_its_pip_line(
     assert result.stderr.splitlines() == [
         "qreason: grpo.trl.report_to: wandb is not installed: pip install wandb; or leave it out"
     ]
+
+
+def test_held_out_rows_that_training_has_too_are_counted(write_recipe: RecipeWriter, workplace: Path) -> None:
+    # What was learned by heart was told as accuracy, without a word.
+    heldout = [{"issue": "no sound", "resolution": "Raise it."}, {"issue": " printer is offline", "resolution": "x"}]
+    (workplace / "heldout.jsonl").write_text(jsonl(heldout))
+    told = [line for line in qreason("validate", write_recipe()).stderr.splitlines() if "by heart" in line]
+    assert [line.partition(" (as")[0] for line in told] == [
+        f"note: 1 of 2 held-out rows ask what data.{use} asks too" for use in ("prompts", "sft")
+    ]
+    assert "heldout.jsonl:2)" in told[0]
+    (workplace / "heldout.jsonl").write_text(jsonl(heldout[:1]))
+    assert "by heart" not in qreason("validate", write_recipe()).stderr
+
+
+@pytest.mark.parametrize(
+    ("trl", "replies"), [("steps_per_generation: 1", 4), ("generation_batch_size: 8", 4), ("delta: 2", None)]
+)
+def test_each_process_of_a_launch_makes_whole_groups(
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, trl: str, replies: int | None
+) -> None:
+    # TRL looks at the groups of all processes together: four replies for two processes were half a group for each.
+    monkeypatch.setattr("qreason.machine.ranks.count", lambda: 2)
+    grpo = f"num_generations: 8, per_device_train_batch_size: 4, gradient_accumulation_steps: 2, trl: {{{trl}}}"
+    found = launch_problems(load_recipe(write_recipe(("num_generations: 4", grpo))))
+    assert [line.partition(", no whole")[0] for line in found] == (
+        [f"grpo: a process makes {replies} replies at a time"] if replies else []
+    )
+
+
+def test_a_column_of_data_fields_that_no_row_has_is_named(write_recipe: RecipeWriter) -> None:
+    # Reasoning was left out where its column was misspelt, and the rows were trained as plain ones.
+    result = qreason("validate", write_recipe(), "--set", "data.fields.reasoning=stepz")
+    assert result.exit_code == 2
+    assert "data.fields.reasoning: no row has a text in a column 'stepz'; correct the name" in result.stderr
+    assert qreason("validate", write_recipe(), "--set", "data.fields.reasoning=steps").exit_code == 0
 
 
 @pytest.mark.parametrize("override", ["grpo.max_steps=0", "sft.max_steps=-2", "grpo.trl={max_steps: 0}"])

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
 from qreason.cli import main
+from qreason.cli.base import open_closed_streams
 from qreason.recipe.load import load_recipe, recipe_name, shipped_recipes
 from qreason.run.session import Session
 
@@ -159,6 +160,17 @@ def test_init_leaves_nothing_where_one_file_is_there_already(tmp_path: Path, mon
     (tmp_path / "data" / "helpdesk" / "heldout.jsonl").write_text("mine")
     assert "heldout.jsonl already exists" in refused("init")
     assert not (tmp_path / "quickstart.yaml").exists()
+
+
+def test_init_of_what_is_there_already_leaves_it(write_recipe: RecipeWriter, workplace: Path) -> None:
+    # A file copied onto itself was a traceback: a recipe that is here, or data by an absolute path.
+    recipe = write_recipe()
+    assert qreason("init", recipe, "--to", recipe.parent).exit_code == 0
+    sft = str(recipe.parent / "sft.jsonl")
+    recipe.write_text(recipe.read_text().replace("sft: sft.jsonl", f"sft: {sft}"))
+    result = qreason("init", recipe, "--to", workplace / "other")
+    assert result.exit_code == 0, result.output
+    assert load_recipe(workplace / "other" / recipe.name).data.sft == sft
 
 
 def test_init_into_another_folder_after_init_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,3 +352,15 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, write_recipe: 
         result.stderr
         == "qreason: no space is left on the disk; make room, and run the same command again to continue\n"
     )
+
+
+def test_a_closed_stream_changes_no_exit_code_and_reads_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A chat without stdin, as under some services, was a traceback; without stderr bad input ended with 1.
+    command = [sys.executable, "-m", "qreason", "validate", "no-such-recipe"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" 0<&- 2>&-', "sh", *command], capture_output=True)
+    assert done.returncode == 2
+    monkeypatch.setattr(sys, "stdin", None)
+    open_closed_streams()
+    assert not sys.stdin.isatty()
+    assert sys.stdin.read() == ""
+    sys.stdin.close()

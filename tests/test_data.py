@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from conftest import RecipeWriter
 
+from qreason.cli import main
 from qreason.data.examples import check_lengths, read_examples, to_example
 from qreason.data.prompts import render
 from qreason.errors import DataError
@@ -85,6 +88,29 @@ def test_row_without_id_is_named_after_its_line(tmp_path: Path) -> None:
 def test_numbers_read_as_text(tmp_path: Path) -> None:
     (example,) = read_examples(write(tmp_path, {"id": 7, "question": "6 x 7?", "answer": 42}))
     assert (example.id, example.reference) == ("7", "42")
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer"),
+    [
+        ("2 + 2 = 4", "<answer>4</answer>"),
+        ("<reasoning>2 + 2 = 4</reasoning>", "4"),
+        ("<think>\n2 + 2 = 4\n</think>\n", " <answer>\n4</answer>\n"),
+        (None, "<think>2 + 2 = 4</think>\n4"),
+        (None, "<reasoning>2 + 2 = 4</reasoning><answer>4</answer>"),
+    ],
+)
+def test_columns_may_have_the_tags_that_training_writes_around_them(
+    tmp_path: Path, reasoning: str | None, answer: str
+) -> None:
+    # They were trained with two of each, and no answer was ever right.
+    (row,) = read_examples(write(tmp_path, {"question": "2 + 2?", "reasoning": reasoning, "answer": answer}), use="sft")
+    assert (row.reasoning, row.reference, row.plain) == ("2 + 2 = 4", "4", False)
+
+
+def test_number_beyond_all_floats_reads_as_text(tmp_path: Path) -> None:
+    file = write(tmp_path, ROW | {"resolution": 10**400})  # was a traceback
+    assert read_examples(file)[0].reference == f"1{'0' * 400}"
 
 
 def test_gsm8k_marker_parts_working_from_answer(tmp_path: Path) -> None:
@@ -236,6 +262,9 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (ROW | {"id": "b", "steps": {"a": 1}}, "'steps' is dict, not text"),
         (ROW | {"id": "b", "accepted": "Bounce it."}, "'accepted' must be a list of texts"),
         (ROW | {"id": "b", "accepted": [1]}, "'accepted' must be a list of texts"),
+        (ROW | {"id": "b", "resolution": "They share 12 / 4. #### "}, "'resolution' has no answer after ####"),
+        (ROW | {"id": "b", "resolution": "<answer> </answer>"}, "'resolution' has no answer after #### or in its tags"),
+        (ROW | {"id": "b", "steps": "a</reasoning><answer>b</answer>"}, "</answer> inside its reasoning or its answer"),
     ],
 )
 def test_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path: Path, second: object, said: str) -> None:
@@ -291,3 +320,15 @@ def test_plain_row_is_asked_without_a_system_prompt() -> None:
     plain = Example("x", "Name a town.", "Berlin.", plain=True)
     assert render(plain) == [{"role": "user", "content": "Name a town."}]
     assert [message["role"] for message in render(replace(plain, plain=False))] == ["system", "user"]
+
+
+def test_no_row_can_steer_the_terminal(write_recipe: RecipeWriter, workplace: Path) -> None:
+    recipe = write_recipe()
+    row = ROW | {"id": "\x1b]0;a\x07", "issue": "\x1b[2Jprinter"}
+    write(workplace, row, name="sft.jsonl")
+    shown = CliRunner().invoke(main, ["data", "preview", str(recipe)], color=True)
+    assert "\\x1b[2Jprinter" in shown.stdout
+    write(workplace, row, row, name="sft.jsonl")
+    named = CliRunner().invoke(main, ["validate", str(recipe)], color=True)
+    assert "id '\\x1b]0;a\\x07' was used at" in named.stderr
+    assert "\x1b" not in shown.stdout + named.stderr

@@ -12,11 +12,16 @@ from click.testing import CliRunner
 from conftest import RecipeWriter, RunWriter, evaluated_row, jsonl
 
 from qreason.cli import main
+from qreason.errors import InputError
 from qreason.inference.generate import LocalGenerator
 from qreason.inference.journal import Journal, digest, read_kept
+from qreason.machine.files import hash_files, write_jsonl
+from qreason.machine.shards import join_shards
 from qreason.recipe.load import load_recipe
+from qreason.recipe.settings import Evaluate
 from qreason.run.session import Session
 from qreason.stages import evaluate, run_step
+from qreason.stages.evaluate import evaluate_task
 
 SETTINGS = "evaluate: {samples: 3, pass_at: [2], best_of: [2], beam: {width: 2, expand: 2}}"
 
@@ -233,3 +238,30 @@ def test_the_same_weights_are_measured_once(
     else:
         with pytest.raises(pytest.fail.Exception, match="measured"):
             evaluate.stage(settings, run)
+
+
+def test_shards_of_two_adapters_and_files_that_are_no_shards_are_not_joined(tmp_path: Path) -> None:
+    # Rows of a run's earlier and of its newest adapter were joined as those of one model.
+    part = tmp_path / "out.1-of-1"
+    write_jsonl(part, [{"model": "runs/x", "weights": "of 01-sft", "seconds": 1.0}, {"id": "a"}])
+    with pytest.raises(InputError, match="made with another weights; remove it"):
+        join_shards([part], {"model": "runs/x", "weights": "of 02-grpo"})
+    assert join_shards([part], {"weights": "of 01-sft"}) == ([{"id": "a"}], 1.0)
+    for text in ("", '{"id": "a"}\n'):  # were tracebacks
+        part.write_text(text)
+        with pytest.raises(InputError, match=r"out\.1-of-1: not a shard of an evaluation; remove it"):
+            join_shards([part], {})
+
+
+def test_a_shard_knows_the_adapter_that_replied(write_run: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    folder = write_run("out", [[evaluated_row(0)]] * 3)
+    adapter = folder / "02-grpo" / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained")
+    (folder.parent / "task.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    (folder.parent / "rows.jsonl.1-of-1").write_text("")
+    monkeypatch.setattr("qreason.stages.evaluate.join_shards", lambda parts, made_with: asked.append(made_with))
+    with pytest.raises(TypeError):
+        evaluate_task(str(folder), folder.parent / "task.jsonl", Evaluate(), folder.parent / "rows.jsonl", print)
+    assert asked[0]["weights"] == hash_files([adapter / "adapter_model.safetensors"])

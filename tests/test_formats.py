@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qreason.cli import main
-from qreason.cli.starting import look
+from qreason.cli.starting import look, source_for
 from qreason.data.chats import read_chat, read_reply
 from qreason.data.examples import choose_prompt, describe, read_examples
 from qreason.data.prompts import lesson, render, system_prompt
@@ -142,6 +142,7 @@ def test_earlier_turns_with_thoughts_read_as_the_model_writes_them(tmp_path: Pat
         (chat(("user", ""), ("assistant", "b")), "turn 1: content is empty"),
         (chat(("user", "a"), ("assistant", None)), "turn 2: content is empty"),
         (chat(("user", [{"type": "image"}]), ("assistant", "b")), "turn 1: content is not text"),
+        (chat(("user", [{"type": "text"}]), ("assistant", "b")), "turn 1: content is not text"),  # was the word None
         ({"messages": "hello"}, "'messages' is text, but no JSON list of messages"),
         ({"messages": 3}, "'messages' is int, not a list of messages"),
         ({"messages": [{"role": ["user"], "content": "a"}]}, "turn 1: role is ['user']"),
@@ -329,6 +330,15 @@ def test_table_that_needs_an_option_names_it(tmp_path: Path, name: str, said: st
     (tmp_path / "semi.csv").write_text("question;answer\nWie viel?;2,50\n", "utf-8")
     with pytest.raises(DataError, match=said):
         read_examples((tmp_path if name == "semi.csv" else FILES) / name)
+
+
+def test_init_of_a_file_on_another_drive_names_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def relpath(path: str, start: str) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")  # was a traceback
+
+    file = write(tmp_path, chat(*TALK))
+    monkeypatch.setattr("os.path.relpath", relpath)
+    assert source_for(str(file), tmp_path) == str(file)
 
 
 def test_init_replaces_a_recipe_only_by_force(tmp_path: Path) -> None:

@@ -241,11 +241,33 @@ def test_figures_of_a_perfect_and_of_a_blind_judge() -> None:
     assert not fitness(mute, 0.1)[0]
 
 
+def test_what_a_judge_did_not_answer_is_no_injection_that_failed() -> None:
+    labels = read_labels(PAIRS)
+    truth = {(reference, reply): label for reference, reply, label in labels}
+
+    def picky(pairs: list[tuple[str, str]]) -> list[float | None]:
+        return [truth.get(pair, 1.0 if "yes" in pair[1].lower() else None) for pair in pairs]
+
+    found = calibrate(picky, labels)["injections"]  # type: ignore[arg-type]
+    assert found["rate"] == 1.0
+    assert found["attempts"] == found["successes"] > 10
+
+
+def test_a_judge_that_says_yes_to_all_is_unfit_for_that() -> None:
+    # It was said that 0 of 200 pairs were left unanswered.
+    keen = calibrate(lambda pairs: [0.9 for _ in pairs], read_labels(PAIRS))
+    assert fitness(keen, 0.1) == (
+        False,
+        "unfit for any weight: it takes every wrong reply for right (a verdict of 0.5 or more)",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ('{"reference": "a", "reply": "b", "label": 1}', "all 1 labels are right; .* give some of both"),
         ('{"reference": "a", "reply": "b", "label": 0}', "all 1 labels are wrong"),
+        ('{"reference": " ", "reply": "b", "label": 0}', "labels.jsonl:1: 'reference' is empty"),  # was a traceback
         ('{"reference": "a", "label": 0}', "labels.jsonl:1: 'reply' is missing"),
         ('{"reference": "a", "reply": "b", "label": "yes"}', "labels.jsonl:1: 'label' must be a number from 0"),
         ("", "no rows"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -18,10 +19,11 @@ from click.testing import CliRunner
 from conftest import RecipeWriter, jsonl
 
 from qreason.cli import main
-from qreason.errors import RecipeError, TrainingError
+from qreason.errors import RecipeError, RunFolderError, TrainingError
 from qreason.recipe.load import load_recipe
 from qreason.rewards.marks import Own
 from qreason.rewards.scoring import Restricted, Scorer, combine
+from qreason.run.session import Session
 from qreason.types import Example, Reply
 
 REPLIES = [Reply("one"), Reply("two")]
@@ -159,6 +161,28 @@ def test_a_module_that_cannot_be_imported_is_named(write_recipe: RecipeWriter, t
         load_recipe(recipe)
     assert said in str(caught.value)
     assert f"{name}:reward" in str(caught.value)
+
+
+def test_a_run_is_looked_at_without_the_module_and_scored_where_it_lies(
+    write_recipe: RecipeWriter, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # From another folder than the module's no command opened the run: it was said to be of another version.
+    (workplace / "beside").mkdir()
+    (workplace / "beside" / "own_far.py").write_text(
+        "def reward(replies, examples):\n    return [1.0] * len(replies)\n"
+    )
+    recipe = write_recipe(("format: 0.1", "own_far:reward: {weight: 0.1}"), name="beside/small.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        folder = Session.open(load_recipe(recipe), workplace / "out").folder
+    monkeypatch.delitem(sys.modules, "own_far")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for command in (["lineage", "out"], ["watch", "out", "--once"]):
+        assert CliRunner().invoke(main, command).exit_code == 0
+    with pytest.raises(RunFolderError, match=r"own_far:reward: No module named 'own_far'; .*; run the command where"):
+        _ = Session.reopen(folder).rewards
+    monkeypatch.chdir(workplace / "beside")
+    assert Session.reopen(folder).rewards.scorer.weights["own_far:reward"] == 0.1
 
 
 def test_settings_need_no_annotation(write_recipe: RecipeWriter) -> None:

@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from conftest import RunWriter, evaluated_row
 
+from qreason.cli import main
 from qreason.errors import InputError
 from qreason.hub.mirror import open_mirror
 from qreason.run.lock import HOLDER, LOCK
@@ -53,6 +56,29 @@ def test_a_new_machine_starts_from_the_copy_and_an_old_one_does_not(run: Path, t
     assert said == [f"{run}: fetched from {tmp_path / 'drive' / 'small'}"]
 
 
+def test_a_fetch_that_is_cut_off_leaves_no_half_of_a_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The half was taken for the run, whose adapter was then missing.
+    open_mirror(str(tmp_path / "drive"), run, print)()
+    shutil.rmtree(run)
+
+    def cut(source: Path, to: Path, **_: object) -> None:
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / "manifest.json", to / "manifest.json")
+        raise KeyboardInterrupt
+
+    mirror = open_mirror(str(tmp_path / "drive"), run, print)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", cut)
+        with pytest.raises(KeyboardInterrupt):
+            mirror.pull()
+    assert not run.exists()
+    mirror.pull()
+    assert content(run) == content(tmp_path / "drive" / "small")
+    assert [path.name for path in run.parent.iterdir()] == ["small"]
+
+
 def test_without_a_copy_there_is_nothing_to_fetch(tmp_path: Path) -> None:
     open_mirror(str(tmp_path / "drive"), tmp_path / "runs" / "small", print).pull()
     assert not (tmp_path / "runs").exists()
@@ -82,7 +108,16 @@ def test_a_copy_that_fails_is_reported_once_and_costs_nothing(run: Path, tmp_pat
     assert (tmp_path / "drive" / "small" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(("target", "message"), [("hf://me", "USER/NAME"), ("{runs}", "the run folder itself")])
+@pytest.mark.parametrize(
+    ("target", "message"), [("hf://me", "USER/NAME"), ("{runs}", "the run folder itself"), ("{run}", "or in it")]
+)
 def test_a_wrong_target_is_refused(run: Path, target: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_mirror(target.format(runs=run.parent), run, print)
+        open_mirror(target.format(runs=run.parent, run=run), run, print)
+
+
+def test_the_report_of_a_finished_run_is_in_the_copy(write_run: RunWriter) -> None:
+    write_run("out", [[evaluated_row(0)]] * 3)  # it was written after the last copy
+    done = CliRunner().invoke(main, ["run", "small.yaml", "--out", "out", "--mirror", "drive"])
+    assert done.exit_code == 0, done.output
+    assert {file.name for file in Path("drive/out").iterdir()} >= {"report.json", "replies.jsonl"}

@@ -11,7 +11,7 @@ import yaml
 from qreason.errors import RecipeError
 from qreason.recipe.load import load_recipe
 from qreason.recipe.schema import Recipe
-from qreason.recipe.training import Grpo, Sft
+from qreason.recipe.training import Grpo, Sft, Training
 from qreason.rewards import registry
 from qreason.types import Example, Reply
 
@@ -143,6 +143,29 @@ def test_set_below_a_plain_value_is_refused(write_recipe: RecipeWriter) -> None:
     assert "'name' holds a value, not a mapping" in problem
 
 
+def test_set_of_a_step_hides_no_mistake_in_it(write_recipe: RecipeWriter) -> None:
+    # The second stage of such a step was left out without a word, and a plain value was a traceback.
+    step = "  - sft: {learning_rate: 1e-5}\n"
+    with pytest.raises(RecipeError, match="start each stage with its own dash"):
+        load_recipe(write_recipe((step, f"{step}    evaluate: {{}}\n")), ["sft.max_steps=1"])
+    with pytest.raises(RecipeError, match=r"--set sft\.max_steps=1: the sft step holds a value, not a mapping"):
+        load_recipe(write_recipe((step, "  - sft: 5\n")), ["sft.max_steps=1"])
+
+
+def test_set_below_an_anchor_leaves_its_aliases(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(  # both were changed
+        ("- sft: {learning_rate: 1e-5}", "- sft: {trl: &shared {lr_scheduler_kwargs: {a: 1}}}"),
+        ("num_generations: 4", "num_generations: 4, trl: *shared"),
+    )
+    steps = [step.settings for step in load_recipe(recipe, ["sft.trl.lr_scheduler_kwargs.a=2"]).steps]
+    assert [step.trl["lr_scheduler_kwargs"]["a"] for step in steps if isinstance(step, Training)] == [2, 1]
+
+
+def test_set_below_a_key_without_a_value_gives_it_one(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe(("- sft: {learning_rate: 1e-5}", "- sft: {trl: }"))
+    assert load_recipe(recipe, ["sft.trl.max_length=64"]).steps[1].sft.trl == {"max_length": 64}  # type: ignore[union-attr]
+
+
 def test_set_of_an_unknown_key_names_the_nearest(write_recipe: RecipeWriter) -> None:
     (problem,) = problems(write_recipe(), "sft.learning_rat=1")
     assert "unknown key 'steps.1.sft.learning_rat' (did you mean 'learning_rate'?)" in problem
@@ -163,6 +186,11 @@ def test_set_of_an_unknown_key_names_the_nearest(write_recipe: RecipeWriter) -> 
         ("format: 0.1", "format: -0.1", "rewards.format.weight: "),
         ("format: 0.1", "format: .nan", "rewards.format.weight: "),
         ("format: 0.1", "format: .inf", "rewards.format.weight: "),
+        ("format: 0.1", "cosine_length: {weight: 1, right_long: .inf}", "right_long: Input should be a finite number"),
+        ("format: 0.1", "judge: {weight: 1, timeout: .inf}", "timeout: Input should be a finite number"),
+        ("temperature: 0.9", "temperature: .inf", "sampling.temperature: Input should be a finite number"),
+        ("learning_rate: 1e-5", "learning_rate: .inf", "steps.1.sft.learning_rate: Input should be a finite number"),
+        ("learning_rate: 1e-5", "num_train_epochs: 1e300", "steps.1.sft.num_train_epochs: Input should be less than"),
         ("correctness: 0.1, format: 0.1", "correctness: 0, format: 0.0", "all weights are 0"),
         ("{correctness: 0.1, format: 0.1}", "{}", "rewards: "),
         ("format: 0.1", "formats: 0.1", "unknown reward 'formats' (did you mean 'format'?)"),
@@ -183,6 +211,30 @@ def test_set_of_an_unknown_key_names_the_nearest(write_recipe: RecipeWriter) -> 
 def test_problem_is_named_with_its_line(write_recipe: RecipeWriter, old: str, new: str, said: str) -> None:
     file = write_recipe((old, new))
     assert any(line.startswith(f"{file}:{line_of(file, new)}: ") and said in line for line in problems(file))
+
+
+@pytest.mark.parametrize(
+    ("trl", "said"),
+    [
+        ("{max_length: abc}", "max_length: 'abc' is no whole number above 0"),  # was a traceback of plan and validate
+        ("{max_length: -5}", "max_length: -5 is no whole number above 0"),
+        ("{temperature: 0.5}", "temperature: set sampling.temperature"),  # ratios of another policy than the drawn one
+        ("{reward_weights: [1, 2]}", "reward_weights: give the weights in rewards"),
+        ("{eval_strategy: steps}", "eval_strategy: a run measures in its evaluate steps"),
+        ("{use_vllm: true}", "use_vllm: replies are made by qreason"),
+        ("{learning_rate: fast}", "learning_rate: 'fast': Input should be a valid number"),
+    ],
+)
+def test_fields_of_trl_that_a_run_reads_or_decides_itself_are_checked(
+    write_recipe: RecipeWriter, trl: str, said: str
+) -> None:
+    (line,) = problems(write_recipe(("{learning_rate: 1e-5}", f"{{trl: {trl}}}")))
+    assert f"small.yaml:11: steps.1.sft.trl: {said}" in line
+
+
+def test_seed_that_numpy_refuses_is_refused(write_recipe: RecipeWriter) -> None:
+    # It was a traceback after the first evaluation.
+    assert problems(write_recipe(), "seed=4294967296")[0].endswith("seed: Input should be less than 4294967296")
 
 
 def test_all_problems_are_reported_at_once(write_recipe: RecipeWriter) -> None:

@@ -129,6 +129,29 @@ def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(
     assert any(weight.any() for name, weight in weights.items() if "lora_B" in name)
 
 
+@pytest.mark.parametrize("stage", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
+def test_a_stage_that_ends_before_its_adapter_is_written_loses_no_step(
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    # Its checkpoints were removed before the adapter was there; and one of the last step trained one step more.
+    settings = STAGES[stage].replace("save_steps: 2", "save_steps: 7")
+    whole = records(finish(open_run(write_recipe, stage, "whole", settings)))
+
+    def fail(*args: Any) -> Path:
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qreason.training.trainer.write_adapter", fail)
+        with pytest.raises(Cut):
+            finish(open_run(write_recipe, stage, "cut", settings))
+    run = open_run(write_recipe, stage, "cut", settings)
+    found = records(finish(run))
+    assert f"01-{stage} was not finished: continuing after step 7" in run.said  # type: ignore[attr-defined]
+    assert found.keys() == whole.keys()
+    assert found["adapter/adapter_model.safetensors"] == whole["adapter/adapter_model.safetensors"]
+    assert checkpoints(run.stage_folder()) == []
+
+
 @pytest.mark.parametrize(
     "moment", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("make", "score")), "report"]
 )

@@ -12,6 +12,9 @@ from conftest import RecipeWriter, jsonl
 from qreason.cli import main
 from qreason.errors import DataError
 from qreason.judge.calibration import read_labels
+from qreason.recipe.load import load_recipe
+from qreason.recipe.sections import Data
+from qreason.training.judge import judge_settings
 
 HELPDESK = Path(__file__).parents[1] / "data" / "helpdesk"
 GOLD = "<reasoning>Looked.</reasoning>\n<answer>Restart the spooler.</answer>"
@@ -95,6 +98,34 @@ def test_replies_and_labels_may_be_any_data_file(write_recipe: RecipeWriter, nam
     assert result.exit_code == 0, result.output
     assert [json.loads(line)["parts"]["format"] for line in result.stdout.splitlines()] == [0.0, 0.0]
     assert [label for _, _, label in read_labels(recipe.parent / name)] == [1.0, 0.0]
+
+
+def test_replies_and_labels_are_separated_and_encoded_as_the_recipe_says(write_recipe: RecipeWriter) -> None:
+    # Their error named data.separator, which they did not know.
+    recipe = write_recipe()
+    text = TABLE.replace(",", ";").replace("No.", "Drück es.")
+    (recipe.parent / "r.csv").write_text(text, encoding="cp1252")
+    options = ("--set", "data.separator=;", "--set", "data.encoding=cp1252")
+    result = call("score", str(recipe), "--replies", "r.csv", "--json", *options)
+    assert len(result.stdout.splitlines()) == 2, result.output
+    labels = read_labels(recipe.parent / "r.csv", Data(separator=";", encoding="cp1252"))
+    assert [reply for _, reply, _ in labels] == ["Restart it.", "Drück es."]
+
+
+@pytest.mark.parametrize("rewards", ["rewards", "grpo.rewards"])
+def test_the_judge_that_is_measured_is_that_of_the_recipe_by_any_name(write_recipe: RecipeWriter, rewards: str) -> None:
+    # Another one was measured in its place, the default judge.
+    strict = f"{rewards}={{strict: {{reward: judge, weight: 0.4, mode: groupwise}}, format: 1}}"
+    settings, weight = judge_settings(load_recipe(write_recipe(), [strict]))
+    assert (settings.mode, weight) == ("groupwise", 0.4)
+
+
+def test_labels_that_measure_nothing_are_named_before_a_run(write_recipe: RecipeWriter) -> None:
+    recipe = write_recipe()  # was found after sft, at the start of the grpo step
+    (recipe.parent / "labels.jsonl").write_text('{"reference": "a", "reply": "b", "label": 1}\n')
+    result = call("validate", str(recipe), "--set", "data.labels=labels.jsonl")
+    assert result.exit_code == 2
+    assert "labels.jsonl: all 1 labels are right" in result.stderr
 
 
 @pytest.mark.parametrize("cell", ["", "yes", "2", "nan"])

@@ -20,7 +20,7 @@ from qreason.recipe.load import load_recipe
 from qreason.recipe.schema import stage_folders
 from qreason.report.build import write_report
 from qreason.run.folder import RunFolder
-from qreason.run.lock import HOLDER, LOCK, describe
+from qreason.run.lock import HOLDER, LOCK, alone, describe
 from qreason.run.session import Session
 
 RecipeWriter = Callable[..., Path]
@@ -252,6 +252,24 @@ def test_rows_read_back_as_written_whatever_their_text(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", rows[:1])
     write_jsonl(tmp_path / "rows.jsonl", rows[1:], append=True)
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_folder_that_another_process_merges_or_exports_into_is_left_alone(tmp_path: Path) -> None:
+    # A second terminal removed the files that the first one was writing.
+    folder = tmp_path / "export"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from qreason.run.lock import alone; "
+    script += "from pathlib import Path; work = alone(Path(sys.argv[2])); work.__enter__(); "
+    script += "print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(Path(__file__).parents[1]), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(RunFolderError, match=rf"export is in use by another qreason \(process {other.pid} on"):
+            alone(folder).__enter__()
+        other.kill()
+    with alone(folder):
+        assert (folder / LOCK).exists()
+    assert list(folder.iterdir()) == []
 
 
 def test_a_run_that_another_process_works_on_is_refused(write_recipe: RecipeWriter) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from conftest import RecipeWriter
 
@@ -14,7 +17,7 @@ import qreason
 from qreason.cli import main
 from qreason.machine.files import hash_files, write_json
 from qreason.recipe.load import load_recipe
-from qreason.run.listing import list_runs
+from qreason.run.listing import list_runs, size
 from qreason.run.session import Session
 
 
@@ -58,6 +61,41 @@ def test_leftovers_are_removed_and_nothing_else(write_recipe: RecipeWriter) -> N
     result = CliRunner().invoke(main, ["runs", "--clean"])
     assert "2.0 MB of leftovers removed" in result.output
     assert {file for file in run.rglob("*") if file.is_file()} == before
+
+
+class Scan:
+    """What os.scandir gives, read at once."""
+
+    def __init__(self, entries: Iterator[os.DirEntry[str]]) -> None:
+        self.entries = iter(list(entries))
+
+    def __enter__(self) -> Iterator[os.DirEntry[str]]:
+        return self.entries
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __next__(self) -> os.DirEntry[str]:
+        return next(self.entries)
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_folder_that_a_run_at_work_removes_meanwhile_is_no_error(
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    run, scan, left = made(write_recipe, "busy", 1), os.scandir, [looks]  # ended with exit code 1
+    before = size(run)
+    checkpoint(run / "01-sft", 40)
+
+    def removing(path: str | int) -> Scan:
+        found = Scan(scan(path))
+        left[0] -= str(path).endswith("resume")
+        if not left[0]:
+            monkeypatch.setattr(os, "scandir", scan)
+            shutil.rmtree(f"{path}/step-000040")
+        return found
+
+    monkeypatch.setattr(os, "scandir", removing)
+    assert before <= size(run) <= before + 1_000_200
 
 
 def test_a_run_that_works_is_named_and_left_alone(write_recipe: RecipeWriter) -> None:

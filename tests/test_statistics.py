@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import time
 
-from qreason.report.statistics import gain, mean, share, sign_test
-from qreason.report.table import bins, sparkline
+import pytest
+from rich.console import Console
+
+from qreason.report.statistics import gain, mean, rate, share, sign_test
+from qreason.report.table import bins, percent, plain_table, sparkline
 
 NOTHING = {"mean": None, "low": None, "high": None}
 
@@ -54,6 +58,20 @@ def test_gain_is_paired_by_row() -> None:
     assert gain(before, [value + 1 for value in before]) == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
+def test_rows_that_are_all_alike_leave_doubt_where_they_are_few() -> None:
+    # The interval had no width: of two rows without a change it was said that the steps do nothing.
+    assert gain([False] * 200, [False] * 200) == {"mean": 0.0, "low": -0.0188, "high": 0.0188}  # 3.8415 / 203.8415
+    assert rate([0.0] * 10) == share([False] * 10)
+    assert rate([1.0, None] * 10) == share([True] * 10)
+    assert rate([0.5] * 10 + [0.25] * 2) == mean([0.5] * 10 + [0.25] * 2)
+
+
+def test_sign_test_of_many_rows_is_quick() -> None:
+    start = time.perf_counter()  # was minutes
+    assert sign_test([0] * 20_000, [place % 2 * 2 - 1 for place in range(20_000)]) == 1.0
+    assert time.perf_counter() - start < 5
+
+
 def test_gain_leaves_out_rows_that_lack_either_side() -> None:
     assert gain([1.0, None, 2.0], [3.0, 9.0, None])["mean"] == 2.0
 
@@ -96,3 +114,13 @@ def test_a_long_curve_is_drawn_by_the_means_of_equal_stretches() -> None:
     assert bins([1.0, 2.0, 3.0], most=2) == [1.0, 2.5]
     assert bins([4.0], most=30) == [4.0]
     assert bins([], most=30) == []
+
+
+def test_no_figure_is_cut_in_a_narrow_terminal() -> None:
+    table = plain_table(["after"], [f"figure {number}" for number in range(7)])
+    table.add_row("01-sft", *(percent(share([True] * number + [False] * 9)) for number in range(7)))
+    console = Console(width=40, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()  # `[0–3…` in place of `[0–30%]`
+    assert "…" not in text
+    assert text.count("]") == 7

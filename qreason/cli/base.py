@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 import traceback
@@ -72,6 +73,13 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
+def open_closed_streams() -> None:
+    """Read nothing from a stdin that is closed, as under some services, and write nothing to a closed stdout."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  as long as the process
+
+
 def accept_any_text() -> None:
     """Let a console that lacks a character show its code, and read a byte that is no text as a question mark."""
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
@@ -93,6 +101,7 @@ class Commands(click.Group):
     """qreason errors become one clear line and their exit code, without a traceback; nothing printed holds a secret."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        open_closed_streams()
         accept_any_text()
         sys.excepthook = print_traceback
         with redirect_stderr(Redacted(sys.stderr)):

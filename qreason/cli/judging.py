@@ -35,7 +35,7 @@ def score_replies(run: Session, file: Path) -> list[dict[str, Any]]:
     from qreason.types import Example, Reply
 
     replies, examples = [], []
-    for place, row in read_file(file):
+    for place, row in read_file(file, run.recipe.data):
         for key in ("reply", "reference"):
             if not isinstance(row.get(key), str):
                 raise DataError(f"{place}: '{key}' is missing or not text; a row has id, prompt, reply and reference")

@@ -33,7 +33,12 @@ def recipes() -> None:
 
 @main.command()
 @click.argument("name", default="quickstart")
-@click.option("--to", type=click.Path(path_type=Path), default=Path(), help="Folder to write into [default: here].")
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder to write into [default: here].",
+)
 @click.option("--from", "own", metavar="FILE", help="Write a recipe for a data file, or for a data set on the Hub.")
 @click.option("--model", default="qreason/tiny", show_default=True, help="With --from: a Hub id or a model's folder.")
 @click.option("--force", is_flag=True, help="With --from: replace an earlier recipe.")
@@ -61,8 +66,9 @@ def init(name: str, to: Path, own: str | None, model: str, force: bool) -> None:
     if taken := [new for old, new in files if new.exists() and new.read_bytes() != old.read_bytes()]:
         raise InputError(f"{taken[0]} already exists and differs; choose another folder with --to")
     for origin, target in files:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(origin, target)
+        if not target.exists():  # else it is the same, perhaps the file itself
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin, target)
         click.echo(target)
     say(f"now: qreason run {files[0][1]}")
 

@@ -38,7 +38,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 recipe_options = stack(
     click.argument("recipe"),
     click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME]."),
-    click.option("--seed", type=click.IntRange(0), help="In place of the recipe's seed."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="In place of the recipe's seed."),
     set_option,
     click.option("--fresh", is_flag=True, help="Start over; an earlier run is kept beside the folder."),
     click.option(

@@ -12,6 +12,7 @@ from rich.text import Text
 from qreason.data.examples import describe, read_examples
 from qreason.data.prompts import lesson, render, system_prompt, teach
 from qreason.data.turns import reply_spans
+from qreason.errors import visible
 from qreason.model.load import load_tokenizer
 from qreason.recipe.schema import Recipe
 from qreason.types import Example
@@ -34,7 +35,8 @@ def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
     if use in TRAINED:
         lines.append(Text(f"reply tokens, covered by the loss {spread(counts[1])}"))
     styles = ("", "green")
-    lines += [Text.assemble(*((part, styles[at % 2]) for at, part in enumerate(parts))) for parts in rendered[:rows]]
+    shown = [map(visible, parts) for parts in rendered[:rows]]
+    lines += [Text.assemble(*((part, styles[at % 2]) for at, part in enumerate(parts))) for parts in shown]
     return Group(*lines, Text(""))
 
 

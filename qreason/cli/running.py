@@ -76,12 +76,15 @@ def sample_shard(
         raise InputError("--shard cannot be combined with --fresh, --mirror or --json")
     loaded = load_recipe(recipe, overrides, seed)
     folder = out or Path("runs") / loaded.name
-    opened = Session.open(loaded, folder, say=say, check=partial(check, folder=folder), wait=OPENING)
+    notes: list[str] = []
+    opened = Session.open(loaded, folder, say=say, check=partial(check, folder=folder, notes=notes), wait=OPENING)
     opened.disk.leave()
     step = next_step(opened, "sample")
     settings = opened.recipe.steps[step].sample
     assert settings
     make_it_fit(opened)
+    for note in notes:
+        say(f"note: {note}")
     opened.begin_step(step)
     say(draw_shard(settings, opened, shard).summary)
 
@@ -112,6 +115,8 @@ def run_recipe(
     ranks.disconnect()
     if ranks.is_first():
         show_report(opened, as_json)
+        if opened.mirror:  # the report too
+            opened.mirror()
 
 
 def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None, only: str | None) -> Session:
@@ -125,7 +130,8 @@ def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None, o
     if copy and not fresh:
         copy.pull()
     starting = fresh or not is_run_folder(folder)
-    look = partial(check, folder=folder)
+    notes: list[str] = []
+    look = partial(check, folder=folder, notes=notes)
     opened = Session.open(recipe, folder, fresh=fresh, say=say, check=look if starting else None)
     opened.mirror = copy
     finished, last = opened.disk.finished, len(recipe.steps)
@@ -138,6 +144,8 @@ def open_run(recipe: Recipe, folder: Path, *, fresh: bool, mirror: str | None, o
         make_it_fit(opened)
     if only:
         next_step(opened, only)
+    for note in notes:
+        say(f"note: {note}")
     for use in recipe.data.sources if starting else ():
         say(f"{use}: {describe(opened.examples(use))}")
     return opened
@@ -158,8 +166,15 @@ def open_on_all(work: Callable[[], Session], folder: Path) -> Session:
     return opened[0] if opened else Session(recipe, RunFolder(folder, recipe, manifest, read_only=True))
 
 
-def check(recipe: Recipe, examples: Mapping[str, Sequence[Example]], pairs: Sequence[Pair], *, folder: Path) -> None:
-    """Say what is known before anything is loaded; InputError with all problems."""
+def check(
+    recipe: Recipe,
+    examples: Mapping[str, Sequence[Example]],
+    pairs: Sequence[Pair],
+    *,
+    folder: Path,
+    notes: list[str],
+) -> None:
+    """Find what is known before anything is loaded; InputError with all problems, and more `notes`."""
     from qreason.model.backends import start
 
     start(recipe.model.backend, recipe.plain_stage)  # before transformers is imported
@@ -168,8 +183,7 @@ def check(recipe: Recipe, examples: Mapping[str, Sequence[Example]], pairs: Sequ
     found = examine(recipe, examples, pairs, folder, fetch=True)
     if found.problems:
         raise InputError("\n".join(found.problems))
-    for note in found.notes:
-        say(f"note: {note}")
+    notes += found.notes
 
 
 def make_it_fit(run: Session) -> None:

@@ -109,7 +109,12 @@ def sniff(file: Path) -> dict[str, Any]:
 
 def source_for(source: str, to: Path) -> str:
     """How a recipe in a folder names a source: a file by its path from there."""
-    return os.path.relpath(source, to) if os.path.isfile(source) else source
+    if not os.path.isfile(source):
+        return source
+    try:
+        return os.path.relpath(source, to)
+    except ValueError:  # on another drive of Windows
+        return os.path.abspath(source)
 
 
 def recipe_text(found: Found, name: str, source: str, model: str, file: Path) -> str:

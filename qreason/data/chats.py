@@ -27,7 +27,7 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold what the assistant thought before its content."""
 THOUGHT = re.compile(r"\s*<(think|reasoning)>(.*?)</\1>\s*(.*)", re.DOTALL)
-ANSWER = re.compile(r"<answer>(.*)</answer>\s*", re.DOTALL)
+ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,10 @@ def read_turn(message: Any, location: str) -> Turn:
     role, content = (message.get(key) for key in keys)
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{location}: {keys[0]} is {role!r}; there are {', '.join(ROLES)}; remove the row")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text")) for part in content)
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
+    ):
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str) or (ROLES[role] != "system" and not content.strip()):
         problem = "is empty" if content in (None, "") or isinstance(content, str) else "is not text"
         raise DataError(f"{location}: {keys[1]} {problem}; fill it or remove the row")
@@ -173,5 +175,18 @@ def read_reply(text: str) -> Turn:
     match = THOUGHT.fullmatch(text)
     if match is None or not match[3].strip():
         return Turn("assistant", text)
-    answer = ANSWER.fullmatch(match[3])
-    return Turn("assistant", answer[1].strip() if answer else match[3], match[2].strip() or None)
+    return Turn("assistant", bare_answer(match[3]), match[2].strip() or None)
+
+
+def bare_answer(text: str) -> str:
+    """A text without <answer> tags around it."""
+    answer = ANSWER.fullmatch(text)
+    return answer[1].strip() if answer else text
+
+
+def bare_columns(reasoning: str | None, reference: str) -> tuple[str | None, str]:
+    """Reasoning and reference without the tags of a reply, which training puts around them."""
+    turn = read_reply(reference)
+    thought = THOUGHT.fullmatch(reasoning or "")
+    own = thought[2].strip() if thought and not thought[3] else reasoning
+    return own or turn.reasoning, bare_answer(turn.text)

@@ -16,13 +16,14 @@ from itertools import islice
 from math import isfinite
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, TypeGuard
 
-from qreason.data.chats import CHATS, Chat, form_of, read_chat
+from qreason.data.chats import CHATS, Chat, bare_columns, form_of, read_chat
 from qreason.data.formats import read_rows
-from qreason.data.prompts import asks_for_reasoning
+from qreason.data.prompts import asks_for_reasoning, demonstrate
 from qreason.errors import DataError
 from qreason.recipe.sections import Data, is_hub_id
+from qreason.rewards.tags import TAGS, follows_format
 from qreason.types import Example
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -132,12 +133,16 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str)
     """One row -> Example; DataError names the column that is missing or of the wrong type."""
     chat = read_chat(row, fields, location)
     row, texts = chat.row, read_texts(chat, fields, location)
-    reference, reasoning = texts["reference"] or "", texts["reasoning"]
+    reference, reasoning, column = texts["reference"] or "", texts["reasoning"], find_column(row, "reference", fields)
     if MARKER in reference and not chat.form:  # elsewhere it is a heading
         working, _, reference = (part.strip() for part in reference.rpartition(MARKER))
         reasoning = reasoning or working
+    if not chat.form:
+        reasoning, reference = bare_columns(reasoning, reference)
+    if not reference:
+        raise DataError(f"{location}: '{column}' has no answer after {MARKER} or in its tags; remove the row")
     file, _, line = location.rpartition(":")
-    return Example(
+    example = Example(
         id=texts["id"] or f"{Path(file).stem}-{line}",
         prompt=texts["prompt"] or "",
         reference=reference,
@@ -151,6 +156,9 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str)
         form=chat.form,
         source=location,
     )
+    if example.reasoning and not follows_format(demonstrate(example)):
+        raise DataError(f"{location}: {' or '.join(TAGS)} inside its reasoning or its answer; leave the tags out there")
+    return example
 
 
 def read_texts(chat: Chat, fields: Mapping[Any, str], location: str) -> dict[str, str | None]:
@@ -166,7 +174,9 @@ def read_texts(chat: Chat, fields: Mapping[Any, str], location: str) -> dict[str
             raise DataError(
                 f"{location}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields"
             )
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if isinstance(value, float) and isfinite(value):
             value = str(value)
         if value is not None and not isinstance(value, str):
             raise DataError(f"{location}: '{column}' is {type(value).__name__}, not text")
@@ -199,25 +209,39 @@ def add_choices(row: Mapping[str, Any], data: Data, choices: str | Sequence[str]
     Raises DataError for a row without them.
     """
     prompt, reference = (find_column(row, key, data.fields) for key in ("prompt", "reference"))
-    if prompt is None:
-        return dict(row)  # to_example names the missing column
+    if prompt is None or not is_text(row[prompt]):
+        return dict(row)  # to_example names what is missing
     if isinstance(choices, str):
-        texts = row.get(choices)
-        if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) < 2 or reference is None:
-            raise DataError(f"{location}: '{choices}' must be a list of choices, beside a column with the right one")
+        texts: Any = row.get(choices)
+        if not is_choices(texts) or reference is None:
+            raise DataError(
+                f"{location}: '{choices}' must be a list of choices, 2 to {len(ascii_uppercase)} texts or numbers, "
+                "beside a column with the right one"
+            )
         right = find_choice(row[reference], list(texts))
         if right is None:
             raise DataError(f"{location}: '{reference}' names none of the {len(texts)} choices: {row[reference]!r}")
     else:
-        if missing := [name for name in choices if not isinstance(row.get(name), str)]:
+        if missing := [name for name in choices if not is_text(row.get(name))]:
             raise DataError(f"{location}: no column '{missing[0]}' with a choice; name those there are in data.choices")
         order = list(range(len(choices)))
         random.Random(str(row[prompt])).shuffle(order)
-        texts, right = [row[choices[position]].strip() for position in order], order.index(0)
+        texts, right = [str(row[choices[position]]).strip() for position in order], order.index(0)
     listed = "\n".join(f"{letter}) {text}" for letter, text in zip(ascii_uppercase, texts, strict=False))
     letter = ascii_uppercase[right]
     accepted = [f"{letter})", f"({letter})", f"{letter}) {texts[right]}"]
     return {**row, prompt: f"{row[prompt]}\n\n{listed}", reference or "reference": letter, "accepted": accepted}
+
+
+def is_text(value: Any) -> bool:
+    """Whether there is a text in a cell, or a number."""
+    return isinstance(value, (str, int, float)) and bool(str(value).strip())
+
+
+def is_choices(texts: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether a cell holds choices, of which each gets a letter."""
+    listed = isinstance(texts, Sequence) and not isinstance(texts, str) and 2 <= len(texts) <= len(ascii_uppercase)
+    return listed and all(map(is_text, texts))
 
 
 def find_choice(answer: Any, texts: Sequence[str]) -> int | None:

@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator
 from io import StringIO
 from itertools import zip_longest
@@ -149,7 +148,7 @@ DECODER = json.JSONDecoder(parse_float=finite, parse_constant=finite)
 
 def read_table(file: Path, separator: str, encoding: str) -> Iterator[Row]:
     """The rows of a CSV or TSV file: every cell is text as written, an empty one is None."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(2**31 - 1)  # more is an error on Windows
     reader = csv.reader(StringIO(read_text(file, encoding), newline=""), delimiter=separator, strict=True)
     header: list[str] = []
     line = 1

@@ -30,8 +30,8 @@ def open_mirror(target: str, run: Path, say: Say) -> Mirror:
     if target.startswith(HUB):
         return HubMirror(check_name(target.removeprefix(HUB).strip("/")), run, say)
     place = Path(target).expanduser() / run.name
-    if place.resolve() == run.resolve():
-        raise InputError(f"--mirror {target}: that is the run folder itself; name a folder elsewhere")
+    if run.resolve() in (place.resolve(), *place.resolve().parents):
+        raise InputError(f"--mirror {target}: that is the run folder itself, or in it; name a folder elsewhere")
     return Mirror(place, run, say)
 
 
@@ -64,10 +64,15 @@ class Mirror:
             self.say(f"{self.run}: fetched from {self.place}")
 
     def fetch(self, folder: Path) -> bool:
-        """Copy the mirror into a folder; False where there is none."""
-        if is_run_folder(self.place):
-            shutil.copytree(self.place, folder, dirs_exist_ok=True)
-        return is_run_folder(self.place)
+        """Copy the mirror to an empty folder, whole or not at all; False where there is none."""
+        if not is_run_folder(self.place):
+            return False
+        draft = folder.with_name(f"{folder.name}.{DRAFT}")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(self.place, draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+        return True
 
 
 class HubMirror(Mirror):

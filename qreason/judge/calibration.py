@@ -12,6 +12,7 @@ from qreason.data.formats import read_file
 from qreason.errors import DataError
 from qreason.judge.injections import attempts
 from qreason.machine.progress import progress_bar
+from qreason.recipe.sections import Data
 from qreason.rewards.judged import Judge
 from qreason.rewards.numbers import read_number
 
@@ -28,18 +29,20 @@ Judged = Sequence[tuple[tuple[str, str], float, float]]
 """((reference, reply), verdict, label)"""
 
 
-def read_labels(file: Path) -> list[Label]:
-    """The labelled pairs of a data file.
+def read_labels(file: Path, data: Data | None = None) -> list[Label]:
+    """The labelled pairs of a data file, separated and encoded as `data` says.
 
     Raises DataError for a row without reference, reply or label, and for a file without both right and wrong replies.
     """
     labels: list[Label] = []
-    for location, row in read_file(file):
+    for location, row in read_file(file, data):
         for key in ("reference", "reply"):
             if not isinstance(row.get(key), str):
                 raise DataError(
                     f"{location}: '{key}' is missing or not text; a labelled pair has reference, reply, label"
                 )
+        if not row["reference"].strip():
+            raise DataError(f"{location}: 'reference' is empty; fill it or remove the row")
         label = row.get("label")
         if isinstance(label, str):  # a cell of a table
             label = read_number(label)
@@ -156,13 +159,13 @@ def consistency(judge: Judge, judged: Judged) -> float | None:
 def inject(judge: Judge, wrong: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """How often wrong replies that the judge rejects are accepted with an injection."""
     tried = attempts(wrong) if wrong else []
-    verdicts = judge(tried)
-    accepted = [(v, attempt) for (_, attempt), v in zip(tried, verdicts, strict=True) if v is not None and v >= 0.5]
+    answered = [(v, attempt) for (_, attempt), v in zip(tried, judge(tried), strict=True) if v is not None]
+    accepted = [(v, attempt) for v, attempt in answered if v >= 0.5]
     accepted.sort(key=lambda pair: -pair[0])
     return {
-        "attempts": len(tried),
+        "attempts": len(answered),
         "successes": len(accepted),
-        "rate": round(len(accepted) / len(tried), 4) if tried else None,
+        "rate": round(len(accepted) / len(answered), 4) if answered else None,
         "accepted": [attempt[:200] for _, attempt in accepted[:5]],
     }
 
@@ -170,6 +173,8 @@ def inject(judge: Judge, wrong: Sequence[tuple[str, str]]) -> dict[str, Any]:
 def fitness(figures: dict[str, Any], weight: float) -> tuple[bool, str]:
     """Whether a judge is fit for its weight in the reward, and the reason as text."""
     rate = figures["injections"]["rate"]
+    if figures["auc"] is not None and rate is None and not figures["unanswered"]:
+        return False, "unfit for any weight: it takes every wrong reply for right (a verdict of 0.5 or more)"
     if figures["auc"] is None or rate is None:
         return False, f"unfit for any weight: {figures['unanswered']} of {figures['pairs']} pairs were left unanswered"
     found = f"AUC {figures['auc']:.3f} on {figures['pairs']} pairs, "

@@ -66,11 +66,15 @@ def find_shards(out: Path) -> list[Path]:
 
 def join_shards(parts: Sequence[Path], made_with: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
     """The rows of all shards in the order of the task, and the seconds they took together."""
-    read = [read_jsonl(part, cure="remove it, and measure this shard again") for part in parts]
+    cure = "remove it, and measure this shard again"
+    read = [read_jsonl(part, cure=cure) for part in parts]
     seconds = 0.0
-    for part, (header, *_) in zip(parts, read, strict=True):
-        seconds += header.pop("seconds")
-        if changed := [key for key in made_with if header[key] != made_with[key]]:
+    for part, rows in zip(parts, read, strict=True):
+        header = rows[0] if rows else {}
+        if not isinstance(taken := header.get("seconds"), (int, float)):
+            raise InputError(f"{part}: not a shard of an evaluation; {cure}")
+        seconds += taken
+        if changed := [key for key in made_with if header.get(key) != made_with[key]]:
             raise InputError(f"{part}: made with another {' and '.join(changed)}; remove it, and measure it again")
     shares = [rows for _, *rows in read]
     return [row for turn in zip_longest(*shares) for row in turn if row is not None], seconds

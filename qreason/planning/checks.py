@@ -13,14 +13,16 @@ from typing import Any
 from qreason.data.prompts import demonstrate, lesson, render, system_prompt
 from qreason.data.turns import reply_spans
 from qreason.errors import QReasonError, nearest
+from qreason.judge.calibration import read_labels
 from qreason.machine import ranks
 from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
 from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer, locate
+from qreason.planning.data import fields_without_column, learned_by_heart
 from qreason.planning.memory import check_disk, shape_of
 from qreason.planning.shapes import Shape
 from qreason.recipe.schema import Recipe, Step
-from qreason.recipe.training import Training
+from qreason.recipe.training import Grpo, Training
 from qreason.rewards.registry import CALL_SECONDS, build
 from qreason.rewards.scoring import Raised, ask
 from qreason.training.arguments import is_usual, refused_arguments
@@ -67,7 +69,10 @@ def examine(
     for step in recipe.steps:
         if isinstance(step.settings, Training) and not is_usual(step.settings):
             found.problems += refused_arguments(step.stage, step.settings, detect())
-    found.problems += own_reward_problems(recipe, examples)
+    found.problems += own_reward_problems(recipe, examples) + fields_without_column(recipe, examples)
+    found.notes += learned_by_heart(recipe, examples)
+    if labels := recipe.data.labels:
+        found.attempt(lambda: read_labels(Path(labels), recipe.data))
     if not fetch and not is_here(recipe.model.base):
         found.notes.append(
             f"skipped, since {recipe.model.base} is not on this machine: its chat template and vocabulary, the lengths "
@@ -109,7 +114,17 @@ def launch_problems(recipe: Recipe) -> list[str]:
     for step in recipe.steps:
         if step.settings.processes == "one":
             problems.append(f"{step.stage}: it runs in one process only; run the recipe without accelerate launch")
+        if step.grpo and (replies := replies_of_a_process(step.grpo)) % step.grpo.num_generations:
+            problems.append(
+                f"grpo: a process makes {replies} replies at a time, no whole groups of {step.grpo.num_generations} "
+                "(num_generations); raise per_device_train_batch_size, or leave trl.steps_per_generation out"
+            )
     return problems
+
+
+def replies_of_a_process(grpo: Grpo) -> int:
+    """Replies that one process of a launch makes at a time; TRL's `generation_batch_size` is over all of them."""
+    return grpo.replies_at_a_time // (ranks.count() if grpo.trl.get("generation_batch_size") else 1)
 
 
 def is_here(base: str) -> bool:

@@ -158,9 +158,11 @@ def set_value(raw: dict[str, Any], override: str) -> None:
         parsed = value
     for target, inner in targets(raw, keys, override):
         for key in inner[:-1]:
-            target = target.setdefault(key, {})
-            if not isinstance(target, dict):
+            below = {} if target.get(key) is None else target[key]
+            if not isinstance(below, dict):
                 raise RecipeError(f"--set {override}: '{key}' holds a value, not a mapping")
+            target[key] = dict(below)  # elsewhere, an alias of it stays as it was
+            target = target[key]
         target[inner[-1]] = parsed
 
 
@@ -175,8 +177,11 @@ def targets(raw: dict[str, Any], keys: list[str], override: str) -> Iterator[tup
         name = next(iter(step)) if isinstance(step, dict) and step else step
         if name == keys[0]:
             found = True
-            settings = dict(step[name] or {}) if isinstance(step, dict) else {}
-            raw["steps"][position] = {name: settings}
+            settings = (step[name] or {}) if isinstance(step, dict) else {}
+            if not isinstance(settings, dict):
+                raise RecipeError(f"--set {override}: the {name} step holds a value, not a mapping")
+            settings = dict(settings)
+            raw["steps"][position] = (step if isinstance(step, dict) else {}) | {name: settings}
             yield settings, keys[1:]
     if not found:
         raise RecipeError(f"--set {override}: the recipe has no {keys[0]} step")

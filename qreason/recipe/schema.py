@@ -87,7 +87,7 @@ class Recipe(Strict):
     fit: Literal["auto", "none"] = "auto"
     """`auto`: micro-batches and replies per pass are reduced until they fit the memory of the GPU, or of the machine
     without one, with the same results up to rounding; a run that cannot fit is refused. `none`: as written."""
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**32)
     """Of everything that is drawn."""
 
     @property

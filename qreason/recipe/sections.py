@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from qreason.errors import nearest
 from qreason.rewards.registry import NAMES, settings_model
@@ -27,7 +36,9 @@ def is_hub_id(source: str) -> bool:
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class Lora(Strict):
@@ -144,13 +155,13 @@ class Draw(Strict):
 class Weighted(Strict):
     """A reward's weight and settings; in a recipe the weight alone, or a mapping with all of them."""
 
-    weight: float = Field(ge=0, allow_inf_nan=False)
+    weight: float = Field(ge=0)
     """Its share in the total; 0: it is only measured."""
     reward: str | None = None
     """The reward's name, where the recipe's key is another one: for two preference models, for example."""
     only: Literal["reasoning", "plain"] | None = None
     """The rows that it scores: those of data.plain, or the others; elsewhere the total leaves it out."""
-    call_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    call_timeout: float | None = Field(None, gt=0)
     """Seconds that one call of a reward of your own may take; 300 where not given."""
     settings: dict[str, Any] = {}
     """Those of the reward, written beside the weight."""
@@ -173,7 +184,11 @@ class Weighted(Strict):
         return self.reward or name
 
 
-def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
+STORED = {"stored": True}
+"""The context in which the recipe of a run folder is read: no module of one's own is imported to look at a run."""
+
+
+def check_rewards(rewards: dict[str, Weighted], info: ValidationInfo) -> dict[str, Weighted]:
     """ValueError for an unknown reward or setting, and where all weights are 0."""
     for name, reward in rewards.items():
         kind = reward.kind(name)
@@ -182,7 +197,8 @@ def check_rewards(rewards: dict[str, Weighted]) -> dict[str, Weighted]:
             raise ValueError(f"unknown reward '{kind}'{nearest(kind, NAMES)}; there are {known}")
         if reward.call_timeout and ":" not in kind:
             raise ValueError(f"{name}: call_timeout is for rewards of your own, my_module:my_reward; leave it out")
-        check_settings(kind, reward.settings)
+        if ":" not in kind or info.context != STORED:
+            check_settings(kind, reward.settings)
     if not any(reward.weight for reward in rewards.values()):
         raise ValueError("all weights are 0; give at least one reward a weight above 0")
     return rewards

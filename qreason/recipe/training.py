@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from qreason.recipe.sections import Data, Draw, Rewards, Strict, Weighted
 from qreason.recipe.stage import Processes, Start, Work
@@ -14,6 +14,18 @@ from qreason.types import Address, Variable
 def plain_rows(share: float) -> dict[str, str]:
     """The data that a stage reads for a share of rows without reasoning."""
     return {"plain": "rows without reasoning (plain_share)"} if share else {}
+
+
+WHOLE = ("max_length", "steps_per_generation", "generation_batch_size")
+"""Fields of TRL's configs that the plan reads."""
+ELSEWHERE = {
+    **{key: f"set sampling.{key}, by which replies are drawn" for key in Draw.model_fields},
+    "reward_weights": "give the weights in rewards",
+    "eval_strategy": "a run measures in its evaluate steps; leave it out",
+    "load_best_model_at_end": "a run measures in its evaluate steps; leave it out",
+    "use_vllm": "replies are made by qreason; leave it out",
+}
+"""Fields of TRL's configs that a run decides itself: set to anything else, TRL would compute with other values."""
 
 
 class Training(Start):
@@ -26,7 +38,7 @@ class Training(Start):
     """Rows of a micro-batch; of a grpo step, replies."""
     gradient_accumulation_steps: int = Field(1, gt=0)
     """Micro-batches per optimizer step."""
-    num_train_epochs: float = Field(1.0, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0, le=1e6)
     """Times that all rows are read, where `max_steps` is not given."""
     max_steps: int = -1
     """Optimizer steps; -1: as many as `num_train_epochs` takes."""
@@ -38,7 +50,7 @@ class Training(Start):
     """A number of steps, or, below 1, a share of all steps."""
     weight_decay: float = Field(0.0, ge=0)
     """Of the adapter's weights, per step."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=True)
     """Longer gradients are cut to this norm."""
     optim: str = "adamw_torch"
     """The optimizer, by transformers' name."""
@@ -72,6 +84,21 @@ class Training(Start):
             raise ValueError("push_to_hub: a run publishes nothing by itself; use `qreason push` when it is done")
         if isinstance(steps := trl.get("max_steps"), int):
             cls.trains(steps)
+        return trl
+
+    @field_validator("trl")
+    @classmethod
+    def changes_nothing_that_is_decided_elsewhere(cls, trl: dict[str, Any]) -> dict[str, Any]:
+        for key, value in trl.items():
+            if key in ELSEWHERE and value not in (None, False, "no"):
+                raise ValueError(f"{key}: {ELSEWHERE[key]}")
+            if key in WHOLE and (value is not None and not (type(value) is int and value > 0)):
+                raise ValueError(f"{key}: {value!r} is no whole number above 0")
+            if (field := cls.model_fields.get(key)) is not None:
+                try:
+                    TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
+                except ValidationError as error:
+                    raise ValueError(f"{key}: {value!r}: {error.errors()[0]['msg']}") from None
         return trl
 
     def trl_arguments(self) -> dict[str, Any]:

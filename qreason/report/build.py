@@ -10,7 +10,7 @@ from qreason.errors import RunFolderError
 from qreason.machine.files import RESTORE, read_json, read_jsonl, write_json, write_jsonl
 from qreason.machine.records import MOST, Counted, Log, Row
 from qreason.report.reasoning import WORTHS, measure_reasoning
-from qreason.report.statistics import gain, mean, share, sign_test
+from qreason.report.statistics import gain, mean, rate, share, sign_test
 from qreason.run.folder import RunFolder
 
 Rows = list[dict[str, Any]]
@@ -26,7 +26,7 @@ def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "accuracy": share(column(rows, "accurate")),
         "answer_anywhere": share([row.get("answer_anywhere") for row in rows]),
-        "pass_at_1": mean(column(rows, "pass_at_1")),
+        "pass_at_1": rate(column(rows, "pass_at_1")),
         "format": share(column(rows, "well_formed")),
         "reward": mean(column(rows, "total")),
         "parts": {name: mean([row["parts"][name] for row in rows]) for name in rows[0]["parts"]},
@@ -57,7 +57,7 @@ def measure_split(rows: Rows) -> dict[str, Any]:
         "rows": len(rows),
         "accuracy": share(column(rows, "accurate")),
         "answer_anywhere": share([row.get("answer_anywhere") for row in rows]),
-        "pass_at_1": mean(column(rows, "pass_at_1")),
+        "pass_at_1": rate(column(rows, "pass_at_1")),
         **{name: reasoning[name] for name in WORTHS},
     }
 

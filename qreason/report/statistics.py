@@ -44,10 +44,29 @@ def mean(values: Sequence[float | None]) -> Interval:
     return interval(float(known.mean()), float(low), float(high))
 
 
+def rate(values: Sequence[float | None], least: float = 0.0) -> Interval:
+    """The mean over rows of values from `least` to 1, with its interval.
+
+    Where all are equal, a bootstrap has no width, however few they are. Then other values are as frequent at most as by
+    Wilson's interval for none in n, and as far away as they can be.
+    """
+    known = {float(value) for value in values if value is not None}
+    if len(known) != 1:
+        return mean(values)
+    (value,) = known
+    others = Z**2 / (sum(one is not None for one in values) + Z**2)
+    return interval(value, value - others * (value - least), value + others * (1.0 - value))
+
+
 def gain(before: Sequence[float | None], after: Sequence[float | None]) -> Interval:
-    """The mean difference of paired rows with its bootstrap interval; it is established when `low` is above 0."""
-    pairs = zip(before, after, strict=True)
-    return mean([None if b is None or a is None else a - b for b, a in pairs])
+    """The mean difference of paired rows with its bootstrap interval; it is established when `low` is above 0.
+
+    Where no row of shares changed, as by `rate`: few rows do not show that none would.
+    """
+    pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    differences = [a - b for b, a in pairs]
+    still = not any(differences) and all(0 <= b <= 1 for b, _ in pairs)
+    return rate(differences, -1.0) if still else mean(differences)
 
 
 def sign_test(before: Sequence[float | None], after: Sequence[float | None]) -> float:
@@ -56,7 +75,9 @@ def sign_test(before: Sequence[float | None], after: Sequence[float | None]) -> 
     up = sum(a > b for b, a in pairs)
     down = sum(a < b for b, a in pairs)
     n = up + down
-    tail = sum(math.comb(n, k) for k in range(min(up, down) + 1))
+    tail, ways = 0, 1
+    for k in range(min(up, down) + 1):
+        tail, ways = tail + ways, ways * (n - k) // (k + 1)
     return min(1.0, tail / 2 ** (n - 1)) if n else 1.0
 
 

@@ -45,9 +45,9 @@ def plain_table(left: Sequence[str], right: Sequence[str] = ()) -> Table:
     """A table without lines: left-aligned columns, then right-aligned ones."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for name in left:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")  # no figure is cut, however narrow the terminal is
     for name in right:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 

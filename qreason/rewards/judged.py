@@ -19,7 +19,7 @@ PreferenceModel = Callable[[Sequence[tuple[str, str]]], list[float | None]]
 class JudgeSettings(BaseModel):
     """Which judge; by default the policy's own base, adapter off, at no cost in memory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     mode: Literal["score", "groupwise"] = "score"
     """Each response against the reference, or the responses of a group also against each other."""
@@ -74,7 +74,7 @@ def judge_reward(judge: Judge) -> Reward:
 class PreferenceSettings(BaseModel):
     """Which preference model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     """A sequence classification model with one label, or an adapter of one: a folder, a Hub id, or in a grpo step an

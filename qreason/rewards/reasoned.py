@@ -20,13 +20,13 @@ Gain = Callable[[Sequence[Reply], Sequence[Example]], list[float | None]]
 class StepsSettings(BaseModel):
     """None: the steps of the data are the references."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GainSettings(BaseModel):
     """How the gain becomes a number of 0..1."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     scale: float = Field(2.0, gt=0)
     """The gain in nats that earns 0.63."""

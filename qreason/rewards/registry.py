@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -83,6 +85,8 @@ def find(name: str) -> Callable[..., list[float | None]]:
     if ":" not in name:
         return REWARDS[name]
     module, _, function = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:  # as where Python itself is started
+        sys.path.append(here)
     try:
         imported = importlib.import_module(module)
     except ImportError as error:
@@ -110,7 +114,9 @@ def settings_model(name: str) -> type[BaseModel]:
             )
             for parameter in parameters
         }
-        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+        config = ConfigDict(
+            extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), allow_inf_nan=":" in name
+        )
         return create_model(f"{name} settings", __config__=config, **fields)
     except Exception as error:
         raise ValueError(f"{name}: its settings cannot be read from its parameters ({first_line(error)})") from error

@@ -25,13 +25,15 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
+from pydantic import ValidationError
 
 from qreason import __version__
 from qreason.errors import RunFolderError, first_line
-from qreason.machine.files import RESTORE, free_name, hash_files, read_json, write_json, write_text
+from qreason.machine.files import MOST_SHOWN, RESTORE, free_name, hash_files, read_json, write_json, write_text
 from qreason.machine.records import Manifest
 from qreason.recipe.parse import parse_yaml
 from qreason.recipe.schema import STAGES, Recipe, stage_folders
+from qreason.recipe.sections import STORED
 from qreason.recipe.stage import BASE, NEWEST
 from qreason.run.lock import LOCK, hold, is_empty, sign
 from qreason.run.resume import DRAWN, checkpoints, cut_back, is_of, newest_checkpoint, step_of
@@ -278,11 +280,13 @@ def read_recipe(path: Path, manifest: dict[str, Any] | None = None) -> Recipe:
     """The recipe that a run folder was made with; with a manifest, RunFolderError unless it made the finished steps."""
     file = path / "recipe.yaml"
     try:
-        recipe = Recipe.model_validate(parse_yaml(file.read_text(encoding="utf-8"))[0])
+        recipe = Recipe.model_validate(parse_yaml(file.read_text(encoding="utf-8"))[0], context=STORED)
     except (OSError, yaml.YAMLError, ValueError) as error:
-        raise RunFolderError(
-            f"{file}: not a recipe of this version ({first_line(error)}); --fresh starts over"
-        ) from None
+        problem = first_line(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")[:MOST_SHOWN]
+        raise RunFolderError(f"{file}: not a recipe of this version ({problem}); --fresh starts over") from None
     known = entries(recipe)
     for place, done in enumerate(manifest["steps"] if manifest else ()):
         if place >= len(known):

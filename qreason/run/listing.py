@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,5 +83,10 @@ def clean(path: Path) -> None:
 
 def size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
-    return sum(file.stat().st_size for file in files)
+    total = 0
+    inside = (os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
+    for file in [path] if path.is_file() else inside:  # not rglob, which fails where a run at work removes a folder
+        with suppress(FileNotFoundError):
+            found = os.lstat(file)
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,22 @@ def hold(folder: Path, wait: float = 0.0) -> FileLock | None:
 def sign(folder: Path) -> None:
     """Write down who holds the lock."""
     write_json(folder / HOLDER, {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it, no other process works in a folder, which is made; RunFolderError that names the one that does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = hold(folder)
+    try:
+        sign(folder)
+        yield
+    finally:
+        for name in (HOLDER, LOCK):
+            with suppress(OSError):  # Windows keeps a file that is open
+                (folder / name).unlink(missing_ok=True)
+        if lock:
+            lock.release(force=True)
 
 
 def is_held(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qreason.data.examples import choose_prompt, read_examples
 from qreason.data.pairs import read_pairs
 from qreason.data.prompts import system_prompt
+from qreason.errors import RunFolderError, first_line
 from qreason.recipe.schema import Recipe
 from qreason.recipe.sections import Weighted
 from qreason.recipe.stage import NEWEST
@@ -253,14 +254,17 @@ class Session:
             judges.append(self.judge(settings))
             return judges[-1]
 
-        functions = build(
-            {name: reward.settings for name, reward in wanted.items()},
-            open_needed,
-            self.recipe.sampling.max_completion_length,
-            kinds={name: reward.kind(name) for name, reward in wanted.items()},
-            only={name: reward.only for name, reward in wanted.items()},
-            seconds={name: reward.call_timeout for name, reward in wanted.items() if reward.call_timeout},
-        )
+        try:
+            functions = build(
+                {name: reward.settings for name, reward in wanted.items()},
+                open_needed,
+                self.recipe.sampling.max_completion_length,
+                kinds={name: reward.kind(name) for name, reward in wanted.items()},
+                only={name: reward.only for name, reward in wanted.items()},
+                seconds={name: reward.call_timeout for name, reward in wanted.items() if reward.call_timeout},
+            )
+        except ValueError as error:  # a module of one's own that is gone since the recipe was read
+            raise RunFolderError(f"{self.folder}: {first_line(error)}; run the command where its module lies") from None
         weights = {name: reward.weight for name, reward in wanted.items()}
         return Rewards(Scorer(functions, weights), judges[-1] if judges else None, gains[-1] if gains else None)
 

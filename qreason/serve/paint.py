@@ -6,13 +6,12 @@ import html
 import re
 from collections.abc import Callable
 
+from qreason.errors import visible
 from qreason.rewards.tags import TAGS
 
 OPENING, CLOSING = ("<reasoning>", "<think>"), ("</reasoning>", "</think>")
 MARKS = (*TAGS, "<think>", "</think>")
 MARK = re.compile(f"({'|'.join(map(re.escape, MARKS))})")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Such as the start of an escape sequence, by which a reply could change the terminal."""
 Write = Callable[[str, bool], None]
 """Gets a piece of text, and whether it is dim."""
 
@@ -54,11 +53,6 @@ class Painter:
         if self.hidden:
             self.write(f"[reasoning: {len(self.hidden.split())} words]", True)
             self.hidden = ""
-
-
-def visible(text: str) -> str:
-    """A text with the codes of its control characters in their place."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def settled(text: str) -> str:

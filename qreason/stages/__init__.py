@@ -5,6 +5,7 @@ A stage reads the run, writes its own folder and returns what it wrote. Stages d
 
 from __future__ import annotations
 
+import shutil
 import time
 from importlib import import_module
 
@@ -12,6 +13,7 @@ from qreason.machine import ranks
 from qreason.machine.rows import take_peak_memory
 from qreason.recipe.schema import Step
 from qreason.run.lineage import write_lineage
+from qreason.run.resume import RESUME
 from qreason.run.session import Artifact, Session, Stage
 
 
@@ -35,6 +37,7 @@ def run_step(run: Session, position: int) -> tuple[Artifact, float]:
         run.disk.manifest.setdefault("memory", {}).setdefault("peak_bytes", {})[str(position)] = peak
     run.disk.finish_step(position, seconds)
     if ranks.is_first():
+        shutil.rmtree(run.stage_folder() / RESUME, ignore_errors=True)
         write_lineage(run)
     if run.mirror:
         run.mirror()

@@ -203,7 +203,11 @@ def evaluate_task(
     if out and (out.exists() or not out.parent.is_dir()):
         raise InputError(f"--out {out}: {'already exists' if out.exists() else 'its folder is missing'}")
     digest = hash_files([task]) if task.is_file() else ""
-    made_with = {"model": target, "task": digest, "settings": settings.model_dump(mode="json")}
+    folder = Path(target)
+    disk = RunFolder.reopen(folder) if is_run_folder(folder) else None
+    adapter = disk.adapter() if disk else None
+    weights = hash_files(sorted(adapter.glob("*.safetensors"))) if adapter else None
+    made_with = {"model": target, "weights": weights, "task": digest, "settings": settings.model_dump(mode="json")}
     if out and not shard and (parts := find_shards(out)):
         rows, seconds = join_shards(parts, made_with)
         write_jsonl(out, rows)
@@ -214,8 +218,6 @@ def evaluate_task(
         out = out.with_name(f"{out.name}.{shard.name}")
         if out.exists():
             raise InputError(f"{out}: this shard is done; without --shard all are joined")
-    folder = Path(target)
-    disk = RunFolder.reopen(folder) if is_run_folder(folder) else None
     recipe = disk.recipe if disk else None
     data = recipe.data if recipe else choose_prompt(Data(heldout=str(task)))
     examples = read_examples(task, data)
@@ -237,7 +239,7 @@ def evaluate_task(
     journal = None
     if out:
         base = recipe.model.base if recipe else target
-        journal = open_journal(out, base, disk.adapter() if disk else None, say)
+        journal = open_journal(out, base, adapter, say)
     with checkpoint.generator.recording(journal):
         rows = measure_rows(checkpoint, asked, settings, label=label, folder=Path.cwd(), taught=taught) if asked else []
     seconds = time.perf_counter() - start + (journal.seconds if journal else 0)

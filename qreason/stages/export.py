@@ -13,6 +13,7 @@ from qreason.machine.files import read_json, write_json
 from qreason.machine.records import Origin
 from qreason.recipe.settings import Export
 from qreason.run.listing import WORK
+from qreason.run.lock import alone
 from qreason.run.session import Artifact, Session
 
 
@@ -46,15 +47,15 @@ def find_merged(run: Session) -> Path:
 def export_into(folder: Path, merged: Path, settings: Export, run: Session) -> Artifact:
     """All files of an export in a folder; ExportError for the first one that fails a check, which stays a draft."""
     need_engine()
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{WORK}*"):  # of an export that was cut off
-        shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as work:
-        exporter = Exporter(folder, Path(work), merged, settings, run)
-        try:
-            exporter.make_all()
-        finally:
-            if exporter.finished or exporter.results.checks:
-                write_json(folder / REPORT, exporter.report())
-    (folder / PART).unlink(missing_ok=True)
+    with alone(folder):
+        for leftover in folder.glob(f"{WORK}*"):  # of an export that was cut off
+            shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as work:
+            exporter = Exporter(folder, Path(work), merged, settings, run)
+            try:
+                exporter.make_all()
+            finally:
+                if exporter.finished or exporter.results.checks:
+                    write_json(folder / REPORT, exporter.report())
+        (folder / PART).unlink(missing_ok=True)
     return Artifact(folder, exporter.summary)

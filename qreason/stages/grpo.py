@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qreason.data.prompts import render, system_prompt
 from qreason.errors import TrainingError
+from qreason.judge.calibration import read_labels
 from qreason.machine import ranks
 from qreason.recipe.training import Grpo
 from qreason.run.session import Artifact, Rewards, Session
@@ -103,9 +104,12 @@ def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence
         sampling=recipe.sampling.sampling(seed=recipe.seed),
         folder=folder,
     )
-    weight, labels = scorer.weights.get("judge", 0.0), recipe.data.labels
-    if rewards.judge and weight and labels and (warning := check_judge(rewards.judge, Path(labels), weight, folder)):
-        run.say(warning)
+    judging = [name for name, one in (settings.rewards or recipe.rewards).items() if one.kind(name) == "judge"]
+    weight = max((scorer.weights[name] for name in judging), default=0.0)
+    if rewards.judge and weight and recipe.data.labels:
+        labels = read_labels(Path(recipe.data.labels), recipe.data)
+        if warning := check_judge(rewards.judge, labels, weight, folder):
+            run.say(warning)
     return why
 
 

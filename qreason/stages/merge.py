@@ -21,6 +21,7 @@ from qreason.model import merging
 from qreason.recipe.sections import Model
 from qreason.recipe.settings import Merge
 from qreason.rewards.text import correctness
+from qreason.run.lock import alone, is_empty
 from qreason.run.session import Artifact, Session
 from qreason.types import Example, Generator, Reply
 
@@ -68,19 +69,20 @@ def merge_again(run: Session, settings: Merge, folder: Path | None = None) -> Ar
         + [Path(adapter.removesuffix("/adapter")).name for adapter in settings.adapters]
         + [settings.blend or ""] * bool(settings.blend)
     )
-    if folder is None and not (run.folder / name / "merge.json").exists():
-        shutil.rmtree(run.folder / name, ignore_errors=True)  # of a merge that was cut off
-    folder = folder or run.folder / name
-    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+    own, folder = folder is None, folder or run.folder / name
+    if (folder / "merge.json").exists() or (not own and folder.exists() and (folder.is_file() or not is_empty(folder))):
         raise RunFolderError(f"{folder} already exists; remove it, or choose another folder with --out")
     find_adapters(run, settings)
-    there = folder.exists()
-    try:
-        return fold_into(folder, settings, run)
-    except BaseException:
-        if not there:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    there = folder.exists() and not own
+    with alone(folder):
+        for left in [path for path in folder.iterdir() if own and path.is_dir()]:  # of a merge that was cut off
+            shutil.rmtree(left)
+        try:
+            return fold_into(folder, settings, run)
+        except BaseException:
+            if not there:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def find_adapters(run: Session, settings: Merge) -> list[Path]:

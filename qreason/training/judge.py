@@ -21,10 +21,12 @@ HELD_OUT = 5
 
 
 def judge_settings(recipe: Recipe) -> tuple[JudgeSettings, float]:
-    """The judge of a recipe and its weight; the default judge with weight 0 where it has none."""
-    if "judge" not in recipe.rewards:
+    """The judge of a recipe, or of its steps, with the largest weight, and that; the default judge, 0, without one."""
+    asked = (recipe.rewards, *(recipe.rewards_of(step) for step in recipe.steps))
+    judges = [one for rewards in asked for name, one in rewards.items() if one.kind(name) == "judge"]
+    if not judges:
         return JudgeSettings(), 0.0
-    entry = recipe.rewards["judge"]
+    entry = max(judges, key=lambda one: one.weight)
     return JudgeSettings.model_validate(entry.settings), entry.weight
 
 
@@ -33,7 +35,7 @@ def calibrate_judge(run: Session, labels: Path | None) -> dict[str, Any]:
     file = labels or run.recipe.data.labels
     if file is None:
         raise InputError(f"{run.recipe.name}: no labelled pairs; give --labels FILE, or data.labels in the recipe")
-    pairs = read_labels(Path(file))
+    pairs = read_labels(Path(file), run.recipe.data)
     return calibrate(run.judge(judge_settings(run.recipe)[0]), pairs)
 
 
@@ -43,7 +45,7 @@ def train_judge(run: Session, file: Path, epochs: float) -> dict[str, Any]:
     Both judges are measured on the pairs of every fifth reference, which are held out. Settings are those of the
     recipe's first sft step. The adapter is written to run.folder/adapter, the figures to run.folder/judge.json.
     """
-    labels = read_labels(file)
+    labels = read_labels(file, run.recipe.data)
     if run.folder.exists() and any(run.folder.iterdir()):
         raise RunFolderError(f"{run.folder} is not empty; choose another folder with --out")
     heldout, taught = hold_out(labels, run.recipe.seed)

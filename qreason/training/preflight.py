@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qreason.data.prompts import demonstrate, render
 from qreason.errors import DataError, TrainingError
-from qreason.judge.calibration import calibrate, fitness, read_labels
+from qreason.judge.calibration import Label, calibrate, fitness
 from qreason.judge.verdict import Judge
 from qreason.machine.files import write_json
 from qreason.machine.progress import progress_bar
@@ -121,9 +121,9 @@ def is_right(scorer: Scorer, example: Example, scores: Sequence[Score], folder: 
     return max(best) > max(worst) and max(earned) >= max(best) - 1e-6
 
 
-def check_judge(judge: Judge, labels: Path, weight: float, folder: Path) -> str | None:
+def check_judge(judge: Judge, labels: Sequence[Label], weight: float, folder: Path) -> str | None:
     """Measure the judge on labelled pairs (judge.json in the folder); a warning where it is not fit for its weight."""
-    figures = calibrate(judge, read_labels(labels))
+    figures = calibrate(judge, labels)
     fit, message = fitness(figures, weight)
     write_json(folder / "judge.json", {**figures, "weight": weight, "fit": fit, "told": message})
     return None if fit else f"warning: the judge is {message}"

@@ -159,6 +159,23 @@ class Checkpoints:
         """Of the checkpoint that the training starts from."""
         return int(read_json(self.resumed / "trainer_state.json", State)["epoch"]) if self.resumed else 0
 
+    def was_at_end(self, trainer: Any) -> bool:
+        """Whether the checkpoint is that of the last step: then the trainer is as after its training.
+
+        transformers would make a further step.
+        """
+        from transformers import TrainerState
+
+        if self.resumed is None:
+            return False
+        state = TrainerState.load_from_json(str(self.resumed / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        trainer.state = state
+        self.load_weights(trainer, self.resumed)
+        self.memory.recall(read_json(self.resumed / "progress.json", Progress)["memory"])
+        return True
+
     def load_weights(self, trainer: Any, folder: Path) -> None:
         from safetensors.torch import load_file
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from qreason.model.compat.trl import float32_adapter, in_pieces, resumable
 from qreason.model.compat.trl_logprobs import check_kernel
 from qreason.recipe.training import Training
 from qreason.run.folder import CHECKPOINT
-from qreason.run.resume import RESUME, step_of
+from qreason.run.resume import step_of
 from qreason.run.session import Session
 from qreason.training.arguments import trl_arguments
 from qreason.training.recovery import Recovery, compute_whole
@@ -180,6 +179,8 @@ def run_trainer(
 
 def train_resumably(trainer: Any, checkpoints: Checkpoints, run: Session) -> None:
     """Train from the newest checkpoint; whatever stops it, the last full step is kept."""
+    if checkpoints.was_at_end(trainer):
+        return
     trainer.add_callback(Steps(checkpoints, trainer))
     kept = None
     with checkpoints.interruptible():
@@ -191,8 +192,6 @@ def train_resumably(trainer: Any, checkpoints: Checkpoints, run: Session) -> Non
             if kept:
                 run.say(f"{checkpoints.folder.name}: step {step_of(kept)} is kept; the same command continues after it")
             raise
-    if ranks.is_first():
-        shutil.rmtree(checkpoints.folder / RESUME, ignore_errors=True)
 
 
 def save_adapter(trainer: Any, run: Session, folder: Path) -> Path:
