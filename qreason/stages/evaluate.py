@@ -206,7 +206,8 @@ def evaluate_task(
     folder = Path(target)
     disk = RunFolder.reopen(folder) if is_run_folder(folder) else None
     adapter = disk.adapter() if disk else None
-    made_with = {"model": target, "weights": weights_of(adapter), "task": digest, "settings": settings.model_dump(mode="json")}
+    asked_for = settings.model_dump(mode="json")
+    made_with = {"model": target, "weights": weights_of(adapter), "task": digest, "settings": asked_for}
     if out and not shard and (parts := find_shards(out)):
         rows, seconds = join_shards(parts, made_with)
         write_jsonl(out, rows)
