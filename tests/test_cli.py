@@ -325,7 +325,7 @@ def test_finished_run_prints_its_report_as_json_and_continues_nothing(
     report = json.loads(result.stdout)
     assert report == json.loads((run.folder / "report.json").read_text())
     assert report["passes"][0]["after"] == "base"
-    assert report["passes"][0]["pass_at_1"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert report["passes"][0]["pass_at_1"] == {"mean": 0.5, "low": 0.1033, "high": 0.8967}
     assert report["gains"] == []
     assert os.listdir(run.folder / "base") == ["evaluation.jsonl"]
 

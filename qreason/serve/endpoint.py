@@ -49,7 +49,7 @@ def find_export(run: RunFolder, kind: str | None = None) -> Served:
         asked = f" of type '{kind}'{nearest(kind, files)}" if kind else ""
         raise RunFolderError(f"{report}: no file{asked}; {known}; {cure}")
     recommended = found.get("recommended")
-    entry = files[kind or (recommended if recommended in files else list(files)[-1])]
+    entry = files[kind or (recommended if recommended in files else next(iter(files)))]
     file = report.parent / entry["file"]
     if not file.is_file() or hash_files([file]) != entry["sha256"]:
         raise RunFolderError(f"{file}: not the file that was exported; {cure}")
