@@ -186,7 +186,7 @@ def break_vocabulary(base: Path) -> None:
 
 
 def break_template(base: Path) -> None:
-    loop = "{% for i in range(90000) %}" * 3 + "{% endfor %}" * 3
+    loop = "{% for i in range(90000) %}{% for j in range(900) %}{% endfor %}{% endfor %}"  # ends: its thread goes on
     (base / "chat_template.jinja").write_text(loop + "{{ messages[0].content }}")
 
 

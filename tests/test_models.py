@@ -102,7 +102,7 @@ def test_a_template_with_a_system_role_stays_as_it_is() -> None:
     ("template", "said"),
     [
         (
-            "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+            "{% for i in range(90000) %}{% for j in range(900) %}{% endfor %}{% endfor %}",  # ends: its thread goes on
             "does not end within 0.5 sec",
         ),
         ("{{ messages[1].content * 2000 }}" * 40, "makes .* characters of a short chat"),
