@@ -197,7 +197,7 @@ def make_it_fit(run: Session) -> None:
     from qreason.planning.memory import find_card, is_planned, measure, peak_line, read_lengths, shape_of
 
     card = find_card()
-    small = card.capability is None and run.recipe.model.base in EMBEDDED
+    small = card.on_cpu and run.recipe.model.base in EMBEDDED
     if small or run.recipe.fit == "none" or not is_planned(run.recipe):
         return
     shape = shape_of(run.recipe.model.base)

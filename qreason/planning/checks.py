@@ -22,7 +22,7 @@ from qreason.planning.data import fields_without_column, learned_by_heart
 from qreason.planning.memory import check_disk, shape_of
 from qreason.planning.shapes import Shape
 from qreason.recipe.schema import Recipe, Step
-from qreason.recipe.training import Grpo, Training
+from qreason.recipe.training import Training
 from qreason.rewards.registry import CALL_SECONDS, build
 from qreason.rewards.scoring import Raised, ask
 from qreason.training.arguments import is_usual, refused_arguments
@@ -114,17 +114,13 @@ def launch_problems(recipe: Recipe) -> list[str]:
     for step in recipe.steps:
         if step.settings.processes == "one":
             problems.append(f"{step.stage}: it runs in one process only; run the recipe without accelerate launch")
-        if step.grpo and (replies := replies_of_a_process(step.grpo)) % step.grpo.num_generations:
+        replies = step.grpo.replies_of_launch(ranks.count()) // ranks.count() if step.grpo else 0
+        if step.grpo and replies % step.grpo.num_generations:
             problems.append(
                 f"grpo: a process makes {replies} replies at a time, no whole groups of {step.grpo.num_generations} "
                 "(num_generations); raise per_device_train_batch_size, or leave trl.steps_per_generation out"
             )
     return problems
-
-
-def replies_of_a_process(grpo: Grpo) -> int:
-    """Replies that one process of a launch makes at a time; TRL's `generation_batch_size` is over all of them."""
-    return grpo.replies_at_a_time // (ranks.count() if grpo.trl.get("generation_batch_size") else 1)
 
 
 def is_here(base: str) -> bool:

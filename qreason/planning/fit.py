@@ -106,7 +106,8 @@ def cure(now: Plan, recipe: Recipe, shape: Shape, lengths: Lengths) -> str:
     smallest = measure(least, shape, now.card, lengths)
     if smallest.fits:
         return f"it fits with {', '.join(differences(recipe, least))}"
-    return f"nothing makes it fit; take a smaller base, or a card with {gib(smallest.peak[2])}"
+    larger = "machine" if now.card.on_cpu else "card"
+    return f"nothing makes it fit; take a smaller base, or a {larger} with {gib(smallest.peak[2])}"
 
 
 def until_it_fits(kind: Kind, now: Plan, recipe: Recipe, shape: Shape, lengths: Lengths) -> Recipe | None:

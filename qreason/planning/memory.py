@@ -14,7 +14,7 @@ from qreason.inference.generate import QUESTIONS
 from qreason.machine.hardware import GIB, compiler_trouble, free_bytes, usable_memory
 from qreason.model.backends import choose
 from qreason.model.classifier import read_adapter
-from qreason.model.compat.trl_logprobs import MOST_LOGITS
+from qreason.model.compat.trl_logprobs import are_few
 from qreason.model.merging import BYTES
 from qreason.planning.phases import (
     Phase,
@@ -87,7 +87,7 @@ def find_card() -> Card:
     import torch
 
     if not torch.cuda.is_available():
-        return Card("this machine", usable_memory(), None)
+        return Card("this machine", usable_memory(), None, compiles=False)
     here = Card(torch.cuda.get_device_name(), 0, torch.cuda.get_device_capability())
     free = torch.cuda.mem_get_info()[0] + here.context_bytes  # the query created the context
     return replace(here, free_bytes=free, compiles=here.compiles and compiler_trouble() is None)
@@ -238,16 +238,15 @@ def plan_step(step: Step, recipe: Recipe, shape: Shape, card: Card, lengths: Len
         phases["judge"] = complete(card, stored, peak_phase(moments))
     if isinstance(settings, Training):
         tokens = row_tokens(shape, work, lengths, completion)
-        shared = card.capability is None and work.logits == "completion" and not settings.gradient_checkpointing
+        shared = card.on_cpu and work.logits == "completion" and not settings.gradient_checkpointing
         computed, few = None, False
         if shared:  # each prompt is read once (model/compat)
             prompts = ceil(work.rows / work.rollouts[0][1])
             computed = prompts * lengths.prompt + work.rows * completion
-            few = work.rows * completion * shape.vocabulary <= MOST_LOGITS
+            few = are_few(work.rows * completion * shape.vocabulary)
         # The gradients of earlier micro-batches are set aside during a backward pass (training/recovery.py).
         stored["gradients"] = 4 * sum(sizes) * (2 if settings.gradient_accumulation_steps > 1 else 1)
-        compiles = card.compiles and card.capability is not None
-        logits = loss_logits(shape, model, work, tokens, completion, compiles=compiles, tiled=not few)
+        logits = loss_logits(shape, model, work, tokens, completion, compiles=card.compiles, tiled=not few)
         held = backward(shape, model, settings, work.rows, tokens, logits, computed)
         phases["backward"] = complete(card, stored, held)
     return phases

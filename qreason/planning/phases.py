@@ -245,9 +245,7 @@ def complete(card: Card, *parts: Phase) -> Phase:
     """The sum of the parts, with what the allocator and the driver hold beyond them."""
     phase = {name: sum(part.get(name, 0) for part in parts) for name in COMPONENTS}
     allocated = sum(phase.values())
-    on_cpu = card.capability is None
-    phase["fragmentation"] = int(
-        CPU_FRAGMENTATION * (allocated - phase["weights"]) if on_cpu else FRAGMENTATION * allocated
-    )
-    phase["libraries" if on_cpu else "CUDA context"] = card.context_bytes
+    gaps = CPU_FRAGMENTATION * (allocated - phase["weights"]) if card.on_cpu else FRAGMENTATION * allocated
+    phase["fragmentation"] = int(gaps)
+    phase["libraries" if card.on_cpu else "CUDA context"] = card.context_bytes
     return {name: size for name, size in phase.items() if size}

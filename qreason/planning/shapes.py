@@ -44,7 +44,7 @@ class Shape:
     adaptable: tuple[str, ...] = ()
     """The names of all layers that PEFT can put an adapter on."""
     number: int = 2
-    """Bytes per number of the base and its activations: 2 on a GPU (float16 or bfloat16), 4 on a CPU."""
+    """Bytes per number of the base and its activations (`Card.number`)."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,13 @@ class Card:
     """Whether Triton's kernels can be compiled for it."""
 
     @property
+    def on_cpu(self) -> bool:
+        return self.capability is None
+
+    @property
     def number(self) -> int:
-        return 4 if self.capability is None else 2
+        """Bytes per number of the base and its activations: float32 on a CPU, else 16 bits."""
+        return 4 if self.on_cpu else 2
 
     @property
     def context_bytes(self) -> int:

@@ -231,6 +231,10 @@ class Grpo(Training):
         rounds = self.trl.get("steps_per_generation") or self.gradient_accumulation_steps
         return int(self.trl.get("generation_batch_size") or self.per_device_train_batch_size * rounds)
 
+    def replies_of_launch(self, processes: int) -> int:
+        """Replies that all processes of a launch make at a time; a `generation_batch_size` is over all of them."""
+        return self.replies_at_a_time * (1 if self.trl.get("generation_batch_size") else processes)
+
     @property
     def prompts_at_a_time(self) -> int:
         """Prompts per call of the generator: those of a generation batch, or of the preflight."""

@@ -6,7 +6,7 @@ qreason makes the rollouts and scores them; TRL turns the scores into advantages
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qreason.data.prompts import render, system_prompt
@@ -79,7 +79,7 @@ def prepare(
     With `look`, stops or warns before training that could not learn.
     """
     recipe, scorer, n = run.recipe, rewards.scorer, settings.difficulty_filtering
-    kinds = {name: one.kind(name) for name, one in (settings.rewards or recipe.rewards).items()}
+    kinds = {name: one.kind(name) for name, one in recipe.rewards_of(recipe.steps[run.step]).items()}
     examples = run.examples("prompts")[: settings.rows]
     if look:
         check_gold(examples, scorer.rewards, kinds, folder)
@@ -89,10 +89,17 @@ def prepare(
         if look:
             check_gold(plain, scorer.rewards, kinds, folder)
         random.Random(recipe.seed).shuffle(examples := examples + plain)
-    return examples, preflight(settings, run, rewards, examples, folder) if look else None
+    return examples, preflight(settings, run, rewards, kinds, examples, folder) if look else None
 
 
-def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence[Example], folder: Path) -> str | None:
+def preflight(
+    settings: Grpo,
+    run: Session,
+    rewards: Rewards,
+    kinds: Mapping[str, str],
+    examples: Sequence[Example],
+    folder: Path,
+) -> str | None:
     """Stop or warn before training that could not learn; why it has nothing left to learn, or None."""
     recipe, scorer = run.recipe, rewards.scorer
     why = check_rollouts(
@@ -104,8 +111,7 @@ def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence
         sampling=recipe.sampling.sampling(seed=recipe.seed),
         folder=folder,
     )
-    judging = [name for name, one in (settings.rewards or recipe.rewards).items() if one.kind(name) == "judge"]
-    weight = max((scorer.weights[name] for name in judging), default=0.0)
+    weight = max((scorer.weights[name] for name, kind in kinds.items() if kind == "judge"), default=0.0)
     if rewards.judge and weight and recipe.data.labels:
         labels = read_labels(Path(recipe.data.labels), recipe.data)
         if warning := check_judge(rewards.judge, labels, weight, folder):
@@ -115,8 +121,7 @@ def preflight(settings: Grpo, run: Session, rewards: Rewards, examples: Sequence
 
 def check_enough(settings: Grpo, examples: Sequence[Example]) -> None:
     """TrainingError for fewer prompts than a step takes, of which TRL makes no step."""
-    processes = 1 if "generation_batch_size" in settings.trl else ranks.count()
-    needed = settings.replies_at_a_time * processes // settings.num_generations
+    needed = settings.replies_of_launch(ranks.count()) // settings.num_generations
     if len(examples) < needed:
         left = " that difficulty_filtering leaves" if settings.difficulty_filtering else ""
         raise TrainingError(

@@ -70,7 +70,7 @@ def filter_prompts(
 
 def made_with(settings: Grpo, run: Session, rules: Sequence[str]) -> dict[str, Any]:
     """What the pass rates of a step depend on; `rules` are the rewards that say what is right."""
-    recipe, rewards = run.recipe.dump(), settings.rewards or run.recipe.rewards
+    recipe, rewards = run.recipe.dump(), run.recipe.rewards_of(run.recipe.steps[run.step])
     return {
         **{key: recipe[key] for key in ("model", "data", "seed")},
         "sampling": run.recipe.sampling.model_dump(exclude={"max_num_seqs"}),

@@ -75,13 +75,18 @@ class LogProbabilities:
         compute = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
         if not kwargs.get("compute_aux_loss") and not getattr(self, "use_liger_kernel", False):
             shared = can_share_prompts(self.args)
-            if self.tiled and not (shared and input_ids.shape[0] * logits_to_keep * self.vocabulary <= MOST_LOGITS):
+            if self.tiled and not (shared and are_few(input_ids.shape[0] * logits_to_keep * self.vocabulary)):
                 kwargs.pop("compute_aux_loss", None)
                 compute, model = self._chunked_logps, self.accelerator.unwrap_model(model)  # type: ignore[attr-defined]
                 model = with_shared_prompts(model, logits_to_keep) if shared else model
             elif shared:
                 model = partial(answer_once, model, logits_to_keep, self.temperature)
         return compute(model, input_ids, attention_mask, logits_to_keep, **kwargs)
+
+
+def are_few(logits: int) -> bool:
+    """Whether a CPU computes the logits of a micro-batch at once."""
+    return logits <= MOST_LOGITS
 
 
 def answer_once(
