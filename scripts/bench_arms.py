@@ -57,7 +57,7 @@ def lengthened(steps: list[Any], longer: dict[str, float], rows: int) -> list[An
     """The steps of a recipe with so many times the optimizer steps, SFT within its rows."""
     made = []
     for step in steps:
-        (name, settings), *_ = step.items() if isinstance(step, dict) else [(step, None)]
+        (name, settings), *_ = step.items() if isinstance(step, dict) else [(step, {})]
         if name == "sft" and "sft" in longer:
             wanted = round(settings["rows"] * longer["sft"])
             passes = max(1, round(wanted / rows))
@@ -89,7 +89,7 @@ def answers(folders: list[Path]) -> list[float]:
     return [sum(row) / len(seeds) for row in zip(*seeds, strict=True)]
 
 
-def percent(interval: dict[str, float]) -> str:
+def percent(interval: dict[str, Any]) -> str:
     return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * interval[name] for name in ("mean", "low", "high")))
 
 

@@ -102,7 +102,7 @@ def main() -> None:
     def fresh() -> Judge:
         return Judge(LocalModel(LocalGenerator(resident)))
 
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "score written as text": lambda: write_scores(resident, pairs),
         "one forward pass": lambda: fresh()(pairs),
         "the same, groups apart": lambda: one_by_one(fresh(), groups),

@@ -22,7 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_peer_ways import GROUP, OURS, PHASES, TRL, Row, measure
+from bench_peer_ways import GROUP, OURS, PHASES, TRL, measure
+from bench_tables import Row
 
 from qreason.machine.files import write_jsonl
 from qreason.machine.hardware import GIB
@@ -125,7 +126,7 @@ def main() -> None:
         common = {key: getattr(args, key) for key in ("base", "replies", "micro", "quality", "target", "rows", "every")}
         common |= {"adapter": str(adapter.resolve()), "steps": args.most if args.quality else args.steps + 1}
         turns = [(0, seed) for seed in args.seeds] if args.quality else [(number, 1) for number in range(args.rounds)]
-        rows = []
+        rows: list[Row] = []
         for number, seed in turns:
             for arm in (OURS, *TRL)[:: 1 if len(rows) % 2 == 0 else -1]:
                 rows.append(run_one(common | {"arm": arm, "round": number, "seed": seed}))

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench_contenders import Meter, Row, machine, metered, rule_rewards
+from bench_contenders import Meter, machine, metered, rule_rewards
+from bench_tables import Row
 
 from qreason.machine.hardware import prepare_process
 
@@ -58,7 +59,8 @@ def measure(given: Row, folder: Path) -> Row:
     recipe, hardware = write_recipe(given), detect()
     meter = Meter(hardware.device == "cuda")
     trl.GRPOTrainer = phased(metered(trl.GRPOTrainer, meter, given["replies"]), meter)
-    callbacks, curve = [], []
+    callbacks: list[Any] = []
+    curve: list[Row] = []
     if given["quality"]:
         assert recipe.data.heldout
         rows = read_examples(recipe.data.heldout, use="heldout")[: given["rows"]]
@@ -118,7 +120,7 @@ def train_qreason(recipe: Recipe, adapter: Path, meter: Meter, folder: Path) -> 
             return judge(self, *args, **kwargs)
 
     Judge.__call__ = judged  # type: ignore[method-assign]
-    RunFolder.adapter = lambda self, start: adapter  # type: ignore[method-assign, assignment]
+    RunFolder.adapter = lambda self, start: adapter  # type: ignore[method-assign, assignment, misc]
     run = Session.open(recipe, folder / "run")
     _ = run.backend  # before transformers is imported
     run_stage(run.recipe.steps[0], run)

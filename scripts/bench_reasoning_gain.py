@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, pstdev, quantiles
 
-from qreason.data.formats import read_jsonl
+from qreason.machine.files import read_jsonl
 from qreason.rewards.reasoned import bounded
 from qreason.run.session import Session
 from qreason.types import Example, Reply
@@ -33,7 +33,7 @@ def main() -> None:
     run.resident.load_adapter(given.adapter)
     gain, seconds = run.reasoning_gain(), []
     steps: dict[int, list[tuple[Reply, Example, bool]]] = defaultdict(list)
-    for _, row in read_jsonl(given.folder / "replies.jsonl"):
+    for row in read_jsonl(given.folder / "replies.jsonl"):
         example, right = Example(row["id"], row["prompt"], row["reference"]), bool(row["parts"]["correctness"])
         steps[row["step"]].append((Reply(row["reply"]), example, right))
     groups: dict[tuple[int, str], list[float | None]] = defaultdict(list)

@@ -60,7 +60,7 @@ def main() -> None:
     examples = read_examples(str(PROMPTS))[: args.prompts]
     ids = render_ids(resident.tokenizer, [render(example, SYSTEM_PROMPTS["helpdesk"]) for example in examples])
     sampling = Draw(temperature=1.0, min_p=0.1, max_completion_length=args.tokens).sampling(seed=1)
-    ways = {
+    ways: dict[str, Callable[..., Any]] = {
         "ours": with_cache(roomy_cache, generator.decode),
         "ours, transformers' cache": with_cache(lambda config, room: DynamicCache(config=config), generator.decode),
         "transformers' generate": partial(decode_by_generate, resident),

@@ -231,8 +231,8 @@ def write_ticket(
     suspected = [cause, *others][rng.randrange(4) if suspect is None else suspect]
     suspicion, facts = rng.choice(suspected.suspicion), draw_facts(family, rng)
     if slips:
-        suspicion, *rest = (slip(t, rng) if rng.random() < slips else t for t in (suspicion, *(t for _, t in seen)))
-        seen = [(one, text) for (one, _), text in zip(seen, rest, strict=True)]
+        suspicion, *slipped = (slip(t, rng) if rng.random() < slips else t for t in (suspicion, *(t for _, t in seen)))
+        seen = [(one, text) for (one, _), text in zip(seen, slipped, strict=True)]
     seen.insert(rng.randint(0, 3), (suspected, suspicion))
     told = [text for _, text in seen]
     symptom = typo(symptom, rng) if rng.random() < 0.15 else symptom
@@ -485,7 +485,8 @@ def write_reply(ticket: Ticket, rng: random.Random) -> str:
 def make_ranked(causes: list[Cause], tickets: Tickets) -> list[Row]:
     """Ranked pairs for reward models; the worse reply is one to `other`."""
     rng = random.Random(f"ranked {SEED}")
-    kinds, rows = ("helpfulness", "harmlessness", *["relevance", "resolution"] * 7), []
+    kinds = ("helpfulness", "harmlessness", *["relevance", "resolution"] * 7)
+    rows: list[Row] = []
     while len(rows) < RANKED_ROWS:
         cause, about = rng.choice(causes), kinds[len(rows) % len(kinds)]
         near = [one for one in causes if one.category == cause.category and one is not cause]

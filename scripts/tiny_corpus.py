@@ -553,8 +553,8 @@ def worsen(corpus: Corpus, reference: str, others: list[str]) -> str:
     if kind == "family":
         return rng.choice(others)
     if kind == "splice":
-        other = rng.choice(others).split()
-        return " ".join(words[: len(words) // 2] + other[len(other) // 2 :])
+        end = rng.choice(others).split()
+        return " ".join(words[: len(words) // 2] + end[len(end) // 2 :])
     if kind == "words":
         return " ".join(rng.sample(corpus.words, rng.randint(4, 10)))
     if kind == "prefix":

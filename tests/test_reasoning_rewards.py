@@ -212,6 +212,15 @@ def test_a_reply_without_reasoning_earns_nothing_and_a_row_without_a_reference_i
     assert words.calls == []
 
 
+def test_several_answers_in_the_reasoning_earn_nothing() -> None:
+    """What RL alone found at step 40: full tags, and every fix that might be meant between them."""
+    whole = reply("Cause: toner is empty.")
+    listed = Reply(f"<{whole.text}{FIX}</answer><answer>{FIX}</answer>")
+    swapped = Reply("<answer>a</answer><reasoning>Cause: toner is empty.</reasoning>")
+    marks = built("reasoning_gain", lambda replies, examples: [9.0] * 3)([whole, listed, swapped], [ROW] * 3)
+    assert marks == [pytest.approx(1 - math.exp(-4.5)), 0.0, 0.0]
+
+
 def test_the_gain_is_that_of_the_resident_model(resident: Resident) -> None:
     """The same by whole rows, one at a time, without shared prompts."""
     import torch

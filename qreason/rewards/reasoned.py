@@ -88,13 +88,17 @@ def bounded(nats: float | None, scale: float) -> float:
 def gain_reward(settings: GainSettings, gain: Gain) -> Reward:
     """0..1: 1 - exp(-gain / scale), 0 for reasoning that does not help (in the line of VeriFree, arXiv 2505.21493).
 
-    A reply without reasoning in its tags earns 0, so that none evades the reward; None for rows without a reference.
-    Bounded because the gain of a wrong conclusion has no limit (-8 nats on average on the helpdesk, +3 of a right one),
-    and would decide the advantage of its whole group.
+    A reply without reasoning in its tags earns 0, so that none evades the reward, and so does one with a tag twice or
+    out of order: RL alone learnt to put several answers between them. None for rows without a reference. Bounded
+    because the gain of a wrong conclusion has no limit and would decide the advantage of its whole group.
     """
 
     def reward(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
-        rows = zip(gain(replies, examples), examples, strict=True)
-        return [bounded(nats, settings.scale) if example.reference else None for nats, example in rows]
+        def mark(nats: float | None, reply: Reply, example: Example) -> float | None:
+            if not example.reference:
+                return None
+            return bounded(nats, settings.scale) if follows_format(reply.text) else 0.0
+
+        return [mark(*row) for row in zip(gain(replies, examples), replies, examples, strict=True)]
 
     return reward
