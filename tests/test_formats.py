@@ -104,6 +104,22 @@ def test_last_assistant_turn_is_the_reference_and_all_before_it_the_prompt(
     assert tuple(text for _, text in example.history) == history
 
 
+def test_columns_are_found_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "faq.csv").write_text("Question ,Response\nIs 7 prime?,Yes.\n", "utf-8")
+    (row,) = read_examples(tmp_path / "faq.csv")
+    assert (row.prompt, row.reference) == ("Is 7 prime?", "Yes.")
+    named = write(tmp_path, {"Question": "a", "question": "b", "Answer": "c", "answer": "d"})
+    (row,) = read_examples(named, Data(fields={"prompt": "Question"}))
+    assert (row.prompt, row.reference) == ("a", "d")
+
+
+@pytest.mark.parametrize("names", [("instruction", "context", "response"), ("Instruction", "Input", "Output")])
+def test_instructions_of_other_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Those of Dolly, and in capitals."""
+    (row,) = read_examples(write(tmp_path, dict(zip(names, ("Sum up.", "a b", "ab"), strict=True))))
+    assert (row.prompt, row.reference, row.form) == ("Sum up.\n\na b", "ab", "Alpaca")
+
+
 def test_input_of_an_instruction_is_kept_where_fields_name_its_column(tmp_path: Path) -> None:
     # The input was dropped without a word: two equal prompts with different answers.
     file = write(tmp_path, {"instruction": "Translate.", "input": "good night", "output": "Gute Nacht"})

@@ -5,7 +5,7 @@
 | messages | `messages`: a list of `role` and `content` |
 | ShareGPT | `conversations`: a list of `from` (human, gpt, system) and `value` |
 | prompt/completion | `prompt`, `completion`: texts, or lists of messages |
-| Alpaca | `instruction`, `output`, and `input` or nothing |
+| Alpaca | `instruction`, `output` (or `response`), and `input` (or `context`) or nothing |
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def form_of(row: Mapping[str, Any], fields: Mapping[Any, str]) -> str:
             return form
     if prompt in (None, "prompt") and "completion" in row and "prompt" in row:
         return PAIR
-    if prompt in (None, "instruction") and "instruction" in row and "output" in row:
+    if prompt in (None, "instruction") and "instruction" in row and ("output" in row or "response" in row):
         return ALPACA
     return ""
 
@@ -100,12 +100,13 @@ def as_messages(cell: Any) -> list[Any] | None:
 
 def alpaca(chat: Chat, fields: Mapping[Any, str], location: str) -> Chat:
     """The instruction with its input below it."""
-    asked, given = chat.row["instruction"], chat.row.get("input")
+    column = "input" if "input" in chat.row else "context"
+    asked, given = chat.row["instruction"], chat.row.get(column)
     if given is not None and not isinstance(given, str):
-        raise DataError(f"{location}: 'input' is {type(given).__name__}, not text")
+        raise DataError(f"{location}: '{column}' is {type(given).__name__}, not text")
     whole = f"{asked}\n\n{given}" if given and given.strip() and isinstance(asked, str) else asked
     row = {**chat.row, "instruction": whole, "prompt": whole}
-    return split_reply(Chat(row, chat.form, chat.system), "output", fields)
+    return split_reply(Chat(row, chat.form, chat.system), "output" if "output" in row else "response", fields)
 
 
 def split_reply(chat: Chat, column: str, fields: Mapping[Any, str]) -> Chat:

@@ -29,7 +29,7 @@ from qreason.types import Example
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id",),
     "prompt": ("issue", "prompt", "question"),
-    "reference": ("resolution", "reference", "answer"),
+    "reference": ("resolution", "reference", "answer", "response"),
     "reasoning": ("steps", "reasoning"),
     "accepted": ("accepted",),
     "category": ("category",),

@@ -27,9 +27,14 @@ def read_rows(source: str | Path, data: Data, use: str) -> Iterator[Row]:
 
     Raises DataError with `file:line` for what cannot be read; a path is never looked up on the Hub.
     """
-    if is_hub_id(str(source)) and not isfile(source):
-        return read_hub(str(source), data, use)
-    return read_file(Path(source), data)
+    hub = is_hub_id(str(source)) and not isfile(source)
+    rows = read_hub(str(source), data, use) if hub else read_file(Path(source), data)
+    return ((location, in_small_letters(row)) for location, row in rows)
+
+
+def in_small_letters(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose columns can be found in small letters too: `Prompt` as `prompt`."""
+    return {name.strip().lower(): cell for name, cell in row.items()} | row
 
 
 def read_file(file: Path, data: Data | None = None) -> Iterator[Row]:
