@@ -209,7 +209,7 @@ class Windows:
         text = (
             f"the steps of the reasoning fit what it concludes less often ({before:.0%} of the replies at first, "
             f"{after:.0%} now) while {rise}: the policy learns the answers, and its steps become decoration. Give "
-            "'consistent_steps' or 'reasoning_gain' a weight"
+            "'consistent_steps' or 'reasoning_gain' more weight"
         )
         shown = [r.text for r in late if not r.consistent][:SHOWN]
         return Alarm(self.step, "steps that do not fit", self.best_paid(), text, tuple(shown))
@@ -222,7 +222,7 @@ class Windows:
             return None
         text = (
             f"the reasoning helps less to predict the reference (by {before:.1f} nats at first, {after:.1f} now) while "
-            f"{rise}: the policy learns to answer without it. Give 'reasoning_gain' a weight"
+            f"{rise}: the policy learns to answer without it. Give 'reasoning_gain' more weight"
         )
         shown = sorted(late, key=gain)[:SHOWN]
         return Alarm(self.step, "reasoning that does not help", self.best_paid(), text, tuple(r.text for r in shown))
