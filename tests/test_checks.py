@@ -210,7 +210,7 @@ def change(file: Path, **values: object) -> None:
 def test_a_base_that_cannot_be_used_is_refused_before_its_weights_are_read(
     write_recipe: RecipeWriter, base: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], said: str
 ) -> None:
-    monkeypatch.setattr("qreason.model.load.RENDERING", 0.5)
+    monkeypatch.setattr("qreason.model.templates.RENDERING", 0.5)
     damage(base)
     result = qreason("validate", write_recipe(), *settings(f"model.base={base}"))
     assert result.exit_code == 2, result.output

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from qreason.cli import main
 from qreason.errors import ExportError, ModelError, RunFolderError
-from qreason.export import engine, lora, quality, reference, verify, writer
+from qreason.export import architecture, engine, lora, ollama, quality, reference, verify, vocabulary, writer
 from qreason.export.exporter import Exporter
 from qreason.export.original import Original
 from qreason.model.load import EMBEDDED
@@ -492,14 +492,14 @@ def test_an_output_layer_that_is_tied_by_name_only_is_refused(tmp_path: Path) ->
 def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match="a llama model; export writes the Qwen2 family"):
-        writer.read_config(tmp_path)
+        architecture.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\x00", b'{"model_type": "qwen2", "hidden_size": "x"}'])
 def test_a_damaged_config_of_a_merged_model_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"config.json: damaged \(.*restore it"):
-        writer.read_config(tmp_path)
+        architecture.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{]", b"\xff" * 64])

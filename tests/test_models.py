@@ -115,7 +115,7 @@ def test_a_template_with_a_system_role_stays_as_it_is() -> None:
 def test_a_template_that_cannot_be_used_is_refused(
     broken: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
 ) -> None:
-    monkeypatch.setattr("qreason.model.load.RENDERING", 0.5)
+    monkeypatch.setattr("qreason.model.templates.RENDERING", 0.5)
     (broken / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=said) as caught:
         load_tokenizer(str(broken))

@@ -10,7 +10,7 @@ from typing import Any
 
 from qreason.data.prompts import system_prompt
 from qreason.errors import ModelError, RunFolderError, first_line
-from qreason.export import engine, lora, ollama, quality, writer
+from qreason.export import architecture, engine, lora, ollama, quality, writer
 from qreason.export.original import REPLIES, TOKENS, Original
 from qreason.export.reference import Heldout
 from qreason.export.verify import DRAFT, Results, read_checks
@@ -34,8 +34,8 @@ class Exporter:
         adapter = run.disk.adapter()
         assert adapter is not None, "a merge has an adapter"
         self.adapter = adapter
-        self.config = writer.read_config(merged)
-        self.native = writer.native_type(self.config)
+        self.config = architecture.read_config(merged)
+        self.native = architecture.native_type(self.config)
         self.results = Results(folder, run.say)
         self.finished: dict[str, dict[str, Any]] = {}
         """Kind -> its entry in `export.json`."""
@@ -144,7 +144,7 @@ class Exporter:
         if self.kept(kind):
             return
         draft = self.draft(kind)
-        if kind in writer.FILE_TYPES:
+        if kind in architecture.FILE_TYPES:
             writer.write_model(self.merged, draft, kind, self.name)
         else:
             engine.quantize(lossless, draft, kind)

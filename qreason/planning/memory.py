@@ -101,7 +101,7 @@ def read_lengths(recipe: Recipe) -> Lengths:
     from qreason.model.classifier import render_ids
     from qreason.model.load import load_tokenizer
 
-    tokenizer = load_tokenizer(recipe.model.base)
+    tokenizer = load_tokenizer(recipe.model.base, thinking=recipe.model.thinking)
     system = system_prompt(recipe.data)
     read = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]

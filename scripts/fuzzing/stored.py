@@ -17,7 +17,7 @@ from qreason.data.pairs import rank_draws
 from qreason.export.exporter import read_earlier
 from qreason.export.lora import check_fits, read_alpha
 from qreason.export.verify import read_checks
-from qreason.export.writer import read_config
+from qreason.export.architecture import read_config
 from qreason.inference.journal import digest, read_kept
 from qreason.machine.files import hash_files, read_jsonl
 from qreason.machine.records import Draw
