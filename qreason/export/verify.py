@@ -113,16 +113,25 @@ class Check:
     bound: str = ""
 
     @property
-    def line(self) -> str:
+    def told(self) -> str:
         figures = ", ".join(f"{key} {shown(value)}" for key, value in self.figures.items())
-        bound = f" (bound: {self.bound})" if self.bound else ""
-        return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.name}: {figures}{bound}"
+        return f"{self.name}: {figures}" + (f" (bound: {self.bound})" if self.bound else "")
+
+    @property
+    def line(self) -> str:
+        return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.told}"
 
 
 def read_checks(earlier: Exported, file: str) -> list[Check]:
     """What an earlier export found right in one of its files."""
     found = [one for one in earlier["checks"] if one["file"] == file and one["passed"]]
     return [Check(one["file"], one["name"], one["passed"], one["figures"], one["bound"]) for one in found]
+
+
+class FailedCheck(ExportError):  # noqa: N818
+    def __init__(self, check: Check, text: str) -> None:
+        super().__init__(text)
+        self.check = check
 
 
 class Results:
@@ -134,13 +143,14 @@ class Results:
         self.accuracy: dict[str, float] = {}
 
     def passed(self, check: Check) -> None:
-        """Keep a check and print it; ExportError where it failed."""
+        """Keep a check and print it; FailedCheck where it failed."""
         self.checks.append(check)
         self.say(check.line)
         if not check.passed:
-            raise ExportError(
+            raise FailedCheck(
+                check,
                 f"{check.file}: failed '{check.name}' ({self.folder / 'export.json'} has the figures); what was "
-                f"written is kept as *{DRAFT}, not to be used"
+                f"written is kept as *{DRAFT}, not to be used",
             )
 
 

@@ -22,8 +22,10 @@ RENDERING, MOST_TEMPLATE = 10.0, 10**6
 
 
 REPLY = {"role": "assistant", "content": "it does"}
-TODAY, FIXED = re.compile(r"strftime_now\([^()]*\)"), '"26 Jul 2024"'
+TODAY, DAY = re.compile(r"strftime_now\([^()]*\)"), '"26 Jul 2024"'
 """The current date in a chat template, and the day in its place, which is Llama's own where there is no clock."""
+DATED = f"{{% set date_string = {DAY} %}}"
+"""In front of a chat template that llama.cpp's server would give the date as `date_string`."""
 THINKS = "{#- asks for thoughts -#}"
 """In front of a chat template whose thoughts the recipe wants."""
 BEGUN = (
@@ -46,7 +48,10 @@ def fit_template(base: str, tokenizer: Any, *, thinking: bool = False) -> None:
         own = tokenizer.get_chat_template()
     if len(own) > MOST_TEMPLATE:
         raise ModelError(f"{base}: its chat template has {len(own)} characters; give it a template for chats alone")
-    tokenizer.chat_template = with_system(base, tokenizer, TODAY.sub(FIXED, own))
+    own = TODAY.sub(DAY, own)
+    if "date_string" in own and DATED not in own:
+        own = DATED + own
+    tokenizer.chat_template = with_system(base, tokenizer, own)
     if opens_thoughts(tokenizer) and THINKS not in own:
         if thinking:
             tokenizer.chat_template = THINKS + tokenizer.chat_template
