@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from qreason.cli import main
 from qreason.errors import ExportError, ModelError, RunFolderError
-from qreason.export import architecture, engine, lora, ollama, quality, reference, verify, vocabulary, writer
+from qreason.export import architecture, engine, lora, quality, reference, verify, writer
 from qreason.export.exporter import Exporter
 from qreason.export.original import Original
 from qreason.model.load import EMBEDDED
@@ -329,6 +329,27 @@ def test_a_failed_check_keeps_the_draft_and_the_earlier_file(
     assert report["checks"][-1]["figures"]["kl"] > 0
 
 
+def test_a_quantized_type_that_falls_short_costs_no_other(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It used to end the export, and with it the run, although all other files were good.
+    monkeypatch.setitem(quality.QUANTIZED_KL, "q4_k_m", 1e-9)
+    result = call("export", str(copied), "--gguf", "f16,q4_k_m,q8_0", "--rows", "2", "--ollama")
+    assert result.exit_code == 0, result.output
+    assert "not to be used: q4_k_m: quantized as expected: types " in result.stderr
+    assert "(bound: kl 1e-09)" in result.stderr
+    folder = copied / "export"
+    report = json.loads((folder / "export.json").read_text())
+    assert set(report["files"]) == {"f16", "q8_0", "adapter"}
+    assert (report["failed"], report["verified"]) == ({"q4_k_m": "quantized as expected"}, True)
+    assert report["recommended"] in ("f16", "q8_0")
+    assert "q4_k_m" not in report["accuracy"]
+    assert f"FROM ./smoke-{report['recommended']}.gguf" in (folder / "Modelfile").read_text()
+    assert (folder / "smoke-q4_k_m.gguf.unverified").is_file()
+    assert not (folder / "smoke-q4_k_m.gguf").exists()
+    result = call("export", str(copied), "--gguf", "q4_k_m", "--rows", "2")
+    assert result.exit_code == 1
+    assert "no file passed its checks: q4_k_m: quantized as expected" in result.stderr
+
+
 @pytest.mark.slow
 def test_an_export_that_is_cut_off_goes_on_with_the_files_that_are_left(
     run: Session, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -490,8 +511,8 @@ def test_an_output_layer_that_is_tied_by_name_only_is_refused(tmp_path: Path) ->
 
 
 def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ModelError, match="a llama model; export writes the Qwen2 family"):
+    (tmp_path / "config.json").write_text('{"model_type": "olmo2"}')
+    with pytest.raises(ModelError, match=r"a olmo2 model; export writes Qwen2, Qwen2\.5 and their kin"):
         architecture.read_config(tmp_path)
 
 

@@ -67,7 +67,7 @@ class Exporter:
         for kind in wanted:
             if kind not in writer.FLOATS:
                 self.make_quantized(kind, lossless)
-        if not self.finished:
+        if not self.finished.keys() & set(wanted):
             raise ExportError(f"{self.folder}: no file passed its checks: {self.shortfall}")
         self.make_adapter()
         if self.settings.ollama:

@@ -11,6 +11,7 @@ from qreason.export.architecture import gguf_names, read_config, to_engine
 from qreason.export.writer import open_tensors, write_file
 from qreason.machine.files import read_json
 from qreason.machine.records import LoraFile, Peft
+from qreason.model.load import stored_quantization
 
 NAMED = {"use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA", "arrow_config": "Arrow"}
 REFUSED = (
@@ -70,6 +71,8 @@ def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
     if wrong := [key for key, (to, side) in parts.items() if side not in SIDES or to == "lm_head.weight"]:
         raise ModelError(f"{adapter}: {wrong[0]} cannot be part of an adapter in GGUF; merge it and export the model")
     config = read_config(base)
+    if stored_quantization(config):
+        raise ModelError(f"{base}: its weights are stored in 4 bits, so there is no GGUF file of it for an adapter")
     names = gguf_names(config, [target for target, _ in parts.values()])
     header = {
         "general.type": "adapter",

@@ -63,14 +63,19 @@ def load_tokenizer(base: str, *, thinking: bool = False) -> Any:
     return tokenizer
 
 
-def check_vocabulary(base: str, tokenizer: Any) -> None:
-    """ModelError where the tokenizer has tokens beyond the rows that the config gives the model's embedding."""
+def read_base_config(base: str) -> Any:
+    """The configuration of a base; ModelError where it has none that can be read."""
     from transformers import AutoConfig
 
     try:
-        rows = AutoConfig.from_pretrained(locate(base), trust_remote_code=False).get_text_config().vocab_size
+        return AutoConfig.from_pretrained(locate(base), trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{base}: {cannot_load(error)}") from error
+
+
+def check_vocabulary(base: str, tokenizer: Any) -> None:
+    """ModelError where the tokenizer has tokens beyond the rows that the config gives the model's embedding."""
+    rows = read_base_config(base).get_text_config().vocab_size
     ids = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
     if ids:
         first = min(ids, key=lambda token: ids[token])
@@ -98,12 +103,10 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
         kind = (config.architectures or ["nothing"])[0]
         if not kind.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"{model.base}: a {kind}, not a causal language model; give a text generation model")
-        if (packed := getattr(config, "quantization_config", None)) is not None:
-            method = (packed if isinstance(packed, dict) else packed.to_dict()).get("quant_method", "some method")
-            raise ModelError(
-                f"{model.base}: its weights are stored quantized ({getattr(method, 'value', method)}), and can neither "
-                "be quantized again nor merged exactly; give the original 16-bit model with model.quantization: nf4"
-            )
+        if packed := check_packed(model, config):
+            config.quantization_config = packed | {"bnb_4bit_compute_dtype": hardware.dtype}
+            options["config"] = config
+            del options["quantization_config"]  # the base has its own
         if backend == "unsloth":
             base = load_with_unsloth(path, model, hardware, config.get_text_config().max_position_embeddings)
         else:
@@ -116,6 +119,36 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
         raise ModelError(f"{model.base}: {cannot_load(error)}") from error
     base.requires_grad_(False)
     return base.eval()
+
+
+def stored_quantization(config: Any) -> dict[str, Any]:
+    """How the weights of a base are stored, as its config.json says; empty where they are not quantized."""
+    packed = getattr(config, "quantization_config", None) or {}
+    return dict(packed if isinstance(packed, dict) else packed.to_dict())
+
+
+def check_packed(model: Model, config: Any) -> dict[str, Any]:
+    """How a base's weights are stored, where that is bitsandbytes' 4 bits; empty where they are not quantized.
+
+    ModelError for any other quantization, and where the recipe takes the base for one of 16 bits.
+    """
+    packed = stored_quantization(config)
+    if not packed:
+        return {}
+    method = packed.get("quant_method", "some method")
+    if not packed.get("load_in_4bit"):
+        raise ModelError(
+            f"{model.base}: its weights are stored quantized ({getattr(method, 'value', method)}), and can neither "
+            "be quantized again nor merged exactly; give the original 16-bit model with model.quantization: nf4"
+        )
+    if model.quantization == "none":
+        raise ModelError(f"{model.base}: its weights are stored in 4 bits; set model.quantization: nf4")
+    if model.lora.init == "quantization_error":
+        raise ModelError(
+            f"{model.base}: its weights are stored in 4 bits, so their quantization error is not known; leave "
+            "model.lora.init out, or give the original 16-bit model"
+        )
+    return packed
 
 
 def check_weights(base: str, told: Mapping[str, Any]) -> None:

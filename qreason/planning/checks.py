@@ -17,7 +17,14 @@ from qreason.judge.calibration import read_labels
 from qreason.machine import ranks
 from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
-from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer, locate
+from qreason.model.load import (
+    EMBEDDED,
+    check_packed,
+    check_vocabulary,
+    load_tokenizer,
+    locate,
+    read_base_config,
+)
 from qreason.model.templates import opens_thoughts
 from qreason.planning.data import fields_without_column, learned_by_heart
 from qreason.planning.memory import check_disk, shape_of
@@ -86,6 +93,7 @@ def examine(
         base, thinking = recipe.model.base, recipe.model.thinking
         if (tokenizer := found.attempt(lambda: load_tokenizer(base, thinking=thinking))) is not None:
             found.attempt(lambda: check_vocabulary(base, tokenizer))
+            found.attempt(lambda: check_packed(recipe.model, read_base_config(base)))
         if tokenizer is None or (shape := found.attempt(lambda: shape_of(base))) is None:
             return found
         if targets := target_problems(recipe, shape):

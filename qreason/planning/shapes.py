@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from qreason.errors import ModelError
 from qreason.machine.hardware import GIB
-from qreason.model.load import cannot_load, locate
+from qreason.model.load import cannot_load, locate, stored_quantization
 from qreason.recipe.sections import Model
 
 ADAPTABLE = ("Linear", "Conv1D", "Embedding")
@@ -121,7 +121,8 @@ def read_shape(base: str) -> Shape:
         kind, text = getattr(transformers, (config.architectures or [""])[0]), config.get_text_config()
         with torch.device("meta"):
             model = kind(config)
-        kept, head = get_keys_to_not_convert(model), model.get_output_embeddings()
+        own = stored_quantization(config).get("llm_int8_skip_modules")
+        kept, head = own or get_keys_to_not_convert(model), model.get_output_embeddings()
         return Shape(
             base=base,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
