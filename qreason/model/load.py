@@ -29,6 +29,19 @@ def locate(base: str) -> str:
     return str(EMBEDDED.get(base, base))
 
 
+def is_here(base: str) -> bool:
+    """Whether a base's files are on this machine: embedded, a folder, or fetched from the Hub before."""
+    if base in EMBEDDED or Path(base).is_dir() or base.startswith((".", "/", "~")):  # a missing folder is a problem
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(base, "config.json"), str)
+    except HFValidationError:
+        return True
+
+
 def load_tokenizer(base: str, *, thinking: bool = False) -> Any:
     """The base's tokenizer, padding on the left; `thinking`: its chat template asks for thoughts where it knows them.
 

@@ -21,6 +21,7 @@ from qreason.model.load import (
     EMBEDDED,
     check_packed,
     check_vocabulary,
+    is_here,
     load_tokenizer,
     locate,
     read_base_config,
@@ -100,7 +101,7 @@ def examine(
             found.problems += targets
         else:
             found.attempt(lambda: check_disk(recipe, shape, folder))
-        found.attempt(lambda: check_export(recipe, tokenizer))
+        found.attempt(lambda: check_export(recipe))
         found.attempt(lambda: check_thoughts(recipe, tokenizer))
         found.attempt(lambda: check_turns(recipe, examples.get("sft", []), tokenizer))
     context = (
@@ -131,19 +132,6 @@ def launch_problems(recipe: Recipe) -> list[str]:
                 "(num_generations); raise per_device_train_batch_size, or leave trl.steps_per_generation out"
             )
     return problems
-
-
-def is_here(base: str) -> bool:
-    """Whether a base's files are on this machine: embedded, a folder, or fetched from the Hub before."""
-    if base in EMBEDDED or Path(base).is_dir() or base.startswith((".", "/", "~")):  # a missing folder is a problem
-        return True
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(base, "config.json"), str)
-    except HFValidationError:
-        return True
 
 
 # --- rewards -------------------------------------------------------------------------------------
@@ -197,14 +185,14 @@ def target_problems(recipe: Recipe, shape: Shape) -> list[str]:
     ]
 
 
-def check_export(recipe: Recipe, tokenizer: Any) -> None:
+def check_export(recipe: Recipe) -> None:
     """ModelError where an export step would refuse the base's architecture or its tokenizer."""
     if any(step.export for step in recipe.steps):
         from qreason.export.architecture import read_config
         from qreason.export.vocabulary import splitting
 
         read_config(Path(locate(recipe.model.base)))
-        splitting(tokenizer, recipe.model.base)
+        splitting(load_tokenizer(recipe.model.base), recipe.model.base)
 
 
 def check_thoughts(recipe: Recipe, tokenizer: Any) -> None:
