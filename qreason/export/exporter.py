@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qreason.data.prompts import system_prompt
-from qreason.errors import ExportError, ModelError, RunFolderError, first_line
+from qreason.errors import ExportError, InputError, ModelError, RunFolderError, first_line
 from qreason.export import architecture, engine, lora, ollama, quality, writer
 from qreason.export.original import REPLIES, TOKENS, Original
 from qreason.export.reference import Heldout
@@ -43,8 +43,14 @@ class Exporter:
         """Quantized kind -> the check that it failed: it costs no other kind."""
         self.made_of = made_of(merged, adapter, settings, run)
         self.earlier = read_earlier(folder, self.made_of)
+        rows = run.examples("heldout") if run.recipe.data.heldout else []
+        if not rows and (settings.verify or settings.ollama):
+            raise InputError(
+                f"{run.folder}: there are no held-out rows to check files with; pull the adapter with --heldout FILE, "
+                "or export with --no-verify and without --ollama"
+            )
         self.heldout = Heldout(
-            run.examples("heldout"),
+            rows,
             system_prompt(run.recipe.data),
             load_tokenizer(str(merged)),
             run.recipe.sampling.max_completion_length,
