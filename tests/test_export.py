@@ -308,6 +308,14 @@ def test_an_adapter_with_rslora_keeps_its_scale(run: Session, original: Original
     original.check_adapter(tmp_path / "rslora.gguf", tmp_path / "adapter", TINY)
 
 
+def test_probabilities_stay_at_their_tokens_where_the_server_leaves_some_out() -> None:
+    # It leaves out those of a token that is half a character; all later ones were compared with other tokens.
+    told = [{"id": token, "top_logprobs": [{"id": token, "logprob": -0.5}]} for token in (7, 9)]
+    found = engine.logprobs_by_place({"tokens": [7, 8, 9], "completion_probabilities": told})
+    assert found == [{7: -0.5}, {}, {9: -0.5}]
+    assert engine.logprobs_by_place({"tokens": [7]}) == [{}]
+
+
 # --- a failed check, and bad input -----------------------------------------------------------------
 
 

@@ -150,8 +150,7 @@ def test_a_family_is_in_llama_cpp_what_it_is_in_transformers(base: Path, tmp_pat
     assert ollama.modelfile("x.gguf", heldout, 1024, base).count("{{ .Content }}") in (1, 3)
 
 
-def test_the_adapter_of_a_family_and_a_quantized_file_are_its_own(base: Path, tmp_path: Path) -> None:
-    heldout = heldout_of(base)
+def write_adapter(base: Path, folder: Path) -> None:
     adapted: Any = get_peft_model(
         reference.in_float32(base).model, LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "down_proj"])
     )
@@ -159,14 +158,22 @@ def test_the_adapter_of_a_family_and_a_quantized_file_are_its_own(base: Path, tm
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.3)
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.save_pretrained(folder)
+
+
+def check_adapter(base: Path, tmp_path: Path) -> verify.Check:
     lora.write_adapter(tmp_path / "adapter", base, tmp_path / "adapter.gguf", "x")
     writer.write_model(base, tmp_path / "base.gguf", "f16", "x")
     model = reference.with_adapter(base, tmp_path / "adapter")
-    found = quality.check_adapter_file(
-        tmp_path / "adapter.gguf", tmp_path / "base.gguf", model, heldout.prompts, 512, tokens=8
-    )
+    prompts = heldout_of(base).prompts
+    return quality.check_adapter_file(tmp_path / "adapter.gguf", tmp_path / "base.gguf", model, prompts, 512, tokens=8)
+
+
+def test_the_adapter_of_a_family_and_a_quantized_file_are_its_own(base: Path, tmp_path: Path) -> None:
+    write_adapter(base, tmp_path / "adapter")
+    found = check_adapter(base, tmp_path)
     assert found.passed, found.line
+    heldout = heldout_of(base)
     file, asked = tmp_path / "x-q8_0.gguf", some_replies(heldout)
     writer.write_model(base, file, "q8_0", "x")
     plain = reference.in_float32(base).model
@@ -200,6 +207,13 @@ def test_a_mistake_of_a_family_is_caught(name: str, change: Callable[[dict[str, 
     )
     own = reference.write_logits(reference.in_float32(base).model, asked, tmp_path / "own")
     assert not verify.check_logits(file, "f32", own, engine.logits(file, asked, tmp_path / "found")).passed
+
+
+def test_an_adapter_whose_rows_are_not_turned_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_base(tmp_path / "base", "smollm2")
+    write_adapter(base, tmp_path / "adapter")
+    monkeypatch.setattr(lora, "to_engine", lambda config, name, load: load)
+    assert not check_adapter(base, tmp_path).passed
 
 
 def test_a_wrong_beginning_or_cut_of_words_is_caught(tmp_path: Path) -> None:
