@@ -10,9 +10,11 @@ import pytest
 import torch
 import transformers
 import trl
+from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from test_export import rewrite
 
+from qreason.cli import main
 from qreason.data.prompts import HELPDESK
 from qreason.export import engine, lora, ollama, quality, reference, verify, writer
 from qreason.export.reference import Heldout
@@ -214,6 +216,29 @@ def test_an_adapter_whose_rows_are_not_turned_is_caught(tmp_path: Path, monkeypa
     write_adapter(base, tmp_path / "adapter")
     monkeypatch.setattr(lora, "to_engine", lambda config, name, load: load)
     assert not check_adapter(base, tmp_path).passed
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rope_parameters": {**SCALED, "rope_type": "yarn"}}, "rope_type yarn cannot be exported"),
+        ({"attention_bias": True}, "attention_bias cannot be exported"),
+        ({"mlp_bias": True}, "mlp_bias cannot be exported"),
+        ({}, "does not cut words as one of llama.cpp's pre-tokenizers qwen2, llama-bpe, smollm, gpt-2 does"),
+    ],
+)
+def test_what_llama_cpp_would_compute_or_cut_otherwise_is_named_before(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    base = write_base(tmp_path / "base", "llama3")
+    file, words = base / "config.json", base / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    if not changed:
+        words.write_text(words.read_text("utf-8").replace("{1,3}", "{1,4}"), "utf-8")
+    steps = "steps=[{sft: {max_steps: 1}}, merge, export]"
+    told = CliRunner().invoke(main, ["validate", "smoke", "--set", f"model.base={base}", "--set", steps])
+    assert told.exit_code == 2
+    assert said in told.stderr
 
 
 def test_a_wrong_beginning_or_cut_of_words_is_caught(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, 
 @click.option("--base", help="The base, where the adapter names none, or where it has another name here.")
 @click.option(
     "--heldout",
-    type=click.Path(path_type=Path, exists=True, resolve_path=True),
+    type=click.Path(path_type=Path, resolve_path=True),
     help="Held-out rows, which an export needs for its checks.",
 )
 @click.option("--revision", help="A branch, tag or commit.")
