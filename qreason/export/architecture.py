@@ -120,7 +120,7 @@ def to_engine(config: Any, name: str, load: Callable[[], torch.Tensor]) -> Calla
 
     def turned() -> torch.Tensor:
         rows = load()
-        return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
+        return rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
     return turned
 
@@ -129,4 +129,4 @@ def from_engine(config: Any, name: str, rows: torch.Tensor) -> torch.Tensor:
     """A tensor of a GGUF file with its rows in transformers' order."""
     if not (heads := turned_heads(config, name)):
         return rows
-    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
