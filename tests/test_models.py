@@ -125,6 +125,18 @@ def test_a_prompt_ends_as_a_reply_begins_unless_thoughts_are_wanted(
         assert load_tokenizer(str(tmp_path / "merged")).chat_template == tokenizer.chat_template
 
 
+def test_a_space_before_replies_is_left_to_their_first_token(broken: Path) -> None:
+    own = "{% for m in messages %}{{ '[I] ' + m['content'] if m['role'] != 'assistant' else ' ' + m['content'] }}{% endfor %}"
+    (broken / "chat_template.jinja").write_text(own)
+    assert load_tokenizer(str(broken)).chat_template == own
+
+
+def test_a_template_without_a_beginning_of_replies_gets_one(broken: Path) -> None:
+    (broken / "chat_template.jinja").write_text(TURNS.partition("{% if add_gen")[0])
+    asked = load_tokenizer(str(broken)).apply_chat_template(CHAT[:2], tokenize=False, add_generation_prompt=True)
+    assert asked.endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
+
+
 def test_a_date_in_a_template_is_the_same_tomorrow(broken: Path, tmp_path: Path) -> None:
     (broken / "chat_template.jinja").write_text(published("llama3_2"), "utf-8")
     tokenizer = load_tokenizer(str(broken))

@@ -89,21 +89,31 @@ def show(tokenizer: Any, chat: Sequence[dict[str, str]], template: str | None = 
     return str(within(RENDERING, partial(work, add_generation_prompt=asks)))
 
 
-def opens_thoughts(tokenizer: Any) -> bool:
-    """Whether a prompt ends otherwise than the reply to it begins in a finished chat."""
+def around_the_reply(tokenizer: Any) -> tuple[str, str] | None:
+    """(how a prompt ends, how the reply to it begins in a finished chat), after the chat; None where it cannot be told."""
     try:
-        return not show(tokenizer, [*PROBE, REPLY]).startswith(show(tokenizer, PROBE, asks=True) + REPLY["content"])
+        chat, prompt, whole = (
+            show(tokenizer, PROBE),
+            show(tokenizer, PROBE, asks=True),
+            show(tokenizer, [*PROBE, REPLY]),
+        )
     except Exception:  # of a template that knows no replies
-        return False
+        return None
+    begin, found, _ = whole.removeprefix(chat).partition(REPLY["content"])
+    known = found and whole.startswith(chat) and prompt.startswith(chat)
+    return (prompt.removeprefix(chat), begin) if known else None
+
+
+def opens_thoughts(tokenizer: Any) -> bool:
+    """Whether prompts end otherwise than replies begin; white space at that place belongs to a reply's first token."""
+    found = around_the_reply(tokenizer)
+    return found is not None and found[0].strip() != found[1].strip()
 
 
 def leave_thoughts_out(tokenizer: Any) -> None:
-    """End prompts as replies begin, without thoughts or with empty ones; where that cannot be told, nothing changes."""
-    own, chat, whole = tokenizer.chat_template, show(tokenizer, PROBE), show(tokenizer, [*PROBE, REPLY])
-    begin, found, _ = whole.removeprefix(chat).partition(REPLY["content"])
-    if found and whole.startswith(chat):
-        before, behind = BEGUN
-        mark = json.dumps(begin, ensure_ascii=False)
-        tokenizer.chat_template = before + own.removesuffix("\n") + behind.replace("MARK", mark)
-        if opens_thoughts(tokenizer):
-            tokenizer.chat_template = own
+    """End prompts as replies begin, without thoughts or with empty ones."""
+    found = around_the_reply(tokenizer)
+    assert found is not None, "it opens thoughts"
+    before, behind = BEGUN
+    mark = json.dumps(found[1], ensure_ascii=False)
+    tokenizer.chat_template = before + tokenizer.chat_template.removesuffix("\n") + behind.replace("MARK", mark)
