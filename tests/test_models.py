@@ -126,7 +126,7 @@ def test_a_prompt_ends_as_a_reply_begins_unless_thoughts_are_wanted(
 
 
 def test_a_space_before_replies_is_left_to_their_first_token(broken: Path) -> None:
-    own = "{% for m in messages %}{{ '[I] ' + m['content'] if m['role'] != 'assistant' else ' ' + m['content'] }}{% endfor %}"
+    own = "{% for m in messages %}{{ (' ' if m.role == 'assistant' else '[I] ') + m.content }}{% endfor %}"
     (broken / "chat_template.jinja").write_text(own)
     assert load_tokenizer(str(broken)).chat_template == own
 

@@ -90,13 +90,10 @@ def show(tokenizer: Any, chat: Sequence[dict[str, str]], template: str | None = 
 
 
 def around_the_reply(tokenizer: Any) -> tuple[str, str] | None:
-    """(how a prompt ends, how the reply to it begins in a finished chat), after the chat; None where it cannot be told."""
+    """(how a prompt ends, how the reply to it begins in a finished chat), behind the chat; None where neither is clear."""
     try:
-        chat, prompt, whole = (
-            show(tokenizer, PROBE),
-            show(tokenizer, PROBE, asks=True),
-            show(tokenizer, [*PROBE, REPLY]),
-        )
+        chat, prompt = show(tokenizer, PROBE), show(tokenizer, PROBE, asks=True)
+        whole = show(tokenizer, [*PROBE, REPLY])
     except Exception:  # of a template that knows no replies
         return None
     begin, found, _ = whole.removeprefix(chat).partition(REPLY["content"])
