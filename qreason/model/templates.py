@@ -90,7 +90,7 @@ def show(tokenizer: Any, chat: Sequence[dict[str, str]], template: str | None = 
 
 
 def around_the_reply(tokenizer: Any) -> tuple[str, str] | None:
-    """(how a prompt ends, how the reply to it begins in a finished chat), after the chat; None where this is unclear."""
+    """(how a prompt ends, how the reply to it begins in a finished chat), after the chat; None where it is unclear."""
     try:
         chat, prompt = show(tokenizer, PROBE), show(tokenizer, PROBE, asks=True)
         whole = show(tokenizer, [*PROBE, REPLY])
