@@ -25,6 +25,7 @@ from qreason.machine.files import write_json
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
 from qreason.run.session import Session
+from qreason.stages.pull import recipe_of
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 MEASURE = {"mean": 0.5, "low": 0.421, "high": 0.579}
@@ -404,6 +405,17 @@ def test_an_adapter_in_a_folder_is_measured_merged_and_exported(
     assert exported.exit_code == 0, exported.output
     assert json.loads((tmp_path / "runs/theirs/export/export.json").read_text())["verified"]
     assert "qreason pull theirs" in refused(call("evaluate", "theirs", "--task", "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("base", "quantization"), [("unsloth/llama-3.2-1b-instruct-bnb-4bit", "nf4"), ("qreason/tiny", "none")]
+)
+def test_an_adapter_of_a_4_bit_base_is_pulled_onto_it(made: Path, tmp_path: Path, base: str, quantization: str) -> None:
+    folder = Path(shutil.copytree(made / "01-sft" / "adapter", tmp_path / "lora"))
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+    recipe = recipe_of(str(folder), None, None, None, print)
+    assert (recipe.name, recipe.model.base, recipe.model.quantization) == ("lora", base, quantization)
 
 
 def test_a_recipe_trains_an_adapter_in_a_folder_further_and_an_export_needs_rows(made: Path, tmp_path: Path) -> None:
