@@ -220,11 +220,11 @@ def test_checkpointing_is_armed_again_after_replies_and_verdicts(
     assert not model.training
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])  # bitsandbytes in 8 bits
 def test_a_base_that_is_stored_quantized_is_refused(tmp_path: Path, method: str) -> None:
     folder = Path(shutil.copytree(EMBEDDED["qreason/tiny"], tmp_path / "base"))
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, "bits": 4, "load_in_4bit": True}
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "load_in_8bit": True}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=f"stored quantized .{method}.*give the original 16-bit model"):
         load_base(Model(base=str(folder)), detect())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trl
 from click.testing import CliRunner, Result
 from conftest import RecipeWriter, jsonl
 
@@ -33,6 +34,18 @@ def base(tmp_path: Path) -> Path:
     return Path(
         shutil.copytree(EMBEDDED["qreason/tiny"], tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     )
+
+
+def test_sft_does_not_teach_a_base_that_thinks_not_to(base: Path) -> None:
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    (base / "chat_template.jinja").write_text(template.read_text("utf-8"), "utf-8")
+    arguments = ["validate", "smoke", *settings(f"model.base={base}")]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    told = CliRunner().invoke(main, [*arguments, *settings("model.thinking=true")])
+    assert told.exit_code == 2
+    assert "asks for thoughts that it leaves out of finished replies" in told.stderr
+    alone = settings("model.thinking=true", "steps=[{grpo: {rows: 8, num_generations: 4, max_steps: 1}}]")
+    assert CliRunner().invoke(main, [*arguments, *alone]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -210,7 +223,7 @@ def change(file: Path, **values: object) -> None:
 def test_a_base_that_cannot_be_used_is_refused_before_its_weights_are_read(
     write_recipe: RecipeWriter, base: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], said: str
 ) -> None:
-    monkeypatch.setattr("qreason.model.load.RENDERING", 0.5)
+    monkeypatch.setattr("qreason.model.templates.RENDERING", 0.5)
     damage(base)
     result = qreason("validate", write_recipe(), *settings(f"model.base={base}"))
     assert result.exit_code == 2, result.output

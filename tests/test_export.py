@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from qreason.cli import main
 from qreason.errors import ExportError, ModelError, RunFolderError
-from qreason.export import engine, lora, quality, reference, verify, writer
+from qreason.export import architecture, engine, lora, quality, reference, verify, writer
 from qreason.export.exporter import Exporter
 from qreason.export.original import Original
 from qreason.model.load import EMBEDDED
@@ -308,6 +308,14 @@ def test_an_adapter_with_rslora_keeps_its_scale(run: Session, original: Original
     original.check_adapter(tmp_path / "rslora.gguf", tmp_path / "adapter", TINY)
 
 
+def test_probabilities_stay_at_their_tokens_where_the_server_leaves_some_out() -> None:
+    # It leaves out those of a token that is half a character; all later ones were compared with other tokens.
+    told = [{"id": token, "top_logprobs": [{"id": token, "logprob": -0.5}]} for token in (7, 9)]
+    found = engine.logprobs_by_place({"tokens": [7, 8, 9], "completion_probabilities": told})
+    assert found == [{7: -0.5}, {}, {9: -0.5}]
+    assert engine.logprobs_by_place({"tokens": [7]}) == [{}]
+
+
 # --- a failed check, and bad input -----------------------------------------------------------------
 
 
@@ -327,6 +335,27 @@ def test_a_failed_check_keeps_the_draft_and_the_earlier_file(
     report = json.loads((folder / "export" / "export.json").read_text())
     assert not report["verified"]
     assert report["checks"][-1]["figures"]["kl"] > 0
+
+
+def test_a_quantized_type_that_falls_short_costs_no_other(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It used to end the export, and with it the run, although all other files were good.
+    monkeypatch.setitem(quality.QUANTIZED_KL, "q4_k_m", 1e-9)
+    result = call("export", str(copied), "--gguf", "f16,q4_k_m,q8_0", "--rows", "2", "--ollama")
+    assert result.exit_code == 0, result.output
+    assert "not to be used: q4_k_m: quantized as expected: types " in result.stderr
+    assert "(bound: kl 1e-09)" in result.stderr
+    folder = copied / "export"
+    report = json.loads((folder / "export.json").read_text())
+    assert set(report["files"]) == {"f16", "q8_0", "adapter"}
+    assert (report["failed"], report["verified"]) == ({"q4_k_m": "quantized as expected"}, True)
+    assert report["recommended"] in ("f16", "q8_0")
+    assert "q4_k_m" not in report["accuracy"]
+    assert f"FROM ./smoke-{report['recommended']}.gguf" in (folder / "Modelfile").read_text()
+    assert (folder / "smoke-q4_k_m.gguf.unverified").is_file()
+    assert not (folder / "smoke-q4_k_m.gguf").exists()
+    result = call("export", str(copied), "--gguf", "q4_k_m", "--rows", "2")
+    assert result.exit_code == 1
+    assert "no file passed its checks: q4_k_m: quantized as expected" in result.stderr
 
 
 @pytest.mark.slow
@@ -490,16 +519,16 @@ def test_an_output_layer_that_is_tied_by_name_only_is_refused(tmp_path: Path) ->
 
 
 def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ModelError, match="a llama model; export writes the Qwen2 family"):
-        writer.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "olmo2"}')
+    with pytest.raises(ModelError, match=r"a olmo2 model; export writes Qwen2, Qwen2\.5 and their kin"):
+        architecture.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\x00", b'{"model_type": "qwen2", "hidden_size": "x"}'])
 def test_a_damaged_config_of_a_merged_model_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"config.json: damaged \(.*restore it"):
-        writer.read_config(tmp_path)
+        architecture.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{]", b"\xff" * 64])

@@ -34,6 +34,7 @@ from qreason.model.compat.trl_logprobs import read_prompts_once
 from qreason.model.load import load_base
 from qreason.planning.chart import plan_table
 from qreason.planning.fit import fit, plan
+from qreason.planning.known import known_config
 from qreason.planning.memory import CARDS, Plan, find_card, read_card, read_lengths
 from qreason.planning.phases import (
     PLAIN_LOGIT,
@@ -569,6 +570,38 @@ def test_lengths_are_those_of_the_data(recipe: Recipe) -> None:
     found = read_lengths(changed(recipe, "model.base=qreason/tiny"))
     assert 50 < found.prompt < found.example < 512
     assert 0 < found.reference < found.question
+
+
+@pytest.mark.parametrize(
+    ("base", "millions", "context"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494.0, 32768),
+        ("Qwen/Qwen2.5-3B", 3085.9, 32768),
+        ("Qwen/Qwen2.5-Coder-7B-Instruct", 7615.6, 32768),
+        ("unsloth/Qwen2.5-Math-1.5B-Instruct", 1543.7, 4096),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1777.1, 131072),
+        ("Qwen/Qwen3-1.7B", 1720.6, 40960),
+        ("Qwen/Qwen3-4B", 4022.5, 40960),
+        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", 1235.8, 131072),
+        ("meta-llama/Llama-3.2-3B-Instruct", 3212.7, 131072),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", 361.8, 8192),
+    ],
+)
+def test_the_sizes_of_a_usual_base_are_known_without_its_files(
+    base: str, millions: float, context: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qreason.planning.shapes.read_base_config", lambda base: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("qreason.planning.shapes.is_here", lambda base: False)
+    monkeypatch.setattr("qreason.planning.memory.is_here", lambda base: False)
+    shape = read_shape(base)
+    assert (round(shape.parameters / 1e6, 1), shape.context) == (millions, context)
+    usual = changed(recipe, f"model.base={base}")
+    assert plan(usual, shape, CARDS["t4"], read_lengths(usual)).peak[2] > millions * 1e6 / 2
+
+
+def test_a_base_that_is_not_usual_is_read_from_its_files() -> None:
+    for base in ("someone/Qwen2.5-0.5B", "Qwen/Qwen9-0.5B", "qreason/tiny"):
+        assert known_config(base) is None
 
 
 LARGER = [

@@ -13,6 +13,7 @@ from qreason.errors import InputError
 from qreason.export import engine, ollama
 from qreason.export.reference import Heldout
 from qreason.model.load import EMBEDDED
+from qreason.model.templates import fit_template
 from qreason.types import Example
 
 EXAMPLES = [
@@ -47,8 +48,7 @@ def heldout() -> Heldout:
 @pytest.fixture
 def qwen(heldout: Heldout) -> Heldout:
     """With Qwen2.5's own chat template, which brings a system message where there is none."""
-    template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
-    heldout.tokenizer.chat_template = template.read_text(encoding="utf-8")
+    heldout.tokenizer.chat_template = published("qwen2_5")
     return heldout
 
 
@@ -86,8 +86,8 @@ def test_the_system_prompt_of_training_stands_in_for_qwens_own(qwen: Heldout) ->
 
 
 def test_a_question_is_asked_with_the_system_prompt_that_is_written(heldout: Heldout) -> None:
-    asked = [{"role": "user", "content": "x"}]
-    assert ollama.as_ollama_asks(asked, "Be brief.").startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+    asked, form = [{"role": "user", "content": "x"}], ollama.read_form(heldout)
+    assert ollama.as_ollama_asks(asked, "Be brief.", form).startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
     trained = replace(heldout, system="Be brief.")
     assert ollama.check_template(trained).passed
     other = replace(heldout)
@@ -96,28 +96,71 @@ def test_a_question_is_asked_with_the_system_prompt_that_is_written(heldout: Hel
 
 
 @pytest.mark.parametrize(
-    ("part", "wrong"),
+    ("message", "reply"),
     [
-        ("MESSAGE", "<|im_start|>{role}\n{content}<|im_end|>"),
-        ("MESSAGE", "<|im_start|>{role} {content}<|im_end|>\n"),
-        ("MESSAGE", "<|im_start|>{role}\n{content}\n"),
-        ("REPLY", "<|im_start|>assistant"),
-        ("REPLY", ""),
+        ("<|im_start|>{role}\n{content}<|im_end|>", "<|im_start|>assistant\n"),
+        ("<|im_start|>{role} {content}<|im_end|>\n", "<|im_start|>assistant\n"),
+        ("<|im_start|>{role}\n{content}\n", "<|im_start|>assistant\n"),
+        ("<|im_start|>{role}\n{content}<|im_end|>\n", "<|im_start|>assistant"),
+        ("<|im_start|>{role}\n{content}<|im_end|>\n", ""),
     ],
 )
 def test_a_wrong_template_is_found_out(
-    heldout: Heldout, part: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    heldout: Heldout, message: str, reply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama, part, wrong)
+    before, _, after = message.partition("{content}")
+    around = {role: (before.format(role=role), after) for role in ("system", "user", "assistant")}
+    monkeypatch.setattr(ollama, "read_form", lambda heldout: ollama.Form(around, reply))
     check = ollama.check_template(heldout)
     assert not check.passed
     assert check.figures["different"] == 3
-    assert wrong.format(role="{{ .Role }}", content="{{ .Content }}") in write(heldout, tmp_path)
+    text = write(heldout, tmp_path)
+    assert f'{message.format(role="{{ .Role }}", content="{{ .Content }}")}{{{{ end }}}}{reply}"' in text
 
 
-def test_a_chat_template_that_is_not_chatml_is_found_out(heldout: Heldout) -> None:
+def test_a_chat_template_without_marks_of_turns_is_asked_as_it_is(heldout: Heldout) -> None:
     heldout.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    assert ollama.check_template(heldout).passed
+    assert "{{- range .Messages }}{{ .Content }}{{ end }}" in ollama.read_form(heldout).template()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for message in messages[-2:] %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}",
+        "{{ messages }}{% for message in messages %}{{ message['content'] }}{% endfor %}",
+        "{{ '{{' }}{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    ],
+)
+def test_a_chat_template_that_leaves_out_or_repeats_messages_has_no_modelfile(heldout: Heldout, template: str) -> None:
+    heldout.tokenizer.chat_template = template
+    with pytest.raises(InputError, match="the chat template does not have every message once"):
+        ollama.check_template(heldout)
+
+
+def test_a_template_that_numbers_its_turns_is_found_out(heldout: Heldout) -> None:
+    heldout.tokenizer.chat_template = (
+        "{% for message in messages %}{{ messages|length }} {{ message.role }} {{ message.content }}\n{% endfor %}"
+    )
     assert ollama.check_template(heldout).figures["different"] == 3
+
+
+def published(name: str) -> str:
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3_2", "qwen3", "deepseek_r1_distill"])
+@pytest.mark.parametrize("system", [HELPDESK, ""])
+def test_published_templates_are_asked_with_the_tokens_of_training(
+    heldout: Heldout, name: str, system: str, tmp_path: Path
+) -> None:
+    heldout.tokenizer.chat_template = published(name)
+    fit_template("a base", heldout.tokenizer)
+    rows = [replace(row, prompt=row.prompt.strip()) for row in heldout.examples]  # Llama's template strips them
+    asked = Heldout(rows, system, heldout.tokenizer, 64, 3)
+    check = ollama.check_template(asked)
+    assert check.passed, check.line
+    assert write(asked, tmp_path).startswith('FROM ./model-q8_0.gguf\nTEMPLATE """{{- ')
 
 
 def test_triple_quotes_cannot_be_written(heldout: Heldout, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trl
 from conftest import give_weights
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
@@ -98,6 +99,64 @@ def test_a_template_with_a_system_role_stays_as_it_is() -> None:
     assert load_tokenizer("qreason/tiny").chat_template == (TINY / "chat_template.jinja").read_text()
 
 
+def published(name: str) -> str:
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "off", "on"),
+    [
+        ("qwen3", "<|im_start|>assistant\n<think>\n\n</think>\n\n", "<|im_start|>assistant\n"),
+        ("deepseek_r1_distill", "<｜Assistant｜>", "<｜Assistant｜><think>\n"),
+    ],
+)
+def test_a_prompt_ends_as_a_reply_begins_unless_thoughts_are_wanted(
+    broken: Path, tmp_path: Path, name: str, off: str, on: str
+) -> None:
+    (broken / "chat_template.jinja").write_text(published(name), "utf-8")
+    for thinking, end in ((False, off), (True, on)):
+        tokenizer = load_tokenizer(str(broken), thinking=thinking)
+        asked = tokenizer.apply_chat_template(CHAT[:2], tokenize=False, add_generation_prompt=True)
+        assert asked.endswith(f"Why?{'' if 'r1' in name else '<|im_end|>' + chr(10)}{end}")
+        whole = tokenizer.apply_chat_template(CHAT, tokenize=False)
+        assert whole.startswith(asked + "So.") is not thinking
+        assert tokenizer.apply_chat_template(CHAT[:2], tokenize=False) + off + "So." in whole
+        tokenizer.save_pretrained(tmp_path / "merged")  # whoever serves the merged model asks in the same way
+        assert load_tokenizer(str(tmp_path / "merged")).chat_template == tokenizer.chat_template
+
+
+def test_a_space_before_replies_is_left_to_their_first_token(broken: Path) -> None:
+    own = "{% for m in messages %}{{ (' ' if m.role == 'assistant' else '[I] ') + m.content }}{% endfor %}"
+    (broken / "chat_template.jinja").write_text(own)
+    assert load_tokenizer(str(broken)).chat_template == own
+
+
+def test_a_template_without_a_beginning_of_replies_gets_one(broken: Path) -> None:
+    (broken / "chat_template.jinja").write_text(TURNS.partition("{% if add_gen")[0])
+    asked = load_tokenizer(str(broken)).apply_chat_template(CHAT[:2], tokenize=False, add_generation_prompt=True)
+    assert asked.endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_date_in_a_template_is_the_same_tomorrow(broken: Path, tmp_path: Path) -> None:
+    (broken / "chat_template.jinja").write_text(published("llama3_2"), "utf-8")
+    tokenizer = load_tokenizer(str(broken))
+    for given in ({}, {"date_string": "1 Jan 2030"}):  # as llama.cpp's server gives it
+        assert "Today Date: 26 Jul 2024\n" in tokenizer.apply_chat_template(CHAT, tokenize=False, **given)
+    tokenizer.save_pretrained(tmp_path / "merged")
+    assert load_tokenizer(str(tmp_path / "merged")).chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("padding", [None, "<|im_end|>"])
+def test_a_base_without_padding_of_its_own_pads_with_a_token_that_no_chat_uses(broken: Path, padding: str) -> None:
+    # Llama 3.2 names none, R1's Qwen its end-of-reply token; neither could be trained.
+    file = broken / "tokenizer.json"
+    file.write_text(file.read_text("utf-8").replace("<|endoftext|>", "<|finetune_right_pad_id|>"), "utf-8")
+    (broken / "chat_template.jinja").write_text(TURNS.replace("<|im_end|>", "<end>"))
+    set_config(broken, "tokenizer_config.json", pad_token=padding, unk_token=None)
+    tokenizer = load_tokenizer(str(broken))
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|finetune_right_pad_id|>", "<|im_end|>")
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -115,7 +174,7 @@ def test_a_template_with_a_system_role_stays_as_it_is() -> None:
 def test_a_template_that_cannot_be_used_is_refused(
     broken: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
 ) -> None:
-    monkeypatch.setattr("qreason.model.load.RENDERING", 0.5)
+    monkeypatch.setattr("qreason.model.templates.RENDERING", 0.5)
     (broken / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=said) as caught:
         load_tokenizer(str(broken))

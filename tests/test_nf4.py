@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +18,9 @@ from qreason.data.prompts import HELPDESK, render
 from qreason.inference.generate import LocalGenerator
 from qreason.machine.files import read_jsonl
 from qreason.machine.hardware import detect
+from qreason.model.compat.bitsandbytes import is_four_bit, to_float32
 from qreason.model.compensation import compensate, correction
-from qreason.model.load import load_base
+from qreason.model.load import EMBEDDED, load_base
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Lora, Model
 from qreason.run.session import Session
@@ -96,6 +99,78 @@ def test_what_was_saved_answers_as_what_was_trained(finished: Path, monkeypatch:
     run.resident.remove_adapter()
     bare = LocalGenerator(run.resident).generate(prompts, n=1, sampling=greedy)
     assert [replies[0].text for replies in bare] != trained
+
+
+# --- a base that is stored in 4 bits -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded base as `…-bnb-4bit` repositories have theirs, for computing in bfloat16."""
+    folder = tmp_path_factory.mktemp("stored") / "tiny-bnb-4bit"
+    shutil.copytree(EMBEDDED["qreason/tiny"], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    packed = load_base(Model(base="qreason/tiny", quantization="nf4"), detect())
+    packed.config.quantization_config.bnb_4bit_compute_dtype = torch.bfloat16
+    packed.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_stored_in_4_bits_is_loaded_as_it_is(stored: Path) -> None:
+    ours = load_base(Model(base=str(stored), quantization="nf4"), detect())
+    same = load_base(Model(base="qreason/tiny", quantization="nf4"), detect())
+    weights = dict(same.named_parameters())
+    assert sum(is_four_bit(weight) for weight in weights.values()) == 28
+    for name, weight in ours.named_parameters():
+        assert torch.equal(to_float32(weight), to_float32(weights[name])), name
+    layer = ours.model.layers[0].mlp.up_proj
+    assert str(layer.compute_dtype) == f"torch.{detect().dtype}"  # this machine's, not that of the one it was made on
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.quantization=none", "its weights are stored in 4 bits; set model.quantization: nf4"),
+        ("model.lora.init=quantization_error", "their quantization error is not known; leave model.lora.init out"),
+    ],
+)
+def test_what_a_base_stored_in_4_bits_cannot_do_is_said_before(
+    stored: Path, override: str, said: str, workplace: Path
+) -> None:
+    (workplace / "four.yaml").write_text(STORED.format(base=stored))
+    told = CliRunner().invoke(main, ["validate", "four.yaml", "--set", override])
+    assert told.exit_code == 2
+    assert said in told.stderr
+
+
+STORED = """\
+name: stored
+model: {{base: {base}, quantization: nf4}}
+data: {{sft: sft.jsonl, heldout: heldout.jsonl}}
+rewards: {{correctness: 1}}
+sampling: {{max_completion_length: 8}}
+steps:
+  - sft: {{max_steps: 1, learning_rate: 5e-3, warmup_steps: 0}}
+  - merge: {{dtype: float32}}
+  - export: {{gguf: [f32], rows: 1}}
+"""
+
+
+def test_a_base_stored_in_4_bits_is_trained_merged_and_exported(stored: Path, workplace: Path) -> None:
+    (workplace / "four.yaml").write_text(STORED.format(base=stored))
+    result = CliRunner().invoke(main, ["run", "four.yaml"])
+    assert result.exit_code == 0, result.output
+    assert "no adapter file: " in result.stderr
+    run = workplace / "runs" / "stored"
+    base = load_base(Model(base="qreason/tiny", quantization="nf4"), detect()).dequantize().float()
+    merged = load_file(run / "02-merge/model/model.safetensors")
+    for layer, delta in deltas(run / "01-sft/adapter").items():
+        update = merged[f"{layer}.weight"] - base.get_submodule(layer).weight
+        assert delta.norm() > 0
+        assert (update - delta).norm() <= 0.01 * delta.norm(), layer
+    assert json.loads((run / "03-export/export.json").read_text())["verified"]
+    told = CliRunner().invoke(main, ["merge", str(run), "--base", "original"])
+    assert told.exit_code == 2
+    assert "the base is trained as it is stored, there is no other" in told.stderr
 
 
 QUESTIONS = [f"Our {thing} fails since this morning, what now?" for thing in ("backup", "VPN client", "mail server")]

@@ -25,6 +25,7 @@ from qreason.machine.files import write_json
 from qreason.recipe.load import load_recipe
 from qreason.recipe.sections import Lora
 from qreason.run.session import Session
+from qreason.stages.pull import recipe_of
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 MEASURE = {"mean": 0.5, "low": 0.421, "high": 0.579}
@@ -378,6 +379,57 @@ def test_a_recipe_trains_a_pulled_adapter_further(made: Path, hub: FakeHub, tmp_
     moved = [float((after[name] - before[name]).abs().max()) for name in before]
     assert 0 < max(moved) < 0.01
     assert "me/helper" in call("lineage", tmp_path / "run").stdout
+
+
+def test_an_adapter_in_a_folder_is_measured_merged_and_exported(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder as PEFT alone writes it: two files, and the base under the name that the other machine had for it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(made / "01-sft" / "adapter" / name, tmp_path / "theirs" / name)
+    file = tmp_path / "theirs" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/content/base"}))
+    rows = Path(__file__).parents[1] / "data" / "helpdesk" / "heldout.jsonl"
+    (tmp_path / "rows.jsonl").write_text("".join(rows.read_text("utf-8").splitlines(True)[:4]), "utf-8")
+    assert "give it with --base" in refused(call("pull", "theirs"))
+    assert "leave --revision out" in refused(call("pull", "theirs", "--revision", "main"))
+    pulled = call("pull", "theirs", "--base", "qreason/tiny", "--heldout", "rows.jsonl")
+    assert pulled.exit_code == 0, pulled.output
+    assert pulled.stdout.strip() == "runs/theirs"
+    assert load_recipe(tmp_path / "runs" / "theirs" / "recipe.yaml").data.prompt == "helpdesk"
+    measured = call("evaluate", "runs/theirs", "--task", "rows.jsonl", "--rows", "1", "--samples", "1")
+    assert measured.exit_code == 0, measured.output
+    exported = call("export", "runs/theirs", "--gguf", "q8_0", "--rows", "1")
+    assert exported.exit_code == 0, exported.output
+    assert json.loads((tmp_path / "runs/theirs/export/export.json").read_text())["verified"]
+    assert "qreason pull theirs" in refused(call("evaluate", "theirs", "--task", "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("base", "quantization"), [("unsloth/llama-3.2-1b-instruct-bnb-4bit", "nf4"), ("qreason/tiny", "none")]
+)
+def test_an_adapter_of_a_4_bit_base_is_pulled_onto_it(made: Path, tmp_path: Path, base: str, quantization: str) -> None:
+    folder = Path(shutil.copytree(made / "01-sft" / "adapter", tmp_path / "lora"))
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+    recipe = recipe_of(str(folder), None, None, None, print)
+    assert (recipe.name, recipe.model.base, recipe.model.quantization) == ("lora", base, quantization)
+
+
+def test_a_recipe_trains_an_adapter_in_a_folder_further_and_an_export_needs_rows(made: Path, tmp_path: Path) -> None:
+    theirs = made / "01-sft" / "adapter"
+    train = "{from: 01-pull, rows: 4, max_steps: 1, warmup_steps: 0, per_device_train_batch_size: 4}"
+    result = call(
+        *("run", "smoke", "--out", tmp_path / "run", "--set"),
+        f"steps=[{{pull: {{repo: {theirs}, other_base: true}}}}, {{sft: {train}}}]",
+    )
+    assert result.exit_code == 0, result.output
+    before, after = (load_file(tmp_path / "run" / name / WEIGHTS) for name in ("01-pull", "02-sft"))
+    assert any(not before[name].equal(after[name]) for name in before)
+    assert call("pull", theirs, "--out", tmp_path / "bare", "--base", "qreason/tiny").exit_code == 0
+    assert "pull the adapter with --heldout FILE" in refused(call("export", tmp_path / "bare"))
 
 
 def test_a_pull_survives_a_failure_and_refuses_what_is_no_adapter(made: Path, hub: FakeHub, tmp_path: Path) -> None:

@@ -227,15 +227,19 @@ def plan(recipe: str, gpu: str | None, overrides: tuple[str, ...]) -> None:
     from qreason.planning.chart import plan_table
     from qreason.planning.checks import check_export
     from qreason.planning.fit import plan
-    from qreason.planning.memory import find_card, read_card, read_lengths
+    from qreason.planning.memory import STAND_IN, find_card, is_only_known, read_card, read_lengths
     from qreason.planning.shapes import read_shape
     from qreason.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     card = read_card(gpu) if gpu else find_card()
     loaded = loaded.model_copy(update={"data": choose_prompt(loaded.data)})
-    show(plan_table(plan(loaded, read_shape(loaded.model.base), card, read_lengths(loaded))))
-    check_export(loaded)
+    base = loaded.model.base
+    show(plan_table(plan(loaded, read_shape(base), card, read_lengths(loaded))))
+    if is_only_known(base):  # all of these can be exported
+        say(f"{base} is not on this machine: its sizes are known, lengths are counted with {STAND_IN}'s vocabulary")
+    else:
+        check_export(loaded)
 
 
 @main.group()

@@ -23,7 +23,7 @@ TRAINED = ("sft", "plain")
 
 def preview_source(recipe: Recipe, use: str, rows: int) -> Group:
     """The first rows of a source as text (green: covered by the loss), and the token counts of all rows."""
-    tokenizer = load_tokenizer(recipe.model.base)
+    tokenizer = load_tokenizer(recipe.model.base, thinking=recipe.model.thinking)
     examples = read_examples(getattr(recipe.data, use), recipe.data, use)
     rendered = [render_parts(tokenizer, example, recipe, use) for example in examples]
     counts = [

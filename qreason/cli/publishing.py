@@ -113,17 +113,22 @@ def push(run: Path, to: str, include: tuple[str, ...], public: bool, yes: bool, 
 
 
 @main.command()
-@click.argument("repo", metavar="USER/NAME")
+@click.argument("repo", metavar="USER/NAME|DIR")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME].")
 @click.option("--base", help="The base, where the adapter names none, or where it has another name here.")
+@click.option(
+    "--heldout",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Held-out rows, which an export needs for its checks.",
+)
 @click.option("--revision", help="A branch, tag or commit.")
-def pull(repo: str, out: Path | None, base: str | None, revision: str | None) -> None:
-    """Fetch an adapter from the Hub into a run folder, to merge, measure or export it."""
+def pull(repo: str, out: Path | None, base: str | None, heldout: Path | None, revision: str | None) -> None:
+    """Copy an adapter from the Hub, or from the folder DIR, into a run folder, to merge, measure or export it."""
     from qreason.recipe.load import absolute
     from qreason.run.session import Session
     from qreason.stages.pull import recipe_of
 
-    recipe = recipe_of(repo, revision, absolute(base) if base else None, say)
+    recipe = recipe_of(absolute(repo), revision, absolute(base) if base else None, heldout, say)
     opened = Session.open(recipe, out or Path("runs") / recipe.name, say=say)
     if not opened.disk.finished:
         run_and_say(opened, 0)

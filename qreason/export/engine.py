@@ -99,6 +99,18 @@ class Completion:
     """The most probable tokens at each position, where requested: id -> log-probability."""
 
 
+def logprobs_by_place(answer: dict[str, Any]) -> list[dict[int, float]]:
+    """The most probable tokens at each token of a completion; none where the server leaves them out.
+
+    It does so for a token whose bytes begin a character that the next token does not go on with.
+    """
+    left, places = list(answer.get("completion_probabilities", [])), []
+    for token in answer["tokens"]:
+        entry = left.pop(0) if left and left[0]["id"] == token else {"top_logprobs": []}
+        places.append({one["id"]: one["logprob"] for one in entry["top_logprobs"]})
+    return places
+
+
 class Server(Worker):
     """llama-server on a GGUF file; `lora` is a GGUF adapter on it."""
 
@@ -145,11 +157,7 @@ class Server(Worker):
         """The greedy reply to token ids, at most `limit` tokens."""
         body = {**GREEDY, "prompt": list(prompt), "n_predict": limit, "n_probs": top, "return_tokens": True, **options}
         found = self.post("/completion", **body)
-        logprobs = [
-            {entry["id"]: entry["logprob"] for entry in token["top_logprobs"]}
-            for token in found.get("completion_probabilities", [])
-        ]
-        return Completion(found["tokens"], found["stop_type"] == "eos", logprobs)
+        return Completion(found["tokens"], found["stop_type"] == "eos", logprobs_by_place(found))
 
     def replies(self, prompts: Sequence[Sequence[int]], limit: int, what: str) -> list[list[int]]:
         """Token ids of the greedy replies to many prompts, SLOTS at a time, in order."""

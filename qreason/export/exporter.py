@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qreason.data.prompts import system_prompt
-from qreason.errors import ModelError, RunFolderError, first_line
-from qreason.export import engine, lora, ollama, quality, writer
+from qreason.errors import ExportError, InputError, ModelError, RunFolderError, first_line
+from qreason.export import architecture, engine, lora, ollama, quality, writer
 from qreason.export.original import REPLIES, TOKENS, Original
 from qreason.export.reference import Heldout
-from qreason.export.verify import DRAFT, Results, read_checks
+from qreason.export.verify import DRAFT, Check, FailedCheck, Results, read_checks
 from qreason.machine.files import hash_files, read_json, write_json
 from qreason.machine.records import Exported
 from qreason.model.load import fingerprint, load_tokenizer, locate
@@ -34,15 +34,23 @@ class Exporter:
         adapter = run.disk.adapter()
         assert adapter is not None, "a merge has an adapter"
         self.adapter = adapter
-        self.config = writer.read_config(merged)
-        self.native = writer.native_type(self.config)
+        self.config = architecture.read_config(merged)
+        self.native = architecture.native_type(self.config)
         self.results = Results(folder, run.say)
         self.finished: dict[str, dict[str, Any]] = {}
         """Kind -> its entry in `export.json`."""
+        self.failed: dict[str, Check] = {}
+        """Quantized kind -> the check that it failed: it costs no other kind."""
         self.made_of = made_of(merged, adapter, settings, run)
         self.earlier = read_earlier(folder, self.made_of)
+        rows = run.examples("heldout") if run.recipe.data.heldout else []
+        if not rows and (settings.verify or settings.ollama):
+            raise InputError(
+                f"{run.folder}: there are no held-out rows to check files with; pull the adapter with --heldout FILE, "
+                "or export with --no-verify and without --ollama"
+            )
         self.heldout = Heldout(
-            run.examples("heldout"),
+            rows,
             system_prompt(run.recipe.data),
             load_tokenizer(str(merged)),
             run.recipe.sampling.max_completion_length,
@@ -65,6 +73,8 @@ class Exporter:
         for kind in wanted:
             if kind not in writer.FLOATS:
                 self.make_quantized(kind, lossless)
+        if not self.finished.keys() & set(wanted):
+            raise ExportError(f"{self.folder}: no file passed its checks: {self.shortfall}")
         self.make_adapter()
         if self.settings.ollama:
             self.make_modelfile()
@@ -144,12 +154,18 @@ class Exporter:
         if self.kept(kind):
             return
         draft = self.draft(kind)
-        if kind in writer.FILE_TYPES:
+        if kind in architecture.FILE_TYPES:
             writer.write_model(self.merged, draft, kind, self.name)
         else:
             engine.quantize(lossless, draft, kind)
         if self.original:
-            self.original.check_quantized(kind, draft)
+            try:
+                self.original.check_quantized(kind, draft)
+            except FailedCheck as error:
+                self.failed[kind] = error.check
+                self.results.accuracy.pop(kind, None)  # the check has it
+                self.run.say(f"{error}; the other types are made all the same")
+                return
         self.keep(kind, draft)
 
     def make_adapter(self) -> None:
@@ -193,7 +209,7 @@ class Exporter:
     @property
     def preferred(self) -> str:
         """The type that users are pointed to: the recommended one, or the last requested where nothing was measured."""
-        return self.recommended or self.settings.gguf[-1]
+        return self.recommended or next(kind for kind in reversed(self.settings.gguf) if kind in self.finished)
 
     # --- report --------------------------------------------------------------------------------
 
@@ -203,20 +219,29 @@ class Exporter:
         if not self.original:
             return f"{files}; nothing was verified"
         right = ", ".join(f"{name} {share:.1%}" for name, share in self.results.accuracy.items())
-        checks = f"{len(self.results.checks)} checks passed"
+        checks = f"{sum(check.passed for check in self.results.checks)} checks passed"
+        if self.failed:
+            checks += f"; not to be used: {self.shortfall}"
         advice = f"recommended: {self.recommended or 'none, every file is less accurate than what was trained'}"
         return f"{files}; {checks}; accuracy on {len(self.heldout.asked)} rows: {right}; {advice}"
+
+    @property
+    def shortfall(self) -> str:
+        """The types that failed a check, with its figures."""
+        return "; ".join(f"{kind}: {check.told}" for kind, check in self.failed.items())
 
     def report(self) -> dict[str, Any]:
         """`export.json`."""
         return {
             "model": str(self.merged),
             "made_of": self.made_of,
-            "verified": self.original is not None and all(check.passed for check in self.results.checks),
+            "verified": self.original is not None
+            and all(check.passed or check in self.failed.values() for check in self.results.checks),
             "rows": len(self.heldout.asked),
             "accuracy": self.results.accuracy,
             "recommended": self.recommended,
             "files": self.finished,
+            "failed": {kind: check.name for kind, check in self.failed.items()},
             "checks": [asdict(check) for check in self.results.checks],
         }
 

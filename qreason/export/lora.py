@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qreason.errors import ModelError
-from qreason.export.writer import gguf_names, open_tensors, read_config, write_file
+from qreason.export.architecture import gguf_names, read_config, to_engine
+from qreason.export.writer import open_tensors, write_file
 from qreason.machine.files import read_json
 from qreason.machine.records import LoraFile, Peft
+from qreason.model.load import stored_quantization
 
 NAMED = {"use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA", "arrow_config": "Arrow"}
 REFUSED = (
@@ -19,6 +21,8 @@ REFUSED = (
 """Settings of PEFT's LoRA that GGUF cannot hold; NAMED has those whose method has a better known name."""
 SIDES = {"A.weight": "lora_a", "B.weight": "lora_b"}
 """PEFT's name of a matrix, behind `.lora_` -> GGUF's."""
+OUTPUTS = "B.weight"
+"""The matrix whose rows are those of the weight."""
 
 
 def read_alpha(adapter: Path) -> float:
@@ -66,7 +70,10 @@ def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
     parts = {key: split_key(key) for key in shapes}
     if wrong := [key for key, (to, side) in parts.items() if side not in SIDES or to == "lm_head.weight"]:
         raise ModelError(f"{adapter}: {wrong[0]} cannot be part of an adapter in GGUF; merge it and export the model")
-    names = gguf_names(read_config(base), [target for target, _ in parts.values()])
+    config = read_config(base)
+    if stored_quantization(config):
+        raise ModelError(f"{base}: its weights are stored in 4 bits, so there is no GGUF file of it for an adapter")
+    names = gguf_names(config, [target for target, _ in parts.values()])
     header = {
         "general.type": "adapter",
         "adapter.type": "lora",
@@ -75,7 +82,12 @@ def write_adapter(adapter: Path, base: Path, out: Path, name: str) -> None:
         "general.file_type": 0,
     }
     tensors = [
-        (f"{names[to]}.{SIDES[side]}", shapes[key], GGMLQuantizationType.F32, partial(load, key))
+        (
+            f"{names[to]}.{SIDES[side]}",
+            shapes[key],
+            GGMLQuantizationType.F32,
+            to_engine(config, to, partial(load, key)) if side == OUTPUTS else partial(load, key),
+        )
         for key, (to, side) in parts.items()
     ]
-    write_file(out, header, tensors)
+    write_file(out, config.model_type, header, tensors)

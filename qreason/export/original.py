@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qreason.export import engine, quality, reference, verify, writer
+from qreason.export import architecture, engine, quality, reference, verify, writer
 from qreason.export.verify import MERGED, Results
 from qreason.machine.files import read_jsonl
 from qreason.machine.hardware import detect
@@ -36,8 +36,8 @@ class Original:
         """`earlier`: the results of an export of the same model, in which the two were compared."""
         self.run, self.merged, self.heldout, self.work, self.results = run, merged, heldout, work, results
         self.passed = results.passed
-        config = writer.read_config(merged)
-        self.native = writer.native_type(config)
+        config = architecture.read_config(merged)
+        self.native = architecture.native_type(config)
         known = verify.read_checks(earlier, MERGED) if earlier else []
         if earlier and known:
             results.accuracy = {name: earlier["accuracy"][name] for name in ("adapter", MERGED)}
@@ -130,7 +130,7 @@ class Original:
 
     def check_adapter(self, file: Path, adapter: Path, base: Path) -> None:
         """The adapter's file on a temporary file of its base, in llama.cpp and in PEFT."""
-        kind = writer.native_type(writer.read_config(base))
+        kind = architecture.native_type(architecture.read_config(base))
         floats = self.work / f"base-{kind}.gguf"
         writer.write_model(base, floats, kind, self.run.recipe.name)
         model = reference.with_adapter(base, adapter)

@@ -40,6 +40,9 @@ PROBES = (
 """Texts in which pre-tokenizers differ. In NFC, for llama.cpp does not normalize; without `</s>`, which it takes for a
 control token in every vocabulary."""
 
+CUTS = {8: "qwen2", 5: "llama-bpe", 9: "smollm", 4: "gpt-2"}
+"""Pieces that `a'S 12345` is cut into -> llama.cpp's pre-tokenizer: 8 for a|'S| |1|2|3|4|5."""
+
 
 # --- distances -------------------------------------------------------------------------------------
 
@@ -110,16 +113,25 @@ class Check:
     bound: str = ""
 
     @property
-    def line(self) -> str:
+    def told(self) -> str:
         figures = ", ".join(f"{key} {shown(value)}" for key, value in self.figures.items())
-        bound = f" (bound: {self.bound})" if self.bound else ""
-        return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.name}: {figures}{bound}"
+        return f"{self.name}: {figures}" + (f" (bound: {self.bound})" if self.bound else "")
+
+    @property
+    def line(self) -> str:
+        return f"{'ok    ' if self.passed else 'FAILED'} {self.file}: {self.told}"
 
 
 def read_checks(earlier: Exported, file: str) -> list[Check]:
     """What an earlier export found right in one of its files."""
     found = [one for one in earlier["checks"] if one["file"] == file and one["passed"]]
     return [Check(one["file"], one["name"], one["passed"], one["figures"], one["bound"]) for one in found]
+
+
+class FailedCheck(ExportError):  # noqa: N818
+    def __init__(self, check: Check, text: str) -> None:
+        super().__init__(text)
+        self.check = check
 
 
 class Results:
@@ -131,13 +143,14 @@ class Results:
         self.accuracy: dict[str, float] = {}
 
     def passed(self, check: Check) -> None:
-        """Keep a check and print it; ExportError where it failed."""
+        """Keep a check and print it; FailedCheck where it failed."""
         self.checks.append(check)
         self.say(check.line)
         if not check.passed:
-            raise ExportError(
+            raise FailedCheck(
+                check,
                 f"{check.file}: failed '{check.name}' ({self.folder / 'export.json'} has the figures); what was "
-                f"written is kept as *{DRAFT}, not to be used"
+                f"written is kept as *{DRAFT}, not to be used",
             )
 
 
@@ -161,25 +174,38 @@ def check_merged(trained: Sequence[Path], merged: Sequence[Path], arithmetic: st
 # --- (b) the float file against transformers -------------------------------------------------------
 
 
+def bos_of(tokenizer: Any) -> str:
+    """The BOS that every chat begins with; empty for none. llama.cpp adds it by itself."""
+    first = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], return_dict=False)[0]
+    return str(tokenizer.bos_token) if first == tokenizer.bos_token_id else ""
+
+
 def expected_metadata(model: Path, tokenizer: Any) -> dict[str, Any]:
     """The expected header, from config.json and the tokenizer, independently of the writer."""
     config = read_json(model / "config.json")
     rows, length, added = config["vocab_size"], len(tokenizer), tokenizer.added_tokens_decoder
     special = set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
     kinds = [3 if number in special else 4 if number in added else 1 for number in range(length)]
+    family, width = config["model_type"], config.get("head_dim")
+    keys = {
+        "block_count": "num_hidden_layers",
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    }
+    wide = ("attention.key_length", "attention.value_length") if family in ("qwen3", "llama") else ()
+    begins = bos_of(tokenizer)
     return {
-        "general.architecture": "qwen2",
+        "general.architecture": family,
         "general.type": "model",
-        "qwen2.block_count": config["num_hidden_layers"],
-        "qwen2.context_length": config["max_position_embeddings"],
-        "qwen2.embedding_length": config["hidden_size"],
-        "qwen2.feed_forward_length": config["intermediate_size"],
-        "qwen2.attention.head_count": config["num_attention_heads"],
-        "qwen2.attention.head_count_kv": config["num_key_value_heads"],
-        "qwen2.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        "qwen2.rope.freq_base": (config.get("rope_parameters") or config)["rope_theta"],
+        **{f"{family}.{key}": config[own] for key, own in keys.items()},
+        **{f"{family}.{key}": width or config["hidden_size"] // config["num_attention_heads"] for key in wide},
+        f"{family}.rope.freq_base": (config.get("rope_parameters") or config)["rope_theta"],
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.pre": CUTS.get(len(tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a'S 12345"))),
         "tokenizer.ggml.tokens": [
             *tokenizer.convert_ids_to_tokens(list(range(length))),
             *(f"[PAD{number}]" for number in range(length, rows)),
@@ -187,7 +213,8 @@ def expected_metadata(model: Path, tokenizer: Any) -> dict[str, Any]:
         "tokenizer.ggml.token_type": kinds + [5] * (rows - length),
         "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
         "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
-        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_bos_token": bool(begins),
+        "tokenizer.ggml.bos_token_id": tokenizer.bos_token_id if begins else tokenizer.pad_token_id,
         "tokenizer.chat_template": tokenizer.chat_template,
     }
 
@@ -223,18 +250,19 @@ def shorten(value: Any) -> str:
 
 def check_tokens(file: Path, server: Server, heldout: Heldout) -> Check:
     """The engine's token ids of every held-out prompt and of the probes are the tokenizer's."""
-    texts = [*heldout.texts, *PROBES]
-    ids = [*heldout.prompts, *heldout.tokenizer(list(PROBES), add_special_tokens=False)["input_ids"]]
-    wrong = [text for text, own in zip(texts, ids, strict=True) if server.tokenize(text) != own]
+    texts, begin = [*heldout.texts, *PROBES], bos_of(heldout.tokenizer)
+    probes = [begin + probe for probe in PROBES]
+    ids = [*heldout.prompts, *heldout.tokenizer(probes, add_special_tokens=False)["input_ids"]]
+    wrong = [text for text, own in zip(texts, ids, strict=True) if server.tokenize(text.removeprefix(begin)) != own]
     figures = {"texts": len(ids), "different": len(wrong), **({"first": shorten(wrong[0])} if wrong else {})}
     return Check(named(file), "tokenization", not wrong, figures)
 
 
 def check_template(file: Path, server: Server, heldout: Heldout) -> Check:
     """The file's own template renders every held-out prompt, and one without a system message, as transformers does."""
-    bare = heldout.conversations[0][-1:]
+    bare, begin = heldout.conversations[0][-1:], bos_of(heldout.tokenizer)
     pairs = list(zip([*heldout.conversations, bare], [*heldout.texts, heldout.render(bare)], strict=True))
-    wrong = sum(server.render(messages) != text for messages, text in pairs)
+    wrong = sum(server.render(messages) != text.removeprefix(begin) for messages, text in pairs)
     return Check(named(file), "chat template", not wrong, {"prompts": len(pairs), "different": wrong})
 
 

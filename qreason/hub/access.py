@@ -74,10 +74,30 @@ def explain(error: Exception) -> tuple[int | None, str]:
 
 
 def fetch_adapter(repo: str, revision: str | None, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """Download an adapter: its folder in the Hub's cache, and its qreason.json ({} without one).
+    """An adapter's folder and its qreason.json ({} without one): one on this machine, or downloaded from the Hub.
 
     Raises InputError where there is no such repository or no adapter in it.
     """
+    folder = Path(repo).expanduser()
+    if not folder.is_dir():
+        folder = download_adapter(repo, revision, say)
+    elif revision:
+        raise InputError(f"{repo}: a folder has no revisions; leave --revision out")
+    places = [place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()]
+    if not places or not (places[0] / "adapter_model.safetensors").is_file():
+        raise InputError(
+            f"{repo}: no adapter there (adapter_config.json, adapter_model.safetensors); a whole model is no adapter: "
+            "give it as model.base of a recipe"
+        )
+    try:
+        about = read_json(folder / ABOUT)
+    except RunFolderError:
+        about = {}
+    return places[0], about if isinstance(about, dict) else {}
+
+
+def download_adapter(repo: str, revision: str | None, say: Callable[[str], None]) -> Path:
+    """The snapshot of an adapter's repository in the Hub's cache."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import disable_progress_bars
@@ -98,14 +118,4 @@ def fetch_adapter(repo: str, revision: str | None, say: Callable[[str], None]) -
     folder = attempt(f"fetching {repo}", download, say, denied="ask its owner for access")
     if isinstance(folder, str):
         raise InputError(folder)
-    places = [place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()]
-    if not places or not (places[0] / "adapter_model.safetensors").is_file():
-        raise InputError(
-            f"{repo}: no adapter there (adapter_config.json, adapter_model.safetensors); a whole model is no adapter: "
-            "give it as model.base of a recipe"
-        )
-    try:
-        about = read_json(folder / ABOUT)
-    except RunFolderError:
-        about = {}
-    return places[0], about if isinstance(about, dict) else {}
+    return folder

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qreason.errors import ModelError, first_line, kind_and_line
+from qreason.errors import ModelError, first_line
 from qreason.machine import ranks
 from qreason.machine.files import hash_files
-from qreason.machine.foreign import TimedOut, within
 from qreason.machine.hardware import Hardware
 from qreason.model.backends import Name
 from qreason.model.compat.bitsandbytes import four_bit_trouble, keep_layout
 from qreason.model.compat.unsloth import load_with_unsloth
+from qreason.model.templates import fit_template
 from qreason.recipe.sections import Lora, Model
 
 EMBEDDED = {"qreason/tiny": Path(__file__).parents[1] / "assets" / "tiny"}
 """Bases that come with the package: name -> folder."""
 TURN_END = "<|im_end|>"
 """The token that ends a turn of Qwen's chats."""
-FOLD = (
-    "{%- if messages and messages[0]['role'] == 'system' %}{%- set messages = [{'role': 'user', 'content': "
-    "messages[0]['content'] + '\n\n' + messages[1]['content']}] + messages[2:] %}{%- endif %}"
-)
-"""In front of a chat template that refuses or drops the system role: the user's turn begins with the system prompt."""
-PROBE = ({"role": "system", "content": "qreason asks"}, {"role": "user", "content": "does this arrive"})
-RENDERING, MOST_TEMPLATE = 10.0, 10**6
-"""Seconds for rendering one short chat, and characters of a template and of what it makes of that chat."""
+PADS = ("<|finetune_right_pad_id|>", "<|vision_pad|>", "<|pad|>", "<pad>", "[PAD]")
+"""Tokens of Llama 3, of R1's Qwen and others that no chat uses, where a base names no padding token of its own."""
 
 
 def locate(base: str) -> str:
@@ -36,8 +29,21 @@ def locate(base: str) -> str:
     return str(EMBEDDED.get(base, base))
 
 
-def load_tokenizer(base: str) -> Any:
-    """The base's tokenizer, padding on the left.
+def is_here(base: str) -> bool:
+    """Whether a base's files are on this machine: embedded, a folder, or fetched from the Hub before."""
+    if base in EMBEDDED or Path(base).is_dir() or base.startswith((".", "/", "~")):  # a missing folder is a problem
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(base, "config.json"), str)
+    except HFValidationError:
+        return True
+
+
+def load_tokenizer(base: str, *, thinking: bool = False) -> Any:
+    """The base's tokenizer, padding on the left; `thinking`: its chat template asks for thoughts where it knows them.
 
     Raises ModelError without a chat template, or where padding would hide the end of a reply from the loss.
     """
@@ -49,6 +55,9 @@ def load_tokenizer(base: str) -> Any:
         raise ModelError(f"{base}: {cannot_load(error)}") from error
     if tokenizer.pad_token_id == tokenizer.eos_token_id and TURN_END in (tokenizer.chat_template or ""):
         tokenizer.eos_token = TURN_END  # a base variant: its own mark ends a document, not a turn
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        spare = tokenizer.get_added_vocab().keys() & set(PADS)
+        tokenizer.pad_token = min(spare, key=PADS.index, default=tokenizer.pad_token)
     if not tokenizer.chat_template:
         raise ModelError(f"{base}: the tokenizer has no chat template; take the instruct variant of the model")
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
@@ -63,54 +72,23 @@ def load_tokenizer(base: str) -> Any:
             "stopping; set another pad_token in the base's tokenizer_config.json, or take the instruct variant"
         )
     tokenizer.padding_side = "left"
-    fit_template(base, tokenizer)
+    fit_template(base, tokenizer, thinking=thinking)
     return tokenizer
 
 
-def fit_template(base: str, tokenizer: Any) -> None:
-    """Fold the system prompt into the user's turn where the chat template refuses or drops it.
+def read_base_config(base: str) -> Any:
+    """The configuration of a base; ModelError where it has none that can be read."""
+    from transformers import AutoConfig
 
-    ModelError for a template that does not end, is huge, or loses what the user says.
-    """
-    own = tokenizer.chat_template
-    if not isinstance(own, str):  # named templates, of which apply_chat_template takes the default one
-        own = tokenizer.get_chat_template()
-    if len(own) > MOST_TEMPLATE:
-        raise ModelError(f"{base}: its chat template has {len(own)} characters; give it a template for chats alone")
-    trouble = ""
-    for template in (own, FOLD + own):
-        try:
-            text = within(
-                RENDERING, partial(tokenizer.apply_chat_template, [*PROBE], chat_template=template, tokenize=False)
-            )
-        except TimedOut:
-            raise ModelError(
-                f"{base}: its chat template does not end within {RENDERING:g} seconds for a short chat; correct "
-                "chat_template in the base's folder"
-            ) from None
-        except Exception as error:
-            trouble = trouble or kind_and_line(error)
-            continue
-        if len(text) > MOST_TEMPLATE:
-            raise ModelError(f"{base}: its chat template makes {len(text)} characters of a short chat; correct it")
-        if all(message["content"] in text for message in PROBE):
-            if template != own:
-                tokenizer.chat_template = template
-            return
-    raise ModelError(
-        f"{base}: its chat template {f'fails ({trouble})' if trouble else 'leaves out what the user says'}; correct "
-        "chat_template in the base's folder, or take the instruct variant"
-    )
+    try:
+        return AutoConfig.from_pretrained(locate(base), trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{base}: {cannot_load(error)}") from error
 
 
 def check_vocabulary(base: str, tokenizer: Any) -> None:
     """ModelError where the tokenizer has tokens beyond the rows that the config gives the model's embedding."""
-    from transformers import AutoConfig
-
-    try:
-        rows = AutoConfig.from_pretrained(locate(base), trust_remote_code=False).get_text_config().vocab_size
-    except Exception as error:
-        raise ModelError(f"{base}: {cannot_load(error)}") from error
+    rows = read_base_config(base).get_text_config().vocab_size
     ids = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
     if ids:
         first = min(ids, key=lambda token: ids[token])
@@ -138,12 +116,10 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
         kind = (config.architectures or ["nothing"])[0]
         if not kind.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"{model.base}: a {kind}, not a causal language model; give a text generation model")
-        if (packed := getattr(config, "quantization_config", None)) is not None:
-            method = (packed if isinstance(packed, dict) else packed.to_dict()).get("quant_method", "some method")
-            raise ModelError(
-                f"{model.base}: its weights are stored quantized ({getattr(method, 'value', method)}), and can neither "
-                "be quantized again nor merged exactly; give the original 16-bit model with model.quantization: nf4"
-            )
+        if packed := check_packed(model, config):
+            config.quantization_config = packed | {"bnb_4bit_compute_dtype": hardware.dtype}
+            options["config"] = config
+            del options["quantization_config"]  # the base has its own
         if backend == "unsloth":
             base = load_with_unsloth(path, model, hardware, config.get_text_config().max_position_embeddings)
         else:
@@ -156,6 +132,36 @@ def load_base(model: Model, hardware: Hardware, backend: Name = "plain") -> Any:
         raise ModelError(f"{model.base}: {cannot_load(error)}") from error
     base.requires_grad_(False)
     return base.eval()
+
+
+def stored_quantization(config: Any) -> dict[str, Any]:
+    """How the weights of a base are stored, as its config.json says; empty where they are not quantized."""
+    packed = getattr(config, "quantization_config", None) or {}
+    return dict(packed if isinstance(packed, dict) else packed.to_dict())
+
+
+def check_packed(model: Model, config: Any) -> dict[str, Any]:
+    """How a base's weights are stored, where that is bitsandbytes' 4 bits; empty where they are not quantized.
+
+    ModelError for any other quantization, and where the recipe takes the base for one of 16 bits.
+    """
+    packed = stored_quantization(config)
+    if not packed:
+        return {}
+    method = packed.get("quant_method", "some method")
+    if not packed.get("load_in_4bit"):
+        raise ModelError(
+            f"{model.base}: its weights are stored quantized ({getattr(method, 'value', method)}), and can neither "
+            "be quantized again nor merged exactly; give the original 16-bit model with model.quantization: nf4"
+        )
+    if model.quantization == "none":
+        raise ModelError(f"{model.base}: its weights are stored in 4 bits; set model.quantization: nf4")
+    if model.lora.init == "quantization_error":
+        raise ModelError(
+            f"{model.base}: its weights are stored in 4 bits, so their quantization error is not known; leave "
+            "model.lora.init out, or give the original 16-bit model"
+        )
+    return packed
 
 
 def check_weights(base: str, told: Mapping[str, Any]) -> None:

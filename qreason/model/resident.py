@@ -35,7 +35,7 @@ class Resident:
         quiet()
         import_without_compiler()
         self.settings, self.hardware, self.say, self.backend = settings, hardware, say, backend
-        self.tokenizer = load_tokenizer(settings.base)
+        self.tokenizer = load_tokenizer(settings.base, thinking=settings.thinking)
         check_vocabulary(settings.base, self.tokenizer)
         self.model = load_base(settings, hardware, backend)
         self.adapter: Path | None = None

@@ -12,12 +12,21 @@ from typing import Any
 
 from qreason.data.prompts import demonstrate, lesson, render, system_prompt
 from qreason.data.turns import reply_spans
-from qreason.errors import QReasonError, nearest
+from qreason.errors import InputError, QReasonError, nearest
 from qreason.judge.calibration import read_labels
 from qreason.machine import ranks
 from qreason.machine.files import read_json
 from qreason.machine.hardware import detect
-from qreason.model.load import EMBEDDED, check_vocabulary, load_tokenizer, locate
+from qreason.model.load import (
+    EMBEDDED,
+    check_packed,
+    check_vocabulary,
+    is_here,
+    load_tokenizer,
+    locate,
+    read_base_config,
+)
+from qreason.model.templates import opens_thoughts
 from qreason.planning.data import fields_without_column, learned_by_heart
 from qreason.planning.memory import check_disk, shape_of
 from qreason.planning.shapes import Shape
@@ -82,9 +91,10 @@ def examine(
         return found
     embedded, shape = recipe.model.base in EMBEDDED, None
     if fetch or not embedded or recipe.model.lora.target_modules != "all-linear":
-        base = recipe.model.base
-        if (tokenizer := found.attempt(lambda: load_tokenizer(base))) is not None:
+        base, thinking = recipe.model.base, recipe.model.thinking
+        if (tokenizer := found.attempt(lambda: load_tokenizer(base, thinking=thinking))) is not None:
             found.attempt(lambda: check_vocabulary(base, tokenizer))
+            found.attempt(lambda: check_packed(recipe.model, read_base_config(base)))
         if tokenizer is None or (shape := found.attempt(lambda: shape_of(base))) is None:
             return found
         if targets := target_problems(recipe, shape):
@@ -92,6 +102,7 @@ def examine(
         else:
             found.attempt(lambda: check_disk(recipe, shape, folder))
         found.attempt(lambda: check_export(recipe))
+        found.attempt(lambda: check_thoughts(recipe, tokenizer))
         found.attempt(lambda: check_turns(recipe, examples.get("sft", []), tokenizer))
     context = (
         shape.context
@@ -121,19 +132,6 @@ def launch_problems(recipe: Recipe) -> list[str]:
                 "(num_generations); raise per_device_train_batch_size, or leave trl.steps_per_generation out"
             )
     return problems
-
-
-def is_here(base: str) -> bool:
-    """Whether a base's files are on this machine: embedded, a folder, or fetched from the Hub before."""
-    if base in EMBEDDED or Path(base).is_dir() or base.startswith((".", "/", "~")):  # a missing folder is a problem
-        return True
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(base, "config.json"), str)
-    except HFValidationError:
-        return True
 
 
 # --- rewards -------------------------------------------------------------------------------------
@@ -188,11 +186,22 @@ def target_problems(recipe: Recipe, shape: Shape) -> list[str]:
 
 
 def check_export(recipe: Recipe) -> None:
-    """ModelError where an export step would refuse the base's architecture."""
+    """ModelError where an export step would refuse the base's architecture or its tokenizer."""
     if any(step.export for step in recipe.steps):
-        from qreason.export.writer import read_config
+        from qreason.export.architecture import read_config
+        from qreason.export.vocabulary import splitting
 
         read_config(Path(locate(recipe.model.base)))
+        splitting(load_tokenizer(recipe.model.base), recipe.model.base)
+
+
+def check_thoughts(recipe: Recipe, tokenizer: Any) -> None:
+    """InputError where an sft step would teach replies without the thoughts that prompts ask for."""
+    if any(step.sft for step in recipe.steps) and opens_thoughts(tokenizer):
+        raise InputError(
+            f"sft: the chat template of {recipe.model.base} asks for thoughts that it leaves out of finished replies, "
+            "so sft would teach not to think; leave model.thinking out, or train by grpo alone"
+        )
 
 
 def check_turns(recipe: Recipe, examples: Sequence[Example], tokenizer: Any) -> None:

@@ -15,7 +15,9 @@ from qreason.machine.hardware import GIB, compiler_trouble, free_bytes, usable_m
 from qreason.model.backends import choose
 from qreason.model.classifier import read_adapter
 from qreason.model.compat.trl_logprobs import are_few
+from qreason.model.load import is_here
 from qreason.model.merging import BYTES
+from qreason.planning.known import known_config
 from qreason.planning.phases import (
     Phase,
     adapter_sizes,
@@ -61,6 +63,8 @@ CARDS = {
     for capability, cards in ALLOCATABLE.items()
     for name, gib in cards.items()
 }
+STAND_IN = "qreason/tiny"
+"""The base whose tokenizer counts in place of one that is not here."""
 GGUF_BITS = {
     "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.5, "q4_k_m": 4.9,
     "q4_k_s": 4.6, "q3_k_m": 3.9, "q2_k": 3.4,
@@ -93,15 +97,24 @@ def find_card() -> Card:
     return replace(here, free_bytes=free, compiles=here.compiles and compiler_trouble() is None)
 
 
+def is_only_known(base: str) -> bool:
+    """Whether of a base only its sizes are known, and no file of it is on this machine."""
+    return not is_here(base) and known_config(base) is not None
+
+
 def read_lengths(recipe: Recipe) -> Lengths:
-    """The longest texts of a recipe's data in tokens of its base; 0 where it has no such data."""
+    """The longest texts of a recipe's data in tokens of its base; 0 where it has no such data.
+
+    Of a base of which only the sizes are here, in tokens of the embedded one, which are more.
+    """
     from qreason.data.examples import read_examples
     from qreason.data.pairs import read_pairs
     from qreason.data.prompts import lesson, render, render_judge, system_prompt
     from qreason.model.classifier import render_ids
     from qreason.model.load import load_tokenizer
 
-    tokenizer = load_tokenizer(recipe.model.base)
+    base = STAND_IN if is_only_known(recipe.model.base) else recipe.model.base
+    tokenizer = load_tokenizer(base, thinking=recipe.model.thinking)
     system = system_prompt(recipe.data)
     read = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 from qreason.errors import ModelError
 from qreason.machine.hardware import GIB
-from qreason.model.load import cannot_load, locate
+from qreason.model.load import cannot_load, is_here, read_base_config, stored_quantization
+from qreason.planning.known import known_config
 from qreason.recipe.sections import Model
 
 ADAPTABLE = ("Linear", "Conv1D", "Embedding")
@@ -110,18 +111,22 @@ class Asked:
 
 
 def read_shape(base: str) -> Shape:
-    """The shape of a base, built without memory on torch's meta device. Raises ModelError where it is not a model."""
+    """The shape of a base, built without memory on torch's meta device. Raises ModelError where it is not a model.
+
+    Of a usual base that is not on this machine, by the table of `known.py`.
+    """
     import torch
     import transformers
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     try:
-        config = transformers.AutoConfig.from_pretrained(locate(base), trust_remote_code=False)
+        config = (None if is_here(base) else known_config(base)) or read_base_config(base)
         kind, text = getattr(transformers, (config.architectures or [""])[0]), config.get_text_config()
         with torch.device("meta"):
             model = kind(config)
-        kept, head = get_keys_to_not_convert(model), model.get_output_embeddings()
+        own = stored_quantization(config).get("llm_int8_skip_modules")
+        kept, head = own or get_keys_to_not_convert(model), model.get_output_embeddings()
         return Shape(
             base=base,
             parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -123,6 +123,8 @@ def find_models_of(step: Step) -> Step:
     teacher = getattr(step.settings, "teacher", None)
     if teacher and not teacher.endpoint:
         changes["teacher"] = teacher.model_copy(update={"model": absolute(teacher.model)})
+    if step.pull:
+        changes["repo"] = absolute(step.pull.repo)
     return step.model_copy(update={step.stage: step.settings.model_copy(update=changes)}) if changes else step
 
 

@@ -63,6 +63,8 @@ class Model(Strict):
     """The format of the base's weights: as the machine computes, or 4 bits (NF4)."""
     backend: Literal["auto", "plain", "unsloth"] = "auto"
     """`plain` is transformers and PEFT; `auto` takes Unsloth where it is installed and there is a GPU."""
+    thinking: bool = False
+    """Let the chat template ask for the base's own thoughts (Qwen3, R1), before the reply with its tags."""
     lora: Lora = Lora()
     """The adapter that is trained."""
 

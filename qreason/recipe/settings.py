@@ -157,14 +157,14 @@ class Merge(Stage):
 
 
 class Pull(Stage):
-    """An adapter from the Hub that later steps start from."""
+    """An adapter made elsewhere that later steps start from."""
 
     leaves_adapter: ClassVar[bool] = True
 
-    repo: str = Field(pattern=r"^[^/]+/[^/]+$")
-    """The repository on the Hub: USER/NAME."""
+    repo: str = Field(pattern=r"^([^/]+/[^/]+|[./~].*|[A-Za-z]:.*)$")
+    """The repository on the Hub, USER/NAME, or a folder that PEFT wrote."""
     revision: str | None = None
-    """A branch, tag or commit; the newest where not given."""
+    """A branch, tag or commit of the repository; the newest where not given."""
     other_base: bool = False
     """Accept an adapter that names another base: the same model under another name."""
 

@@ -73,4 +73,4 @@ def check_target(target: str) -> None:
     if (Path(target) / "recipe.yaml").is_file() and not is_run_folder(Path(target)):
         raise ModelError(f"{target}: a run folder without its manifest.json; restore it from a copy")
     if (Path(target) / "adapter_config.json").is_file():
-        raise ModelError(f"{target} is an adapter; give its run folder, or the merged model")
+        raise ModelError(f"{target} is an adapter; give its run folder, or one that `qreason pull {target}` makes")

@@ -18,6 +18,7 @@ from qreason.machine.files import DRAFT, write_json
 from qreason.machine.progress import Bar, progress_bar
 from qreason.machine.rows import free_memory
 from qreason.model import merging
+from qreason.model.load import read_base_config, stored_quantization
 from qreason.recipe.sections import Model
 from qreason.recipe.settings import Merge
 from qreason.rewards.text import correctness
@@ -105,9 +106,10 @@ def find_adapters(run: Session, settings: Merge) -> list[Path]:
 def fold_into(folder: Path, settings: Merge, run: Session) -> Artifact:
     """`model/` and `merge.json` in a folder; no model where the stored one differs from the trained one."""
     adapters = find_adapters(run, settings)
-    four_bit = run.recipe.model.quantization != "none"
+    base = run.recipe.model.base
+    four_bit = run.recipe.model.quantization != "none" and not stored_quantization(read_base_config(base))
     if settings.base == "original" and not four_bit:
-        raise RunFolderError(f"{run.folder}: the base was not quantized, so there is no other one; leave out --base")
+        raise RunFolderError(f"{run.folder}: the base is trained as it is stored, there is no other; leave out --base")
     parameters = run.resident.model.num_parameters()
     for adapter in adapters:
         merging.check_adapter(adapter, run.disk.manifest["base"])
@@ -116,12 +118,12 @@ def fold_into(folder: Path, settings: Merge, run: Session) -> Artifact:
     with progress_bar("merge", total=3 + 5 * len(bases)) as bar:
         merger = Merger(run, settings, adapters, bar)
         figures = {}
-        for base in bases:
-            draft = folder / f"{base}.{DRAFT}"
+        for kind in bases:
+            draft = folder / f"{kind}.{DRAFT}"
             shutil.rmtree(draft, ignore_errors=True)  # of a merge that was cut off
             try:
-                figures[base] = merger.onto(base, draft)
-                if base == settings.base:
+                figures[kind] = merger.onto(kind, draft)
+                if kind == settings.base:
                     draft.rename(folder / "model")
             finally:
                 shutil.rmtree(draft, ignore_errors=True)

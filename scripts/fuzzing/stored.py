@@ -14,10 +14,10 @@ from fuzzing.sample import fill, write_run
 from fuzzing.strange import Surface, as_json, attempt, call, changed, damaged
 from qreason.cli.base import show
 from qreason.data.pairs import rank_draws
+from qreason.export.architecture import read_config
 from qreason.export.exporter import read_earlier
 from qreason.export.lora import check_fits, read_alpha
 from qreason.export.verify import read_checks
-from qreason.export.writer import read_config
 from qreason.inference.journal import digest, read_kept
 from qreason.machine.files import hash_files, read_jsonl
 from qreason.machine.records import Draw

@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from random_qwen import write_random_qwen
+from test_export_families import FAMILIES, write_base  # tests/ is on the path for its conftest.py
 
 from qreason.data.prompts import HELPDESK
 from qreason.errors import ModelError
@@ -32,8 +33,9 @@ import runpy, sys
 from pathlib import Path
 source = Path(sys.argv[1])
 sys.path[:0] = [str(source / "gguf-py"), str(source)]
-from conversion import base, qwen
-qwen.Qwen2Model.set_vocab = lambda self: self._set_vocab_gpt2()  # it would ask for sentencepiece first
+from conversion import base, llama, qwen
+for kind in (qwen.Qwen2Model, qwen.Qwen3Model, llama.LlamaModel):
+    kind.set_vocab = lambda self: self._set_vocab_gpt2()  # it would ask for sentencepiece first
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"  # it knows published tokenizers by hash only
 sys.argv[:2] = [str(source / "convert_hf_to_gguf.py")]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -135,6 +137,15 @@ def test_the_embedded_model_is_written_as_llama_cpp_writes_it(kind: str, llama_c
     convert(llama_cpp, TINY, kind, tmp_path / "theirs.gguf")
     check_same_tensors(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
     check_same_header(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_family_is_written_as_llama_cpp_writes_it(name: str, kind: str, llama_cpp: Path, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", name)
+    writer.write_model(base, tmp_path / "ours.gguf", kind, "x")
+    convert(llama_cpp, base, kind, tmp_path / "theirs.gguf")
+    check_same_tensors(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
 
 @pytest.fixture(scope="session", params=["0.5b", "1.5b"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,24 @@ def takes_ready_mask(model: Any) -> bool:
 # --- rotary angles ---------------------------------------------------------------------------------
 
 
+def rope_factors(rope: Mapping[str, Any], width: int) -> torch.Tensor | None:
+    """By what Llama 3 divides the frequencies of a head of `width` dimensions, (width / 2,); None without a scaling.
+
+    Computed as by llama.cpp's converter (conversion/llama.py of llama-cpp-python 0.3.36), which writes it as a tensor.
+    """
+    import torch
+
+    if rope["rope_type"] != "llama3":
+        return None
+    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
+    own = rope["original_max_position_embeddings"]
+    length = 2 * math.pi * rope["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    smooth = (own / length - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    ends = torch.where(length < own / high, torch.ones_like(length), torch.full_like(length, factor))
+    return torch.where((length < own / high) | (length > own / low), ends, between)
+
+
 @contextmanager
 def engine_angles(model: Any) -> Iterator[None]:
     """Within it, the model rotates queries and keys by exactly the angles of llama.cpp.
@@ -91,24 +110,27 @@ def engine_angles(model: Any) -> Iterator[None]:
     frequency, ggml the previous angle by a constant. That alone moves logits by 1e-4 and more, and says nothing about
     the exported file. Kernels with their own angles (Unsloth's) keep them.
 
-    Read in transformers 5.10.0 and 5.24.0: a rotary embedding has inv_freq and its config, is called with (states,
-    position_ids), and returns (cos, sin) with the angles of both halves of a head beside each other.
+    Read in transformers 5.10.0 and 5.24.0: a rotary embedding has inv_freq and its config, is called with states and
+    position_ids (Llama's: by name), and returns (cos, sin) with the angles of both halves of a head beside each other.
     """
     import torch
 
-    def turned(module: Any, inputs: tuple[Any, Any], _: Any) -> tuple[Any, Any]:
-        states, positions = inputs
+    def turned(module: Any, inputs: tuple[Any, ...], named: dict[str, Any], own: tuple[Any, Any]) -> tuple[Any, Any]:
+        positions = named["position_ids"] if "position_ids" in named else inputs[1]
         pairs = len(module.inv_freq)  # of dimensions that turn together
+        factors = rope_factors(module.config.rope_parameters, 2 * pairs)
         ratio = torch.tensor(module.config.rope_parameters["rope_theta"]).pow(-1 / pairs).item()
         angles = [positions[..., None].float()]
         while len(angles) < pairs:
             angles.append(angles[-1] * ratio)
-        angle = torch.cat(angles * 2, dim=-1)
-        return angle.cos().to(states.dtype), angle.sin().to(states.dtype)
+        half = torch.cat(angles, dim=-1)
+        half = half if factors is None else half / factors.to(half.device)
+        angle = torch.cat([half, half], dim=-1)
+        return angle.cos().to(own[0].dtype), angle.sin().to(own[0].dtype)
 
     rotary = [module for module in model.modules() if hasattr(module, "inv_freq")]
     own = [module for module in rotary if type(module).__module__.startswith("transformers.")]
-    hooks = [module.register_forward_hook(turned) for module in own]
+    hooks = [module.register_forward_hook(turned, with_kwargs=True) for module in own]
     try:
         yield
     finally:
