@@ -14,7 +14,7 @@ from qreason.export.engine import Server
 from qreason.export.verify import Check, distance, named
 from qreason.report.statistics import Interval, share
 
-OWN_WEIGHTS_KL = 1e-2
+OWN_WEIGHTS_KL = 5e-3
 """Nats per token between llama.cpp and the file's own weights in float32: it rounds activations to 8 bits.
 
 Twice that of SmolLM2-135M, whose 30 layers round often.
