@@ -12,7 +12,7 @@ from qreason.rewards import registry
 from qreason.rewards.judged import PreferenceSettings
 from qreason.rewards.scoring import combine
 from qreason.rewards.tags import follows_format, read_answer
-from qreason.rewards.text import is_mentioned, normalize, read_number
+from qreason.rewards.text import ends_with, is_mentioned, normalize, read_number
 from qreason.types import Example, Reply
 
 GOLD = "<reasoning>Read the log.</reasoning>\n<answer>Restart the spooler.</answer>"
@@ -222,6 +222,21 @@ def test_reference_in_any_script_earns_full_marks(text: str) -> None:
     assert mark("length", f"<answer>{text}</answer>", text) == 1.0
     assert mark("rouge_l", "<answer>Restart it</answer>", text) == 0.0
     assert is_mentioned((text,), f"1. {text}!")
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "right"),
+    [
+        ("12", "3 + 9 makes 12, so it is $12.00, no doubt", True),
+        ("12", "first 12, then 13", False),
+        ("1,000", "<reasoning>7</reasoning>\n<answer>1000</answer>", True),
+        ("5", "it is 20-5", False),
+        ("5", "none", False),
+        ("x + 1", "so x + 1 it is, 3", True),
+    ],
+)
+def test_the_last_number_of_a_reply_is_its_answer_anywhere(reference: str, text: str, right: bool) -> None:
+    assert ends_with((reference,), text) is right
 
 
 def test_rouge_l_is_that_of_rouge_score_for_any_words_and_quick_for_many() -> None:

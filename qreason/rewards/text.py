@@ -44,6 +44,15 @@ def is_mentioned(references: Sequence[str], text: str) -> bool:
     return any(f" {wording} " in words if value is None else value in found for value, wording in expected if wording)
 
 
+def ends_with(references: Sequence[str], text: str) -> bool:
+    """Whether the last number of a text is that of a reference; without a number in them, whether it mentions one."""
+    expected = {value for reference in references if (value := read_number(reference)) is not None}
+    if not expected:
+        return is_mentioned(references, text)
+    found = last_number(text)
+    return found is not None and found in expected
+
+
 def correctness(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
     """2.0 for an accepted answer in its normalized wording, 1.5 for the right number, else 0.0.
 

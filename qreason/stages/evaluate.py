@@ -30,7 +30,7 @@ from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import reply_row
 from qreason.rewards.steps import ReferenceSteps
 from qreason.rewards.tags import follows_format
-from qreason.rewards.text import is_mentioned
+from qreason.rewards.text import ends_with, is_mentioned
 from qreason.run.checkpoint import Checkpoint, check_target, newest_of, open_checkpoint
 from qreason.run.folder import RunFolder, Say, is_run_folder, weights_of
 from qreason.run.session import Artifact, Session
@@ -121,6 +121,7 @@ def measure_rows(
         reasoning = test_reasoning(checkpoint, settings, prompts, examples, greedy, accurate, bar)
     right, steps = find_right(settings, drawn, repeated), ReferenceSteps([*taught, *examples])
     found = find_right(settings, [reply for reply, _ in beams], examples[: len(beams)])
+    anywhere = ends_with if settings.right_by == "math" else is_mentioned
     rows = []
     for place, (reply, score) in enumerate(zip(greedy, scorer(greedy, examples, folder), strict=True)):
         own = slice(place * n, (place + 1) * n)
@@ -141,7 +142,7 @@ def measure_rows(
             | {
                 "split": examples[place].split,
                 "accurate": accurate[place],
-                "answer_anywhere": is_mentioned(examples[place].references, reply.text),
+                "answer_anywhere": anywhere(examples[place].references, reply.text),
                 "reasoning": reasoning[place],
                 "consistent": is_consistent(steps, reply, examples[place]),
             }
