@@ -32,9 +32,9 @@ from qreason.machine.progress import progress_bar
 from qreason.model.resident import Resident
 from qreason.recipe.sections import Data, Draw
 from qreason.recipe.settings import Evaluate
-from qreason.report.build import measure
+from qreason.report.build import compare, measure
 from qreason.report.reasoning import NO_DONOR, NO_OPENING, NO_STEPS, UNKNOWN, measure_reasoning, verdict
-from qreason.report.table import passes_table, reasoning_table
+from qreason.report.table import passes_table, reasoning_table, reference_lines
 from qreason.rewards.reasoned import is_consistent
 from qreason.rewards.registry import REWARDS
 from qreason.rewards.scoring import Scorer
@@ -138,6 +138,7 @@ def test_a_model_that_reads_its_steps_follows_those_it_is_given() -> None:
             "foreign_followed": True,
             "filler": False,
             "gain_nats": [0.0, 0.0, gold],
+            "reference_nats": -1.0,
         }
 
 
@@ -152,6 +153,7 @@ def test_a_model_that_ignores_its_steps_is_right_with_any() -> None:
             "foreign_followed": False,
             "filler": True,
             "gain_nats": [0.0] * 3,
+            "reference_nats": -1.0,
         }
 
 
@@ -292,6 +294,7 @@ def test_answers_and_gains_are_those_of_the_forced_text(resident: Resident) -> N
         nats.append(sum(float(logits[at - 1, ids[at]]) for at in range(len(ids) - len(gold), len(ids))))
     assert rows[1]["gain_nats"] == pytest.approx([value - nats[0] for value in nats[1:]], abs=5e-3)
     assert max(map(abs, rows[1]["gain_nats"])) > 0.1
+    assert rows[1]["reference_nats"] == pytest.approx(nats[-1] / len(gold), abs=5e-3)
 
 
 def test_filler_has_as_many_tokens_as_the_reasoning(resident: Resident) -> None:
@@ -375,6 +378,31 @@ def test_shots_stand_before_the_question_as_they_are_taught() -> None:
     system, question, answer, asked = generator.asked[1]
     assert (system["role"], question["content"], asked["content"]) == ("system", "ticket 3", "ticket 1")
     assert answer == {"role": "assistant", "content": write(EXAMPLES[3])}
+
+
+def test_with_right_by_math_the_last_number_of_the_reply_is_lenient_accuracy() -> None:
+    examples = [Example("h", "ticket 0", "0"), Example("g", "ticket 1", "6")]
+    settings = Evaluate(samples=1, reasoning=0, right_by="math")
+    for by, expected in (("math", [True, False]), ("correctness", [True, True])):
+        rows = evaluate(lambda *_: "6 or 0", settings.model_copy(update={"right_by": by}), examples)
+        assert [row["answer_anywhere"] for row in rows] == expected
+        assert [row["accurate"] for row in rows] == [False, False]
+
+
+def test_the_log_probability_of_the_reference_and_its_paired_gain_are_reported() -> None:
+    before, after = evaluate(by_its_steps, Evaluate(samples=1)), evaluate(by_its_steps, Evaluate(samples=1))
+    for row in before:
+        row["reasoning"]["reference_nats"] = -1.5
+    before[0]["reasoning"] = {"why": "no reasoning between its tags"}  # is in no pair
+    assert measure(after, "grpo", 1.0)["reference_nats"] == {"mean": -1.0, "low": -1.0, "high": -1.0}
+    assert compare(before, after, ("base", "grpo"))["reference_nats"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    passes = [measure(before, "base", 1.0), measure(after, "grpo", 1.0)]
+    lines = reference_lines({"passes": passes, "gains": [compare(before, after, ("base", "grpo"))]})
+    shown = ["base: -1.50 [-1.50, -1.50]", "grpo: -1.00 [-1.00, -1.00]", "base → grpo: +0.50 [+0.50, +0.50]"]
+    assert [line.plain for line in lines[1:]] == shown
+    unknown = measure([{**row, "reasoning": {"why": "x"}} for row in after], "x", 1.0)
+    assert unknown["reference_nats"]["mean"] is None
+    assert reference_lines({"passes": [unknown], "gains": []}) == []
 
 
 def test_an_evaluation_reports_what_the_steps_are_worth() -> None:

@@ -162,8 +162,12 @@ class Intervention:
                 found[one.name] = mark
             if one.donor:
                 found["foreign_followed"] = next(followed)
-        for reply, gains in zip(tested, self.gains(early), strict=True):
-            figures[reply.row] |= {"direct": figures[reply.row]["early"][0], "gain_nats": gains}
+        for reply, (gains, known) in zip(tested, self.gains(early), strict=True):
+            figures[reply.row] |= {
+                "direct": figures[reply.row]["early"][0],
+                "gain_nats": gains,
+                "reference_nats": known,
+            }
 
     def complete(self, forced: Sequence[Forced]) -> list[Reply]:
         """The whole replies, completed greedily."""
@@ -183,8 +187,9 @@ class Intervention:
                 self.bar.advance(len(batch))
         return replies
 
-    def gains(self, early: Sequence[Forced]) -> list[list[float]]:
-        """Of each reply, log p(reference | reasoning up to here) - log p(reference | none), in nats, along its points.
+    def gains(self, early: Sequence[Forced]) -> list[tuple[list[float], float]]:
+        """Of each reply, log p(reference | reasoning up to here) - log p(reference | none), in nats, along its points;
+        and log p(reference | its whole reasoning) per token.
 
         The answer's closing tag belongs to the reference.
         """
@@ -200,9 +205,14 @@ class Intervention:
                 nats[index] = mean * len(gold[index])
             self.bar.advance(len(batch))
         along: dict[int, list[float]] = {}
-        for one, value in zip(early, nats, strict=True):
+        counts: dict[int, int] = {}
+        for one, value, tokens in zip(early, nats, gold, strict=True):
             along.setdefault(one.reply.row, []).append(value)
-        return [[round(value - first, 4) for value in rest] for first, *rest in along.values()]
+            counts[one.reply.row] = len(tokens)
+        return [
+            ([round(value - first, 4) for value in rest], round(rest[-1] / counts[row], 4))
+            for row, (first, *rest) in along.items()
+        ]
 
     def batches(self, indices: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """The indices of rows, longest rows first, in batches that are padded to at most `budget` tokens."""

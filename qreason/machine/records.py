@@ -82,6 +82,7 @@ class Tested(TypedDict):
     filler: bool | None
     early: Annotated[list[bool | None], Field(min_length=1)]
     gain_nats: Annotated[list[Number], Field(min_length=1)]
+    reference_nats: NotRequired[Number | None]
 
 
 class Untested(TypedDict):

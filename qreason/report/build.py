@@ -29,6 +29,7 @@ def measure(rows: Rows, after: str, seconds: float) -> dict[str, Any]:
         "pass_at_1": rate(column(rows, "pass_at_1")),
         "format": share(column(rows, "well_formed")),
         "reward": mean(column(rows, "total")),
+        "reference_nats": mean(reference_nats(rows)),
         "parts": {name: mean([row["parts"][name] for row in rows]) for name in rows[0]["parts"]},
         "reply_words": mean(column(rows, "words")),
         "finished": share(column(rows, "finished")),
@@ -67,8 +68,14 @@ def compare(before: Rows, after: Rows, names: tuple[str, str]) -> dict[str, Any]
     gains: dict[str, Any] = {"from": names[0], "to": names[1]}
     for name, key in (("accuracy", "accurate"), ("pass_at_1", "pass_at_1"), ("reward", "total")):
         gains[name] = gain(column(before, key), column(after, key))
+    gains["reference_nats"] = gain(reference_nats(before), reference_nats(after))
     gains["accuracy"]["p"] = round(sign_test(column(before, "accurate"), column(after, "accurate")), 6)
     return gains
+
+
+def reference_nats(rows: Rows) -> list[float | None]:
+    """log p(reference | prompt, own reasoning) per token, of the rows whose reasoning was tested."""
+    return [(row.get("reasoning") or {}).get("reference_nats") for row in rows]
 
 
 def trace(run: RunFolder, folder: str) -> dict[str, Any]:

@@ -85,12 +85,14 @@ class ShownPass(TypedDict):
     format: Interval
     reward: Interval
     reply_words: Interval
+    reference_nats: NotRequired[Interval]
     reasoning: ShownWorth
     scaling: dict[str, Scaled]
 
 
 class ShownGain(Gain):
     reward: Interval
+    reference_nats: NotRequired[Interval]
 
 
 class Drawn(TypedDict):

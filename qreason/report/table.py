@@ -151,10 +151,23 @@ def report_table(report: dict[str, Any]) -> Group:
             name, shares = f"{row['from']} → {row['to']}", [points(row[key]) for key in ("accuracy", "pass_at_1")]
             gains.add_row(name, *shares, points(row["reward"], 0))  # so that a line has room in 80 columns
         rows += [Text(""), gains]
+    rows += reference_lines(report)
     for table in (scaling_table(passes), curves_table(report["curves"])):
         rows += [Text(""), table] if table else []
     note = f"\n{report['rows']} held-out rows, seed {report['seed']}; brackets are 95 % intervals"
     return Group(*rows, Text(note, style="dim"))
+
+
+def reference_lines(report: dict[str, Any]) -> list[Text]:
+    """log p(reference) per token of each pass that measured it, and its paired gains."""
+    named = [(one["after"], one, ".2f") for one in report["passes"]]
+    named += [(f"{one['from']} → {one['to']}", one, "+.2f") for one in report["gains"]]
+    lines = []
+    for name, one, form in named:
+        if (found := one.get("reference_nats")) and found["mean"] is not None:
+            middle, low, high = (format(found[key], form) for key in ("mean", "low", "high"))
+            lines.append(Text(f"{name}: {middle} [{low}, {high}]"))
+    return [Text("\nlog p of the reference given the own reasoning, nats per token"), *lines] if lines else []
 
 
 def comparison_table(found: dict[str, Any]) -> Group:
