@@ -54,6 +54,21 @@ def text_of(page: str) -> str:
     return re.sub(r"<[^>]*>", "", re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.S))
 
 
+def test_page_and_table_have_the_log_probability_of_the_reference_where_it_was_measured(
+    write_run: RunWriter, page: str
+) -> None:
+    assert "log p of the reference" not in page
+    names = ("own", "direct", "conclusion_only", "foreign", "foreign_followed", "filler")
+    passes = make_passes()
+    for nats, rows in zip((-1.5, -1.25, -1.0), passes, strict=True):
+        tested = dict.fromkeys(names, True) | {"early": [True], "gain_nats": [0.5], "reference_nats": nats}
+        rows[:] = [row | {"reasoning": tested} for row in rows]
+    folder = write_run("measured", passes)
+    found = re.search(r"<p>log p of the reference.*?</p>", write_page(folder))
+    assert found
+    assert all(value in found[0] for value in ("1.50", "1.25", "1.00", "0.25", "0.50"))
+
+
 def test_page_begins_with_the_verdict_its_interval_and_the_reasoning(page: str) -> None:
     found = re.search(r'<p class="headline">(.*?)</p>', page)
     assert found
