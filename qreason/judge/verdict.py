@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qreason.data.prompts import CHOICES, VERDICTS, render_choice, render_judge
+from qreason.judge.facts import decide
 from qreason.recipe.sections import Model
 from qreason.rewards.judged import JudgeSettings
 from qreason.sampling.endpoint import Endpoint, NoAnswerError
@@ -85,17 +86,24 @@ def read_verdict(text: str, values: Mapping[str, float]) -> float | None:
 class Judge:
     """(reference, response) pairs -> 0..1 each, or None; verdicts are cached as long as the judge lives."""
 
-    def __init__(self, answerer: Answerer) -> None:
-        self.answerer = answerer
+    def __init__(self, answerer: Answerer, settings: JudgeSettings | None = None) -> None:
+        self.answerer, self.settings = answerer, settings or JudgeSettings()
         self.verdicts: dict[tuple[str, str], float] = {}
         self.asked = self.unanswered = 0
 
     def __call__(self, pairs: Pairs) -> list[float | None]:
         groups: dict[str, dict[str, None]] = {}
         for reference, response in pairs:
-            if (reference, response) not in self.verdicts:
+            if (reference, response) in self.verdicts:
+                continue
+            if self.settings.facts and (verdict := decide(reference, response)) is not None:
+                self.verdicts[reference, response] = verdict
+            else:
                 groups.setdefault(reference, {})[response] = None
-        questions = [[render_judge(reference, response) for response in group] for reference, group in groups.items()]
+        questions = [
+            [render_judge(reference, response, examples=self.settings.examples) for response in group]
+            for reference, group in groups.items()
+        ]
         answers = self.ask(questions, VERDICTS)
         for (reference, group), values in zip(groups.items(), answers, strict=True):
             for response, value in zip(group, values, strict=True):
@@ -141,7 +149,7 @@ def open_judge(
 ) -> Judge:
     """The judge of a recipe; `generator` opens the policy's base, and is called only if the judge uses it."""
     kind = GroupwiseJudge if settings.mode == "groupwise" else Judge
-    return kind(open_answerer(settings, generator, say))
+    return kind(open_answerer(settings, generator, say), settings)
 
 
 def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator], say: Callable[[str], None]) -> Answerer:
