@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qreason.data.prompts import CHOICES, VERDICTS, render_choice, render_judge
-from qreason.judge.facts import decide
+from qreason.judge.rules import decide
 from qreason.recipe.sections import Model
 from qreason.rewards.judged import JudgeSettings
 from qreason.sampling.endpoint import Endpoint, NoAnswerError
@@ -34,13 +34,14 @@ class Answerer(Protocol):
 
 
 class LocalModel:
-    """The bare base of a generator, or with `adapter` that judge adapter on it."""
+    """The bare base of a generator, or with `adapter` that judge adapter on it; `fast` as in Generator.expect."""
 
-    def __init__(self, generator: Generator, adapter: Path | None = None) -> None:
-        self.generator, self.adapter = generator, adapter
+    def __init__(self, generator: Generator, adapter: Path | None = None, *, fast: bool = False) -> None:
+        self.generator, self.adapter, self.fast = generator, adapter, fast
 
     def ask(self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float]) -> list[list[float | None]]:
-        return [list(group) for group in self.generator.expect(groups, values, adapter=self.adapter)]
+        answers = self.generator.expect(groups, values, adapter=self.adapter, fast=self.fast)
+        return [list(group) for group in answers]
 
 
 class RemoteModel:
@@ -96,14 +97,11 @@ class Judge:
         for reference, response in pairs:
             if (reference, response) in self.verdicts:
                 continue
-            if self.settings.facts and (verdict := decide(reference, response)) is not None:
+            if self.settings.strict and (verdict := decide(reference, response)) is not None:
                 self.verdicts[reference, response] = verdict
             else:
                 groups.setdefault(reference, {})[response] = None
-        questions = [
-            [render_judge(reference, response, examples=self.settings.examples) for response in group]
-            for reference, group in groups.items()
-        ]
+        questions = [[render_judge(reference, response) for response in group] for reference, group in groups.items()]
         answers = self.ask(questions, VERDICTS)
         for (reference, group), values in zip(groups.items(), answers, strict=True):
             for response, value in zip(group, values, strict=True):
@@ -159,5 +157,5 @@ def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator], s
         from qreason.inference.generate import open_generator
 
         model = Model(base=settings.base, quantization=settings.quantization)
-        return LocalModel(open_generator(model, offload=settings.offload))
-    return LocalModel(generator(), Path(settings.adapter) if settings.adapter else None)
+        return LocalModel(open_generator(model, offload=settings.offload), fast=settings.strict)
+    return LocalModel(generator(), Path(settings.adapter) if settings.adapter else None, fast=settings.strict)

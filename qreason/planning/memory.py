@@ -106,8 +106,6 @@ def read_lengths(recipe: Recipe) -> Lengths:
     read = {use: read_examples(source, recipe.data, use) for use, source in recipe.data.sources.items()}
     asked = [example for use in ("prompts", "heldout") for example in read.get(use, [])]
     pairs = read_pairs(recipe.data.pairs, recipe.data) if recipe.data.pairs else []
-    entries = [item for step in recipe.steps for item in recipe.rewards_of(step).items()]
-    examples = any(one.kind(name) == "judge" and one.settings.get("examples") for name, one in entries)
 
     def longest(texts: list[str]) -> int:
         return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0
@@ -118,7 +116,7 @@ def read_lengths(recipe: Recipe) -> Lengths:
     return Lengths(
         prompt=chats([render(example, system) for example in asked], reply=True),
         example=chats([lesson(example, system) for example in read.get("sft", [])], reply=False),
-        question=chats([render_judge(row.reference, "", examples=examples) for row in asked], reply=True),
+        question=chats([render_judge(example.reference, "") for example in asked], reply=True),
         reference=longest([example.reference for example in asked]),
         pair=max(
             (len(render_ids(tokenizer, p.prompt, side)) for p in pairs for side in (p.chosen, p.rejected)), default=0

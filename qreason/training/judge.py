@@ -49,8 +49,7 @@ def train_judge(run: Session, file: Path, epochs: float) -> dict[str, Any]:
     if run.folder.exists() and any(run.folder.iterdir()):
         raise RunFolderError(f"{run.folder} is not empty; choose another folder with --out")
     heldout, taught = hold_out(labels, run.recipe.seed)
-    asked = judge_settings(run.recipe)[0].examples
-    before = calibrate(run.judge(JudgeSettings(examples=asked)), heldout)
+    before = calibrate(run.judge(JudgeSettings()), heldout)
 
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
@@ -63,10 +62,10 @@ def train_judge(run: Session, file: Path, epochs: float) -> dict[str, Any]:
     run.resident.new_adapter(run.recipe.model.lora)
     run.folder.mkdir(parents=True, exist_ok=True)
     config = SFTConfig(**{"completion_only_loss": True} | trl_config(settings, run, run.folder))
-    rows = [lesson(*label, examples=asked) for label in taught]
+    rows = [lesson(*label) for label in taught]
     adapter, _ = train(SFTTrainer, config, rows, run, run.folder, shown={"loss": "loss"})
     run.resident.remove_adapter()
-    after = calibrate(run.judge(JudgeSettings(adapter=str(adapter), examples=asked)), heldout)
+    after = calibrate(run.judge(JudgeSettings(adapter=str(adapter))), heldout)
     figures = {"adapter": str(adapter), "taught": len(taught), "before": before, "after": after}
     write_json(run.folder / "judge.json", figures)
     return figures
@@ -87,8 +86,8 @@ def hold_out(labels: Sequence[Label], seed: int) -> tuple[list[Label], list[Labe
     return heldout, taught
 
 
-def lesson(reference: str, reply: str, label: float, *, examples: bool = False) -> dict[str, Any]:
+def lesson(reference: str, reply: str, label: float) -> dict[str, Any]:
     return {
-        "prompt": render_judge(reference, reply, examples=examples),
+        "prompt": render_judge(reference, reply),
         "completion": [{"role": "assistant", "content": "yes" if label >= 0.5 else "no"}],
     }

@@ -1,4 +1,4 @@
-"""What a rule decides about reference and response before a model is asked: equal texts, other names or numbers."""
+"""What rules decide about reference and response before a model is asked: equal texts, other names, another form."""
 
 from __future__ import annotations
 
@@ -12,24 +12,42 @@ JOINT = re.compile(r"[./\\@_:]|-(?=[^\W\d_]*[A-Z\d])")
 """What makes joined words an identifier: `b.costa`, `PC-Kite`; but not `built-in`."""
 PART = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+")
 """The numbers and letters of a word: `70GB` is 70 and GB."""
-SENTENCE = re.compile(r"(?:^|[.!?:]\s|\n)\W*$")
+START = re.compile(r"(?:^|[.!?:]\s|\n)\W*$")
 """What stands before the first word of a sentence, whose capital letter says nothing."""
+END = re.compile(r"[.!?…]+(?=\s|$)|[。！？]|\n")
+MARKS = re.compile(r"[<>{}\[\]|=#*`~^$\\]")
+"""Marks of tags, code and headings."""
+LONG = 2
+"""A response of more than so many times the reference's words is no wording of it, short references aside."""
+SPARE = 6
+"""Words that a response may have beyond that."""
 
 
 def decide(reference: str, response: str) -> float | None:
-    """1 for equal texts, 0 for a response with other names or numbers or without words; None: ask a model."""
+    """1 for equal texts, 0 for a response with other names or numbers, or of another form; None: ask a model."""
     reference, response = unify(reference), unify(response)
     if plain(reference) == plain(response):
         return 1.0
-    told = words(response)
-    if not told or not facts(reference) <= told or not facts(response) <= words(reference):
-        return 0.0
-    return None
+    same = facts(reference) <= words(response) and facts(response) <= words(reference)
+    return None if same and has_form(reference, response) else 0.0
 
 
 def plain(text: str) -> str:
     """A text without capital letters, runs of spaces and the final period."""
     return " ".join(text.casefold().split()).rstrip(".")
+
+
+def has_form(reference: str, response: str) -> bool:
+    """Whether a response looks like another wording: words, no more sentences, no new marks, not much longer."""
+    return (
+        0 < len(sentences(response)) <= max(1, len(sentences(reference)))
+        and set(MARKS.findall(response)) <= set(MARKS.findall(reference))
+        and len(response.split()) <= LONG * len(reference.split()) + SPARE
+    )
+
+
+def sentences(text: str) -> list[str]:
+    return [part for part in END.split(text) if WORD.search(part)]
 
 
 def facts(text: str) -> set[str]:
@@ -42,7 +60,7 @@ def facts(text: str) -> set[str]:
             continue
         parts = PART.findall(word)
         found.update(part for part in parts if number(part))
-        if is_name(word) and not SENTENCE.search(text[: match.start()]):
+        if is_name(word) and not START.search(text[: match.start()]):
             found.update(part.casefold() for part in parts)
     return found
 
