@@ -270,7 +270,11 @@ def unfit(write_recipe: RecipeWriter, action: str, others: str = "rouge_l: 0.1, 
 
 
 @pytest.mark.usefixtures("few_attacks")
-def test_an_unfit_judge_is_dropped_where_the_recipe_says_so(write_recipe: RecipeWriter) -> None:
+def test_an_unfit_judge_is_dropped_where_the_recipe_says_so(
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The base writes no tags: its whole replies are judged.
+    monkeypatch.setattr("qreason.rewards.judged.answer_of", lambda reply, example: reply.text)
     recipe = unfit(write_recipe, "drop")
     result = call("run", str(recipe))
     assert result.exit_code == 0, result.output
@@ -283,7 +287,7 @@ def test_an_unfit_judge_is_dropped_where_the_recipe_says_so(write_recipe: Recipe
     for row in rows:
         parts = row["parts"]
         assert row["total"] == pytest.approx(0.1 * parts["rouge_l"] + 0.1 * parts["word_count:words"])
-    assert all(row["parts"]["judge"] is not None for row in rows)  # still measured
+    assert any(row["parts"]["judge"] for row in rows)  # still measured
     (logged,) = [json.loads(line) for line in (step / "metrics.jsonl").read_text().splitlines() if "reward" in line][:1]
     mean = sum(row["total"] for row in rows) / len(rows)
     assert logged["reward"] == pytest.approx(mean, abs=1e-4)  # what TRL trained on

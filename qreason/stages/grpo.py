@@ -45,11 +45,11 @@ def stage(settings: Grpo, run: Session) -> Artifact:
             keep_adapter(run, folder), f"0 steps: nothing is left to learn, {why}; the adapter is unchanged"
         )
     check_enough(settings, examples)
+    if ranks.from_first(lambda: is_dropped(folder)):
+        rewards = replace(rewards, scorer=without_judge(rewards.scorer, kinds_of(run)))
     stop, unjudged = settings.stop_on_reward_hacking, settings.stop_on_unjudged
     rollouts = Rollouts(run, rewards, examples, folder, stop=stop, stop_unjudged=unjudged)
     checkpoints.memory = rollouts
-    if ranks.from_first(lambda: is_dropped(folder)):
-        rewards = replace(rewards, scorer=without_judge(rewards.scorer, kinds_of(run)))
     weights = {"reward_weights": list(rewards.scorer.weights.values())}
     sampling = run.recipe.sampling.model_dump(exclude={"max_num_seqs"})
     trainer = GRPOTrainer
