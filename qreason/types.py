@@ -122,12 +122,18 @@ class Generator(Protocol):
         """n continuations of each row of token ids, up to a stop token or one of `stop_at`, as token ids."""
 
     def expect(
-        self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
+        self,
+        groups: Sequence[Sequence[Messages]],
+        values: Mapping[str, float],
+        *,
+        adapter: Path | None = None,
+        fast: bool = False,
     ) -> list[list[float]]:
         """For each chat the expected value of the next word; `values` has the value of each possible word.
 
         The policy's adapter is off; with `adapter`, that judge adapter is on. Chats of a group have a common prefix.
-        Words of several tokens are left out; raises ModelError if fewer than two different values are left.
+        `fast` computes as in `generate`. Words of several tokens are left out; raises ModelError if fewer than two
+        different values are left.
         """
 
     def likelihoods(

@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from qreason.recipe.schema import STAGES, Recipe
 from qreason.recipe.sections import Data, Draw, Lora, Model, Strict, Weighted
 from qreason.recipe.settings import Beam
 from qreason.recipe.stage import Stage
 from qreason.recipe.training import Teacher, Training
+from qreason.rewards.judged import JudgeSettings
 from qreason.training.arguments import CONFIGS
 
 FILE = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -29,8 +32,9 @@ HEAD = """\
 Made by `python scripts/make_reference.py` from the settings classes; change those, then run it again. The last column
 is the name in TRL's config of the step, or in PEFT's of the adapter, of keys that are handed on to them.
 """
-SECTIONS: dict[str, type[Strict]] = {
+SECTIONS: dict[str, type[BaseModel]] = {
     "Recipe": Recipe, "model": Model, "model.lora": Lora, "data": Data, "sampling": Draw, "rewards.NAME": Weighted,
+    "rewards.judge": JudgeSettings,
     "sample.teacher, distill.teacher": Teacher, "evaluate.beam": Beam,
 }  # fmt: skip
 PEFT = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules"}
@@ -56,7 +60,7 @@ def reference() -> str:
     return "\n".join([HEAD, *tables])
 
 
-def table(title: str, kind: type[Strict], stage: str = "") -> str:
+def table(title: str, kind: type[BaseModel], stage: str = "") -> str:
     """A section with its fields."""
     own = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " ") if kind.__doc__ else ""
     rows = [f"| {' | '.join(row)} |" for row in fields(kind, stage)]
@@ -66,7 +70,7 @@ def table(title: str, kind: type[Strict], stage: str = "") -> str:
 HEADER = "| key | type | default | meaning | elsewhere |\n|---|---|---|---|---|"
 
 
-def fields(kind: type[Strict], stage: str) -> Iterator[tuple[str, str, str, str, str]]:
+def fields(kind: type[BaseModel], stage: str) -> Iterator[tuple[str, str, str, str, str]]:
     """(key, type, default, meaning, TRL's or PEFT's name) of every field."""
     written = declarations(kind)
     for name, field in kind.model_fields.items():
@@ -79,7 +83,7 @@ def declarations(kind: type[Any]) -> dict[str, tuple[str, str]]:
     """Name -> (type as written, docstring) of the fields of a class and of those it inherits from."""
     found: dict[str, tuple[str, str]] = {}
     for one in reversed(kind.__mro__):
-        if not (isinstance(one, type) and issubclass(one, Strict)):
+        if not (isinstance(one, type) and issubclass(one, BaseModel) and one is not BaseModel):
             continue
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         assert isinstance(node, ast.ClassDef)
@@ -107,7 +111,7 @@ def shown(value: Any) -> str:
     return cell(json.dumps(value, ensure_ascii=False))
 
 
-def elsewhere(kind: type[Strict], name: str, stage: str) -> str:
+def elsewhere(kind: type[BaseModel], name: str, stage: str) -> str:
     """The name of a field in TRL's or PEFT's config; empty for qreason's own."""
     if kind is Lora:
         return f"`{PEFT[name]}`" if name in PEFT else ""

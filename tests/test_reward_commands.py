@@ -255,6 +255,63 @@ def test_an_unfit_judge_is_said_before_grpo_and_its_figures_are_kept(write_recip
     assert figures["fit"] is False
 
 
+def unfit(write_recipe: RecipeWriter, action: str, others: str = "rouge_l: 0.1, word_count:words: 0.1") -> Path:
+    """A recipe whose judge is unfit by its labels, and what a run does then."""
+    recipe = write_recipe(
+        grpo_alone("rows: 4, max_steps: 1"),
+        ("max_steps: 13, ", ""),
+        (RULES, f"rewards: {{{others}, judge: {{weight: 0.4, unfit: {action}}}}}"),
+        ("heldout: heldout.jsonl", "heldout: heldout.jsonl\n  labels: labels.jsonl"),
+        ("max_completion_length: 12", "max_completion_length: 40"),
+    )
+    write_words(recipe.parent)
+    write_labels(recipe.parent, 10, truthful=False)
+    return recipe
+
+
+@pytest.mark.usefixtures("few_attacks")
+def test_an_unfit_judge_is_dropped_where_the_recipe_says_so(
+    write_recipe: RecipeWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The base writes no tags: its whole replies are judged.
+    monkeypatch.setattr("qreason.rewards.judged.answer_of", lambda reply, example: reply.text)
+    recipe = unfit(write_recipe, "drop")
+    result = call("run", str(recipe))
+    assert result.exit_code == 0, result.output
+    assert "unfit: drop, so its weight is 0 in this step" in " ".join(result.stderr.split())
+    step = recipe.parent / "runs" / "small" / "01-grpo"
+    figures = json.loads((step / "judge.json").read_text())
+    assert (figures["weight"], figures["fit"], figures["dropped"]) == (0.4, False, True)
+    assert "unfit: drop" in figures["told"]
+    rows = [json.loads(line) for line in (step / "replies.jsonl").read_text().splitlines()]
+    for row in rows:
+        parts = row["parts"]
+        assert row["total"] == pytest.approx(0.1 * parts["rouge_l"] + 0.1 * parts["word_count:words"])
+    assert any(row["parts"]["judge"] for row in rows)  # still measured
+    (logged,) = [json.loads(line) for line in (step / "metrics.jsonl").read_text().splitlines() if "reward" in line][:1]
+    mean = sum(row["total"] for row in rows) / len(rows)
+    assert logged["reward"] == pytest.approx(mean, abs=1e-4)  # what TRL trained on
+
+
+@pytest.mark.usefixtures("few_attacks")
+@pytest.mark.parametrize(
+    ("action", "others", "message"),
+    [
+        ("stop", "rouge_l: 0.1", "unfit: stop ends the run here"),
+        ("drop", "rouge_l: 0", "no other reward has a weight"),
+    ],
+)
+def test_an_unfit_judge_ends_the_run(write_recipe: RecipeWriter, action: str, others: str, message: str) -> None:
+    recipe = unfit(write_recipe, action, others)
+    result = call("run", str(recipe))
+    assert result.exit_code == 1
+    assert "the judge is unfit for" in result.stderr
+    assert message in result.stderr
+    step = recipe.parent / "runs" / "small" / "01-grpo"
+    assert json.loads((step / "judge.json").read_text())["fit"] is False
+    assert not (step / "replies.jsonl").exists()
+
+
 def write_words(folder: Path) -> None:
     (folder / "word_count.py").write_text(
         "def words(replies, examples):\n    return [len(reply.text.split()) / 10 for reply in replies]\n"

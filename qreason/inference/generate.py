@@ -152,12 +152,17 @@ class LocalGenerator:
         return ways
 
     def expect(
-        self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float], *, adapter: Path | None = None
+        self,
+        groups: Sequence[Sequence[Messages]],
+        values: Mapping[str, float],
+        *,
+        adapter: Path | None = None,
+        fast: bool = False,
     ) -> list[list[float]]:
         tokens, word_values = self.single_tokens(values)
         rows = [render_ids(self.resident.tokenizer, group) for group in groups]
         answers: list[list[float]] = [[] for _ in rows]
-        with self.awake(adapter=adapter or False) as model:
+        with self.awake(adapter=adapter or False, fast=fast) as model:
             left = batches(rows, self.asked.most)
             while left:
                 batch = [rows[index] for index in left[0]]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qreason.data.prompts import CHOICES, VERDICTS, render_choice, render_judge
+from qreason.judge.rules import decide
 from qreason.recipe.sections import Model
 from qreason.rewards.judged import JudgeSettings
 from qreason.sampling.endpoint import Endpoint, NoAnswerError
@@ -33,13 +34,14 @@ class Answerer(Protocol):
 
 
 class LocalModel:
-    """The bare base of a generator, or with `adapter` that judge adapter on it."""
+    """The bare base of a generator, or with `adapter` that judge adapter on it; `fast` as in Generator.expect."""
 
-    def __init__(self, generator: Generator, adapter: Path | None = None) -> None:
-        self.generator, self.adapter = generator, adapter
+    def __init__(self, generator: Generator, adapter: Path | None = None, *, fast: bool = False) -> None:
+        self.generator, self.adapter, self.fast = generator, adapter, fast
 
     def ask(self, groups: Sequence[Sequence[Messages]], values: Mapping[str, float]) -> list[list[float | None]]:
-        return [list(group) for group in self.generator.expect(groups, values, adapter=self.adapter)]
+        answers = self.generator.expect(groups, values, adapter=self.adapter, fast=self.fast)
+        return [list(group) for group in answers]
 
 
 class RemoteModel:
@@ -85,15 +87,19 @@ def read_verdict(text: str, values: Mapping[str, float]) -> float | None:
 class Judge:
     """(reference, response) pairs -> 0..1 each, or None; verdicts are cached as long as the judge lives."""
 
-    def __init__(self, answerer: Answerer) -> None:
-        self.answerer = answerer
+    def __init__(self, answerer: Answerer, settings: JudgeSettings | None = None) -> None:
+        self.answerer, self.settings = answerer, settings or JudgeSettings()
         self.verdicts: dict[tuple[str, str], float] = {}
         self.asked = self.unanswered = 0
 
     def __call__(self, pairs: Pairs) -> list[float | None]:
         groups: dict[str, dict[str, None]] = {}
         for reference, response in pairs:
-            if (reference, response) not in self.verdicts:
+            if (reference, response) in self.verdicts:
+                continue
+            if self.settings.strict and (verdict := decide(reference, response)) is not None:
+                self.verdicts[reference, response] = verdict
+            else:
                 groups.setdefault(reference, {})[response] = None
         questions = [[render_judge(reference, response) for response in group] for reference, group in groups.items()]
         answers = self.ask(questions, VERDICTS)
@@ -141,7 +147,7 @@ def open_judge(
 ) -> Judge:
     """The judge of a recipe; `generator` opens the policy's base, and is called only if the judge uses it."""
     kind = GroupwiseJudge if settings.mode == "groupwise" else Judge
-    return kind(open_answerer(settings, generator, say))
+    return kind(open_answerer(settings, generator, say), settings)
 
 
 def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator], say: Callable[[str], None]) -> Answerer:
@@ -151,5 +157,5 @@ def open_answerer(settings: JudgeSettings, generator: Callable[[], Generator], s
         from qreason.inference.generate import open_generator
 
         model = Model(base=settings.base, quantization=settings.quantization)
-        return LocalModel(open_generator(model, offload=settings.offload))
-    return LocalModel(generator(), Path(settings.adapter) if settings.adapter else None)
+        return LocalModel(open_generator(model, offload=settings.offload), fast=settings.strict)
+    return LocalModel(generator(), Path(settings.adapter) if settings.adapter else None, fast=settings.strict)

@@ -247,6 +247,12 @@ class Told(TypedDict):
     told: str
 
 
+class Dropped(TypedDict):
+    """What a resumed step reads of judge.json."""
+
+    dropped: NotRequired[bool]
+
+
 class Worth(TypedDict):
     own: Interval | None
     direct: Interval | None

@@ -23,6 +23,13 @@ class JudgeSettings(BaseModel):
 
     mode: Literal["score", "groupwise"] = "score"
     """Each response against the reference, or the responses of a group also against each other."""
+    strict: bool = False
+    """Decide by rules, without asking, for equal texts, and against a response with other names or numbers than the
+    reference, more sentences, or another form. For languages that write only names with a capital letter. Questions
+    that are left are computed in the number format of training steps."""
+    unfit: Literal["stop", "warn", "drop"] = "warn"
+    """Where `data.labels` show before GRPO that the judge is unfit for its weight: end the run, warn, or train with
+    weight 0."""
     adapter: str | None = None
     """A judge adapter on the policy's base, as `qreason judge train` makes it."""
     base: str | None = None
@@ -53,6 +60,8 @@ class JudgeSettings(BaseModel):
             raise ValueError(f"{' and '.join(given)}: a judge is one of them")
         if bool(self.endpoint) != bool(self.model):
             raise ValueError("endpoint and model go together: the address, and the model's name there")
+        if self.mode == "groupwise" and self.strict:
+            raise ValueError("strict is for mode: score; leave one of them out")
         return self
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from qreason.data.prompts import render, system_prompt
@@ -16,7 +17,7 @@ from qreason.machine import ranks
 from qreason.recipe.training import Grpo
 from qreason.run.session import Artifact, Rewards, Session
 from qreason.training.difficulty import filter_prompts
-from qreason.training.preflight import check_gold, check_judge, check_rollouts
+from qreason.training.preflight import check_gold, check_judge, check_rollouts, is_dropped, without_judge
 from qreason.training.rollouts import Rollouts
 from qreason.types import Example
 
@@ -44,6 +45,8 @@ def stage(settings: Grpo, run: Session) -> Artifact:
             keep_adapter(run, folder), f"0 steps: nothing is left to learn, {why}; the adapter is unchanged"
         )
     check_enough(settings, examples)
+    if ranks.from_first(lambda: is_dropped(folder)):
+        rewards = replace(rewards, scorer=without_judge(rewards.scorer, kinds_of(run)))
     stop, unjudged = settings.stop_on_reward_hacking, settings.stop_on_unjudged
     rollouts = Rollouts(run, rewards, examples, folder, stop=stop, stop_unjudged=unjudged)
     checkpoints.memory = rollouts
@@ -79,7 +82,7 @@ def prepare(
     With `look`, stops or warns before training that could not learn.
     """
     recipe, scorer, n = run.recipe, rewards.scorer, settings.difficulty_filtering
-    kinds = {name: one.kind(name) for name, one in recipe.rewards_of(recipe.steps[run.step]).items()}
+    kinds = kinds_of(run)
     examples = run.examples("prompts")[: settings.rows]
     if look:
         check_gold(examples, scorer.rewards, kinds, folder)
@@ -102,6 +105,11 @@ def preflight(
 ) -> str | None:
     """Stop or warn before training that could not learn; why it has nothing left to learn, or None."""
     recipe, scorer = run.recipe, rewards.scorer
+    # A judge that may end the step or lose its weight is measured first. Otherwise afterwards: which batch a verdict is
+    # computed in, and with it its last digit, depends on what was asked before.
+    first = rewards.judge is not None and rewards.judge.settings.unfit != "warn"
+    if first and measure_judge(run, rewards, kinds, folder):
+        scorer = without_judge(scorer, kinds)
     why = check_rollouts(
         run.generator,
         scorer,
@@ -111,12 +119,28 @@ def preflight(
         sampling=recipe.sampling.sampling(seed=recipe.seed),
         folder=folder,
     )
-    weight = max((scorer.weights[name] for name, kind in kinds.items() if kind == "judge"), default=0.0)
-    if rewards.judge and weight and recipe.data.labels:
-        labels = read_labels(Path(recipe.data.labels), recipe.data)
+    if not first:
+        measure_judge(run, rewards, kinds, folder)
+    return why
+
+
+def measure_judge(run: Session, rewards: Rewards, kinds: Mapping[str, str], folder: Path) -> bool:
+    """Measure the judge on the recipe's labels, where it has a weight, and report one that is unfit for it.
+
+    Returns whether the step is to train without it.
+    """
+    data, weights = run.recipe.data, rewards.scorer.weights
+    weight = max((weights[name] for name, kind in kinds.items() if kind == "judge"), default=0.0)
+    if rewards.judge and weight and data.labels:
+        labels = read_labels(Path(data.labels), data)
         if warning := check_judge(rewards.judge, labels, weight, folder):
             run.say(warning)
-    return why
+    return is_dropped(folder)
+
+
+def kinds_of(run: Session) -> dict[str, str]:
+    """The rewards of the current step: name -> kind."""
+    return {name: one.kind(name) for name, one in run.recipe.rewards_of(run.recipe.steps[run.step]).items()}
 
 
 def check_enough(settings: Grpo, examples: Sequence[Example]) -> None:

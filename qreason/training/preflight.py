@@ -11,13 +11,16 @@ from qreason.data.prompts import demonstrate, render
 from qreason.errors import DataError, TrainingError
 from qreason.judge.calibration import Label, calibrate, fitness
 from qreason.judge.verdict import Judge
-from qreason.machine.files import write_json
+from qreason.machine.files import read_json, write_json
 from qreason.machine.progress import progress_bar
+from qreason.machine.records import Dropped
 from qreason.recipe.training import PREFLIGHT_PROMPTS
 from qreason.rewards.registry import FULL_MARKS
 from qreason.rewards.scoring import Scorer, applies
 from qreason.types import Example, Generator, Reply, Reward, Sampling, Score
 
+JUDGE = "judge.json"
+"""What was measured of the judge, in the folder of a step."""
 MOST_PROMPTS = 64
 """Prompts that are sampled, as many at a time as PREFLIGHT_PROMPTS, while no replies to one earn different totals."""
 
@@ -122,11 +125,36 @@ def is_right(scorer: Scorer, example: Example, scores: Sequence[Score], folder: 
 
 
 def check_judge(judge: Judge, labels: Sequence[Label], weight: float, folder: Path) -> str | None:
-    """Measure the judge on labelled pairs (judge.json in the folder); a warning where it is not fit for its weight."""
-    figures = calibrate(judge, labels)
+    """Measure the judge on labelled pairs (judge.json in the folder); a warning where it is not fit for its weight.
+
+    With `unfit: drop` the file and the warning say that the step trains without it, with `unfit: stop` TrainingError.
+    """
+    figures, unfit = calibrate(judge, labels), judge.settings.unfit
     fit, message = fitness(figures, weight)
-    write_json(folder / "judge.json", {**figures, "weight": weight, "fit": fit, "told": message})
+    dropped = not fit and unfit == "drop"
+    if dropped:
+        message += "; unfit: drop, so its weight is 0 in this step"
+    write_json(folder / JUDGE, {**figures, "weight": weight, "fit": fit, "dropped": dropped, "told": message})
+    if not fit and unfit == "stop":
+        raise TrainingError(f"the judge is {message}; unfit: stop ends the run here, warn and drop let it go on")
     return None if fit else f"warning: the judge is {message}"
+
+
+def is_dropped(folder: Path) -> bool:
+    """Whether the judge's weight was set to 0 when a step began."""
+    file = folder / JUDGE
+    return file.is_file() and bool(read_json(file, Dropped).get("dropped"))
+
+
+def without_judge(scorer: Scorer, kinds: Mapping[str, str]) -> Scorer:
+    """The rewards with weight 0 for the judge: it is still measured. TrainingError where no other has a weight."""
+    weights = {name: 0.0 if kinds[name] == "judge" else weight for name, weight in scorer.weights.items()}
+    if not any(weights.values()):
+        raise TrainingError(
+            "the judge is unfit for its weight and dropped (unfit: drop), and no other reward has a weight; give the "
+            "recipe one, or a better judge (qreason judge calibrate measures it)"
+        )
+    return Scorer(scorer.rewards, weights)
 
 
 def show(reply: Reply) -> str:
