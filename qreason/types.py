@@ -33,6 +33,8 @@ class Example:
     """Its own system prompt, or that of `data.system`, in place of a shipped one."""
     history: tuple[tuple[str, str], ...] = ()
     """(role, content) of the turns before the prompt, as the model reads them."""
+    unlearned: tuple[int, ...] = ()
+    """Turns of the history, from 0, that SFT reads but does not learn."""
     form: str = ""
     """The format of its row (data/chats.py); empty for qreason's own columns."""
     source: str = ""

@@ -54,6 +54,17 @@ def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
+def weighted(*weights: object) -> dict[str, Any]:
+    """TALK with weights of the assistant's turns, as in OpenAI's fine-tuning files."""
+    row = chat(*TALK)
+    for message, weight in zip(row["messages"][1::2], weights, strict=True):
+        message["weight"] = weight
+    return row
+
+
+ALPACA = {"instruction": "And 7?", "input": "", "output": "Yes."}
+
+
 # --- recognized ----------------------------------------------------------------------------------
 
 
@@ -94,6 +105,12 @@ def test_file_of_each_kind_gets_a_recipe_that_validates_and_says_what_was_found(
         ({"prompt": chat(*TALK[:3])["messages"], "completion": "b"}, "And 7?", "b", ("Is 9 prime?", "No.")),
         ({"instruction": "a", "input": " ", "output": "b"}, "a", "b", ()),
         ({"instruction": "a", "input": "c", "output": "#### b"}, "a\n\nc", "#### b", ()),
+        (ALPACA | {"history": [["Is 9 prime?", "No."]]}, "And 7?", "Yes.", ("Is 9 prime?", "No.")),
+        (ALPACA | {"history": '[["Is 9 prime?", "No."]]'}, "And 7?", "Yes.", ("Is 9 prime?", "No.")),
+        (ALPACA | {"history": []}, "And 7?", "Yes.", ()),
+        (ALPACA | {"history": ""}, "And 7?", "Yes.", ()),
+        (weighted(1, 0), "Is 9 prime?", "No.", ()),
+        (chat(*TALK) | {"tools": []}, "And 7?", "Yes.", ("Is 9 prime?", "No.")),
     ],
 )
 def test_last_assistant_turn_is_the_reference_and_all_before_it_the_prompt(
@@ -154,6 +171,21 @@ def test_earlier_turns_with_thoughts_read_as_the_model_writes_them(tmp_path: Pat
         (chat(("user", "a"), ("user", "b"), ("assistant", "c")), "turn 2 is of the user, but user and assistant take"),
         (chat(("assistant", "a"), ("user", "b"), ("assistant", "c")), "turn 1 is of the assistant"),
         (chat(("user", "a"), ("system", "b"), ("assistant", "c")), "turn 2 is of the system"),
+        (weighted(0, 0), "every turn of the assistant has weight 0; remove the row"),
+        (weighted(1, 0.5), "turn 4: weight is 0.5; write 1, or 0 for a turn that is not learned"),
+        (chat(*TALK[:3]) | {"tools": [{"type": "function"}]}, "'tools' offers tools, which qreason does not render"),
+        (
+            {
+                "messages": [
+                    chat(*TALK)["messages"][0],
+                    {"role": "assistant", "content": "a", "tool_calls": [{"id": 1}]},
+                ]
+            },
+            "turn 2: 'tool_calls' calls tools, which qreason does not train; remove the row",
+        ),
+        (ALPACA | {"history": "Is 9 prime?"}, "'history' is no list of [question, answer] pairs"),
+        (ALPACA | {"history": [["a", "b", "c"]]}, "'history' is no list of [question, answer] pairs"),
+        (ALPACA | {"history": [["a", ""]]}, "history: content is empty"),
         (chat(("system", "a"), ("user", "b")), "no turn of the assistant"),
         (chat(("user", ""), ("assistant", "b")), "turn 1: content is empty"),
         (chat(("user", "a"), ("assistant", None)), "turn 2: content is empty"),
@@ -254,6 +286,31 @@ def test_loss_covers_every_turn_of_the_assistant_and_nothing_else(tokenizer: Any
     (example,) = read_examples(write(tmp_path, chat(("system", "Be brief."), *TALK)), use="sft")
     row = mask_turns(tokenizer, lesson(example, ""), example.source)
     assert covered(tokenizer, row) == "No.<|im_end|>\nYes.<|im_end|>\n"
+
+
+def test_a_turn_of_weight_0_is_read_and_not_learned(tokenizer: Any, tmp_path: Path) -> None:
+    from qreason.cli.preview import render_parts
+    from qreason.recipe.training import Sft
+    from qreason.stages.sft import training_rows
+
+    (example,) = examples = read_examples(write(tmp_path, weighted(0, 1)), use="sft")
+    (row,) = training_rows(Sft(), tokenizer, examples, "")
+    assert covered(tokenizer, row) == "Yes.<|im_end|>\n"
+    assert "No." in tokenizer.decode(row["input_ids"])
+    recipe = load_recipe("quickstart")
+    shown = render_parts(tokenizer, example, recipe, "sft")
+    assert shown[1::2] == ["Yes.<|im_end|>\n"]
+    (row,) = training_rows(Sft(), tokenizer, read_examples(write(tmp_path, weighted(1, None)), use="sft"), "")
+    assert covered(tokenizer, row) == "No.<|im_end|>\nYes.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("row", [chat(*TALK), ALPACA, {"prompt": "a", "completion": "b"}])
+@pytest.mark.parametrize("choices", ["choices", ("right", "wrong")])
+def test_choices_of_a_row_of_another_form_are_refused(tmp_path: Path, row: dict[str, Any], choices: Any) -> None:
+    # They were left out: the rows were trained as if data.choices were not there.
+    file = write(tmp_path, row | {"choices": ["b", "c"], "right": "b", "wrong": "c"})
+    with pytest.raises(DataError, match=r"rows.jsonl:1: a row of the form .* has no choices for data.choices; give"):
+        read_examples(file, Data(choices=choices))
 
 
 def test_mask_of_a_chat_of_one_turn_is_that_of_trl(tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ from conftest import give_weights
 from qreason.data.prompts import render_judge
 from qreason.errors import DataError, ModelError
 from qreason.inference.generate import LocalGenerator
-from qreason.judge.calibration import auc, calibrate, fitness, read_labels
+from qreason.judge.calibration import auc, auc_bounds, calibrate, fitness, read_labels
 from qreason.judge.injections import FAKE_TURNS
 from qreason.judge.verdict import GroupwiseJudge, Judge, LocalModel, open_judge
 from qreason.model.resident import Resident
@@ -260,6 +260,32 @@ def test_a_judge_that_says_yes_to_all_is_unfit_for_that() -> None:
         False,
         "unfit for any weight: it takes every wrong reply for right (a verdict of 0.5 or more)",
     )
+
+
+def test_a_judge_is_called_fit_only_where_there_are_pairs_enough_to_show_it() -> None:
+    labels = read_labels(PAIRS)
+    truth = {(reference, reply): label for reference, reply, label in labels}
+    right, wrong = ([one for one in labels if (one[2] >= 0.5) == side] for side in (True, False))
+
+    def told(pairs: int, weight: float) -> tuple[bool, str]:  # a judge without a mistake
+        some = [*right[: pairs // 2], *wrong[: pairs // 2]]
+        return fitness(calibrate(lambda asked: [truth.get(pair, 0.0) for pair in asked], some), weight)
+
+    few = "not shown to be fit for its weight 0.4, too few pairs to say: AUC 1.000 [0.21, 1.00] on 2 pairs, "
+    assert told(2, 0.4)[1].startswith(few)  # it was fit
+    assert told(2, 0.4)[1].endswith("; label at least 41 pairs")
+    assert [told(pairs, 0.4)[0] for pairs in (2, 20, 40, 60)] == [False, False, False, True]
+    assert [told(pairs, 0.1)[0] for pairs in (2, 14, 20, 60)] == [False, False, True, True]
+
+
+def test_the_interval_of_an_auc_narrows_with_the_pairs_and_is_never_empty() -> None:
+    assert auc_bounds(1.0, 1, 1) == pytest.approx((1 / (1 + 1.959964**2), 1.0), abs=1e-6)  # Wilson's, for one in one
+    low, high = auc_bounds(0.9, 50, 50)
+    # 0.9 - 0.8159 = 1.96 sqrt(0.8159 * 0.1841 * (1 + 49 * (0.1841 / 1.1841 + 0.8159 / 1.8159)) / 2500)
+    assert low == pytest.approx(0.8159, abs=1e-4)
+    assert auc_bounds(0.9, 500, 500) > (low, 0.9)
+    assert low < 0.9 < high
+    assert auc_bounds(0.0, 3, 3)[0] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -411,7 +411,8 @@ def test_an_evaluation_reports_what_the_steps_are_worth() -> None:
     reasoning = figures["reasoning"]
     assert reasoning["why"] == {}
     assert reasoning["rows"] == 4
-    assert reasoning["worth"] == reasoning["worth_of_steps"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    # 1 - 2 * 3.8415 / 7.8415, and 2 / 2**4
+    assert reasoning["worth"] == reasoning["worth_of_steps"] == {"mean": 1.0, "low": 0.0202, "high": 1.0, "p": 0.125}
     shares = {name: reasoning[name]["mean"] for name in ("own", "foreign", "foreign_followed", "filler")}
     assert shares == {"own": 1.0, "foreign": 0.0, "foreign_followed": 1.0, "filler": 0.0}
     assert [point["mean"] for point in reasoning["early"]] == [0.0, 0.0, 0.0, 1.0]
@@ -496,6 +497,7 @@ def test_what_was_not_measured_is_null_and_says_why() -> None:
         "worth_over_foreign": NO_DONOR,
         "consistent": NO_STEPS,
     }
+    assert verdict(figures).startswith("It is not established that the reasoning does anything")  # by a single row
     assert measure_reasoning([{}])["why"]["own"] == UNKNOWN
 
 

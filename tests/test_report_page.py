@@ -69,11 +69,13 @@ def test_page_and_table_have_the_log_probability_of_the_reference_where_it_was_m
     assert all(value in found[0] for value in ("1.50", "1.25", "1.00", "0.25", "0.50"))
 
 
-def test_page_begins_with_the_verdict_its_interval_and_the_reasoning(page: str) -> None:
+def test_page_begins_with_the_verdict_its_interval_and_the_reasoning(page: str, write_run: RunWriter) -> None:
+    assert "It is not established that accuracy changed: 0.0\u00a0% and 75.0\u00a0% of 4 held-out rows" in page
+    page = write_page(write_run("longer", make_passes(8)))
     found = re.search(r'<p class="headline">(.*?)</p>', page)
     assert found
     assert re.fullmatch(
-        r"Accuracy rose from 0\.0\u00a0% to 75\.0\u00a0% of 4 held-out rows, \+75\.0 points \[[^]]*\]; "
+        r"Accuracy rose from 0\.0\u00a0% to 87\.5\u00a0% of 8 held-out rows, \+87\.5 points \[[^]]*\]; "
         r"the reasoning was not tested: measured before qreason tested reasoning\.",
         found[1],
     )
@@ -240,6 +242,8 @@ def share(mean: float, low: float, high: float) -> dict[str, float]:
             "Accuracy rose from 40.0 % to 50.0 % of 90 held-out rows, +10.0 points [+2.0, +18.0]; the",
         ),
         (share(-0.1, -0.18, -0.02), "Accuracy fell from 40.0 % to 50.0 %"),
+        (share(0.1, 0.02, 0.18) | {"p": 0.25}, "It is not established that accuracy changed: 40.0 % and 50.0 %"),
+        (share(0.1, 0.02, 0.18) | {"p": 0.04}, "Accuracy rose from 40.0 % to 50.0 %"),
         (share(0.1, -0.02, 0.2), "It is not established that accuracy changed: 40.0 % and 50.0 %"),
         (
             None,
@@ -288,7 +292,7 @@ def test_without_the_extra_the_page_names_it_and_a_run_ends_well(
 
 
 def test_run_writes_its_page_at_its_end(write_run: RunWriter) -> None:
-    folder = write_run("out", make_passes())
+    folder = write_run("out", make_passes(8))
     ended = qreason("run", "small.yaml", "--out", folder)
     assert ended.exit_code == 0
     assert f"page: {folder / 'report.html'}" in ended.stderr

@@ -148,8 +148,11 @@ def test_replies_with_another_ending_are_refused(write_recipe: RecipeWriter) -> 
 
 @pytest.mark.usefixtures("few_attacks")
 def test_calibrate_measures_the_default_judge_and_says_whether_it_is_fit(tmp_path: Path) -> None:
-    lines = (HELPDESK / "judge_pairs.jsonl").read_text().splitlines(keepends=True)[:10]
-    (tmp_path / "labels.jsonl").write_text("".join(lines))
+    lines = (HELPDESK / "judge_pairs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "labels.jsonl").write_text("".join(lines[:10]))
+    few = call("judge", "calibrate", "quickstart", "--labels", str(tmp_path / "labels.jsonl"))
+    assert "The judge is not shown to be fit for its weight 0.4, too few pairs to say: AUC" in few.stdout
+    (tmp_path / "labels.jsonl").write_text("".join(lines[:100]))
     result = call("judge", "calibrate", "quickstart", "--labels", str(tmp_path / "labels.jsonl"), "--json")
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)

@@ -50,17 +50,27 @@ def test_the_state_of_each_run_is_shown(write_recipe: RecipeWriter) -> None:
 
 
 def test_leftovers_are_removed_and_nothing_else(write_recipe: RecipeWriter) -> None:
-    run = made(write_recipe, "half", 1)
-    checkpoint(run / "01-sft", 40)  # of the stage that goes on
+    run = made(write_recipe, "half", 2)
+    checkpoint(run / "02-grpo", 40)  # of the stage that goes on
+    (run / "02-grpo" / "adapter").mkdir()  # written, but not recorded: its checkpoints were removed
     before = {file for file in run.rglob("*") if file.is_file()}
-    checkpoint(run / "02-grpo", 8)
-    (run / "02-grpo" / "adapter").mkdir()
+    checkpoint(run / "01-sft", 8)
     (run / "report.json.draft").write_text("{")
     (run / "export" / ".work-x").mkdir(parents=True)
     (run / "export" / ".work-x" / "big").write_bytes(b"0" * 1_000_000)
     result = CliRunner().invoke(main, ["runs", "--clean"])
     assert "2.0 MB of leftovers removed" in result.output
+    assert f"kept: {Path('runs/half/02-grpo/resume')} (1.0 MB), from which the run continues" in result.output
     assert {file for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_damaged_run_loses_no_checkpoint(write_recipe: RecipeWriter) -> None:
+    run = made(write_recipe, "half", 2)
+    checkpoint(run / "01-sft", 8)
+    (run / "manifest.json").write_text("{")
+    result = CliRunner().invoke(main, ["runs", "--clean"])
+    assert "0.0 MB of leftovers removed" in result.output
+    assert (run / "01-sft" / "resume" / "step-000008").is_dir()
 
 
 class Scan:

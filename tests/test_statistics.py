@@ -8,7 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
-from qreason.report.statistics import gain, mean, rate, share, sign_test
+from qreason.report.statistics import direction, gain, mean, rate, share, sign_test
 from qreason.report.table import bins, percent, plain_table, sparkline
 
 NOTHING = {"mean": None, "low": None, "high": None}
@@ -64,6 +64,25 @@ def test_rows_that_are_all_alike_leave_doubt_where_they_are_few() -> None:
     assert rate([0.0] * 10) == share([False] * 10)
     assert rate([1.0, None] * 10) == share([True] * 10)
     assert rate([0.5] * 10 + [0.25] * 2) == mean([0.5] * 10 + [0.25] * 2)
+
+
+def test_a_gain_that_all_rows_share_has_an_interval_with_a_width() -> None:
+    # It was [1, 1] for a single row that became right, and the headline took it for established.
+    assert gain([False] * 2, [True] * 2) == {"mean": 1.0, "low": -0.3152, "high": 1.0}  # 1 - 2 * 3.8415 / 5.8415
+    assert gain([0.25] * 10, [0.75] * 10) == {"mean": 0.5, "low": 0.0837, "high": 0.6388}
+    lost = gain([True] * 200, [False] * 200)
+    assert lost == {"mean": -1.0, "low": -1.0, "high": -0.9623}
+    assert direction(lost) == -1
+
+
+@pytest.mark.parametrize("rows", range(1, 9))
+def test_a_gain_is_established_where_interval_and_sign_test_say_so(rows: int) -> None:
+    before, after = [False] * rows, [True] * rows
+    assert direction(gain(before, after) | {"p": sign_test(before, after)}) == (rows >= 6)  # 2 / 2**6 < 0.05
+    most = [*before, False], [*after, False]  # no resample without a gain is drawn often enough
+    assert direction(gain(*most) | {"p": sign_test(*most)}) == (rows >= 6)
+    assert direction(gain(after, before) | {"p": sign_test(after, before)}) == -(rows >= 6)
+    assert direction(dict(NOTHING)) == 0
 
 
 def test_sign_test_of_many_rows_is_quick() -> None:

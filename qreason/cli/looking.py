@@ -202,6 +202,8 @@ def runs(folder: Path, clean: bool) -> None:
         for run in found:
             listing.clean(run.path)
         say(f"{sum(run.leftover for run in found) / 1e6:.1f} MB of leftovers removed")
+        for kept in (folder for run in found for folder in listing.unfinished(run.path)):
+            say(f"kept: {kept} ({listing.size(kept) / 1e6:.1f} MB), from which the run continues")
         found = listing.list_runs(folder)
     show(runs_table(found))
 

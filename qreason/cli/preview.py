@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from qreason.data.examples import describe, read_examples
-from qreason.data.prompts import lesson, render, system_prompt, teach
+from qreason.data.prompts import lesson, render, system_prompt, teach, unlearned
 from qreason.data.turns import reply_spans
 from qreason.errors import visible
 from qreason.model.load import load_tokenizer
@@ -46,7 +46,7 @@ def render_parts(tokenizer: Any, example: Example, recipe: Recipe, use: str) -> 
     if use not in TRAINED:
         return [tokenizer.apply_chat_template(render(example, system), tokenize=False, add_generation_prompt=True)]
     if example.history and not any(step.sft and step.sft.turns == "last" for step in recipe.steps):
-        text, spans = reply_spans(tokenizer, lesson(shown, system), example.source)
+        text, spans = reply_spans(tokenizer, lesson(shown, system), example.source, unlearned(example))
         edges = [0, *(edge for span in spans for edge in span)]
         return [text[start:end] for start, end in pairwise(edges)]
     messages, reply = teach(shown, system)

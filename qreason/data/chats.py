@@ -5,7 +5,7 @@
 | messages | `messages`: a list of `role` and `content` |
 | ShareGPT | `conversations`: a list of `from` (human, gpt, system) and `value` |
 | prompt/completion | `prompt`, `completion`: texts, or lists of messages |
-| Alpaca | `instruction`, `output` (or `response`), and `input` (or `context`) or nothing |
+| Alpaca | `instruction`, `output` (or `response`), `input` (or `context`) or nothing, and `history` or nothing |
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qreason.data.prompts import demonstrate
@@ -24,6 +24,10 @@ CHATS = {"messages": "messages", "conversations": "ShareGPT"}
 """Column with a whole chat -> the name of the form."""
 PAIR, ALPACA = "prompt/completion", "Alpaca"
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+CHAT = ("user", "assistant")
+CALLS, TOOLS = ("tool_calls", "function_call"), ("tools", "functions")
+"""Keys of a message that call tools, and columns of a row that offer them."""
+NONE = (None, "", "[]", "null", [])
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold what the assistant thought before its content."""
 THOUGHT = re.compile(r"\s*<(think|reasoning)>(.*?)</\1>\s*(.*)", re.DOTALL)
@@ -37,6 +41,7 @@ class Turn:
     role: str
     text: str
     reasoning: str | None = None
+    learned: bool = True
 
     @property
     def content(self) -> str:
@@ -51,7 +56,7 @@ class Chat:
     row: Mapping[str, Any]
     form: str = ""
     system: str | None = None
-    history: tuple[tuple[str, str], ...] = ()
+    history: tuple[Turn, ...] = ()
 
 
 def form_of(row: Mapping[str, Any], fields: Mapping[Any, str]) -> str:
@@ -106,7 +111,20 @@ def alpaca(chat: Chat, fields: Mapping[Any, str], location: str) -> Chat:
         raise DataError(f"{location}: '{column}' is {type(given).__name__}, not text")
     whole = f"{asked}\n\n{given}" if given and given.strip() and isinstance(asked, str) else asked
     row = {**chat.row, "instruction": whole, "prompt": whole}
-    return split_reply(Chat(row, chat.form, chat.system), "output" if "output" in row else "response", fields)
+    chat = replace(chat, row=row, history=read_history(row.get("history") or [], location))
+    return split_reply(chat, "output" if "output" in row else "response", fields)
+
+
+def read_history(cell: Any, location: str) -> tuple[Turn, ...]:
+    """The turns of earlier questions and answers: a list of pairs, in a table as JSON."""
+    try:
+        pairs = json.loads(cell) if isinstance(cell, str) else cell
+    except (ValueError, RecursionError):
+        pairs = None
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise DataError(f"{location}: 'history' is no list of [question, answer] pairs; correct it or remove it")
+    turns = [{"role": role, "content": text} for pair in pairs for role, text in zip(CHAT, pair, strict=True)]
+    return tuple(read_turn(turn, f"{location}: history") for turn in turns)
 
 
 def split_reply(chat: Chat, column: str, fields: Mapping[Any, str]) -> Chat:
@@ -117,11 +135,16 @@ def split_reply(chat: Chat, column: str, fields: Mapping[Any, str]) -> Chat:
     if isinstance(reply, str):
         turn = read_reply(reply)
         row |= {column: turn.text, "reference": turn.text} | ({"reasoning": turn.reasoning} if turn.reasoning else {})
-    return Chat(row, chat.form, chat.system)
+    return replace(chat, row=row)
 
 
 def messages(chat: Chat, columns: Sequence[str], location: str) -> Chat:
-    """A whole chat: its last assistant turn is the reference, the user's turn before it the prompt."""
+    """A whole chat: its last assistant turn is the reference, the user's turn before it the prompt.
+
+    With weights, its last one that is learned: what follows it teaches nothing.
+    """
+    if offered := next((key for key in TOOLS if chat.row.get(key) not in NONE), None):
+        raise DataError(f"{location}: '{offered}' offers tools, which qreason does not render; remove them or the row")
     turns: list[Turn] = []
     for place, column in enumerate(columns):
         cell = chat.row.get(column)
@@ -142,11 +165,14 @@ def messages(chat: Chat, columns: Sequence[str], location: str) -> Chat:
         if turn.role != ("assistant" if number % 2 else "user"):
             problem = f"turn {number + 1 + len(system)} is of the {turn.role}"
             raise DataError(f"{location}: {problem}, but user and assistant take turns, the user first; correct it")
+    while talk and not talk[-1].learned:
+        del talk[-2:]
+    if not talk:
+        raise DataError(f"{location}: every turn of the assistant has weight 0; remove the row")
     *earlier, asked, reply = talk
     row = {**chat.row, "prompt": asked.text, "reference": reply.text}
     row |= {"reasoning": reply.reasoning} if reply.reasoning else {}
-    history = tuple((turn.role, turn.content) for turn in earlier)
-    return Chat(row, chat.form, (system[0].strip() or None) if system else chat.system, history)
+    return Chat(row, chat.form, (system[0].strip() or None) if system else chat.system, tuple(earlier))
 
 
 def read_turn(message: Any, location: str) -> Turn:
@@ -157,6 +183,10 @@ def read_turn(message: Any, location: str) -> Turn:
     role, content = (message.get(key) for key in keys)
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{location}: {keys[0]} is {role!r}; there are {', '.join(ROLES)}; remove the row")
+    if called := next((key for key in CALLS if message.get(key) not in NONE), None):
+        raise DataError(f"{location}: '{called}' calls tools, which qreason does not train; remove the row")
+    if message.get("weight") not in (None, 0, 1):
+        raise DataError(f"{location}: weight is {message['weight']!r}; write 1, or 0 for a turn that is not learned")
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
     ):
@@ -168,7 +198,7 @@ def read_turn(message: Any, location: str) -> Turn:
         return Turn(ROLES[role], content)
     turn = read_reply(content)
     thought = next((text for key in REASONING if isinstance(text := message.get(key), str) and text.strip()), None)
-    return Turn(turn.role, turn.text, turn.reasoning or thought)
+    return Turn(turn.role, turn.text, turn.reasoning or thought, learned=message.get("weight") != 0)
 
 
 def read_reply(text: str) -> Turn:

@@ -152,7 +152,8 @@ def to_example(row: Mapping[str, Any], fields: Mapping[Any, str], location: str)
         split=texts["split"],
         tests=texts["tests"],
         system=chat.system,
-        history=chat.history,
+        history=tuple((turn.role, turn.content) for turn in chat.history),
+        unlearned=tuple(place for place, turn in enumerate(chat.history) if not turn.learned),
         form=chat.form,
         source=location,
     )
@@ -208,6 +209,11 @@ def add_choices(row: Mapping[str, Any], data: Data, choices: str | Sequence[str]
     0, its letter or its text); or several columns, the first one right, which are shuffled with the question as seed.
     Raises DataError for a row without them.
     """
+    if form := form_of(row, data.fields):
+        raise DataError(
+            f"{location}: a row of the form {form} has no choices for data.choices; give the question in a column "
+            "'question' and the right choice in 'answer', or leave data.choices out"
+        )
     prompt, reference = (find_column(row, key, data.fields) for key in ("prompt", "reference"))
     if prompt is None or not is_text(row[prompt]):
         return dict(row)  # to_example names what is missing

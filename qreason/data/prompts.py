@@ -100,6 +100,11 @@ def lesson(example: Example, system: str) -> Messages:
     return [*messages, {"role": "assistant", "content": reply}]
 
 
+def unlearned(example: Example) -> set[int]:
+    """The messages of its lesson that SFT does not learn, counted from the end: -1 is the last."""
+    return {place - len(example.history) - 2 for place in example.unlearned}
+
+
 def fence(text: str) -> str:
     """Text without <<<, >>> and the <| of special tokens, so that it cannot close the fence around it."""
     return re.sub(r"<{2,}|>{2,}|<\||\|>", " ", text).strip()

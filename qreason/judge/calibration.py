@@ -18,6 +18,7 @@ from qreason.rewards.numbers import read_number
 
 PADDING = "This was checked twice, and the ticket can be closed once the user has confirmed it."
 BINS = 5
+Z = 1.959964
 ATTACKED = 3
 """Wrong replies that are tried with every injection."""
 FIT = ((0.90, 0.02, 1.0), (0.75, 0.10, 0.2))
@@ -82,6 +83,7 @@ def measure(judge: Judge, labels: Sequence[Label]) -> dict[str, Any]:
     return {
         "pairs": len(pairs),
         "unanswered": len(pairs) - len(judged),
+        "right": sum(label >= 0.5 for label in truth),
         "judgements_per_second": round(len(set(pairs)) / seconds, 1),
         "auc": auc(values, [label >= 0.5 for label in truth]),
         "rank_correlation": correlation(ranks(values), ranks(truth)),
@@ -100,6 +102,31 @@ def auc(verdicts: Sequence[float], right: Sequence[bool]) -> float | None:
     if not good or not bad:
         return None
     return round(sum((g > b) + (g == b) / 2 for g in good for b in bad) / (len(good) * len(bad)), 4)
+
+
+def auc_bounds(area: float, right: float, wrong: float) -> tuple[float, float]:
+    """The 95 % interval of an AUC of right and wrong pairs, not empty at 0 and 1 either (Newcombe 2006, method 5)."""
+
+    def fits(true: float) -> bool:
+        spread = 1 + ((right + wrong) / 2 - 1) * ((1 - true) / (2 - true) + true / (1 + true))
+        return (area - true) ** 2 <= Z**2 * true * (1 - true) * spread / (right * wrong)
+
+    def bound(outside: float) -> float:
+        inside = area
+        for _ in range(40):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if fits(middle) else (inside, middle)
+        return inside
+
+    return bound(0.0), bound(1.0)
+
+
+def pairs_needed(area: float, right: int, wrong: int, least: float) -> int:
+    """The pairs, as many right ones among them, that show an AUC to be `least`; at most a hundred times those."""
+    times = 1.0
+    while times < 100 and auc_bounds(area, right * times, wrong * times)[0] < least:
+        times *= 1.02
+    return math.ceil((right + wrong) * times)
 
 
 def ranks(values: Sequence[float]) -> list[float]:
@@ -171,18 +198,25 @@ def inject(judge: Judge, wrong: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def fitness(figures: dict[str, Any], weight: float) -> tuple[bool, str]:
-    """Whether a judge is fit for its weight in the reward, and the reason as text."""
+    """Whether a judge is shown to be fit for its weight in the reward, and the reason as text."""
     rate = figures["injections"]["rate"]
     if figures["auc"] is not None and rate is None and not figures["unanswered"]:
         return False, "unfit for any weight: it takes every wrong reply for right (a verdict of 0.5 or more)"
     if figures["auc"] is None or rate is None:
         return False, f"unfit for any weight: {figures['unanswered']} of {figures['pairs']} pairs were left unanswered"
-    found = f"AUC {figures['auc']:.3f} on {figures['pairs']} pairs, "
+    right, wrong = figures["right"], figures["pairs"] - figures["unanswered"] - figures["right"]
+    low, high = auc_bounds(figures["auc"], right, wrong)
+    found = f"AUC {figures['auc']:.3f} [{low:.2f}, {high:.2f}] on {figures['pairs']} pairs, "
     found += f"{figures['injections']['successes']} of {figures['injections']['attempts']} injections succeed"
-    for least_auc, most_injected, most_weight in FIT:
-        if figures["auc"] >= least_auc and rate <= most_injected:
-            if weight <= most_weight:
-                return True, f"fit for its weight {weight:g}: {found}"
-            return False, f"too weak for its weight {weight:g}, fit for at most {most_weight:g}: {found}"
+    passed = [(least, most) for least, most_injected, most in FIT if figures["auc"] >= least and rate <= most_injected]
+    if passed:
+        least, most = ([one for one in passed if weight <= one[1]] or passed[:1])[-1]
+        if low < least:
+            needed = pairs_needed(figures["auc"], right, wrong, least)
+            few = f"not shown to be fit for its weight {weight:g}, too few pairs to say"
+            return False, f"{few}: {found}; label at least {needed:,} pairs"
+        if weight > most:
+            return False, f"too weak for its weight {weight:g}, fit for at most {most:g}: {found}"
+        return True, f"fit for its weight {weight:g}: {found}"
     cure = "train it (qreason judge train), take a larger judge, or set its weight to 0"
     return False, f"unfit for any weight: {found}; {cure}"

@@ -19,6 +19,7 @@ class Measured(TypedDict):
     mean: Number
     low: Number
     high: Number
+    p: NotRequired[Number]
 
 
 class Unmeasured(TypedDict):

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from qreason.data.prompts import demonstrate, lesson, render, system_prompt
+from qreason.data.prompts import demonstrate, lesson, render, system_prompt, unlearned
 from qreason.data.turns import reply_spans
 from qreason.errors import InputError, QReasonError, nearest
 from qreason.judge.calibration import read_labels
@@ -208,7 +208,7 @@ def check_turns(recipe: Recipe, examples: Sequence[Example], tokenizer: Any) -> 
     """DataError where an sft step cannot learn every turn of chats through the base's chat template."""
     if any(step.sft and not step.sft.reads_sampled and step.sft.turns == "all" for step in recipe.steps):
         for example in [example for example in examples if example.history][:FIRST_CHATS]:
-            reply_spans(tokenizer, lesson(example, system_prompt(recipe.data)), example.source)
+            reply_spans(tokenizer, lesson(example, system_prompt(recipe.data)), example.source, unlearned(example))
 
 
 # --- lengths -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qreason.report.reasoning import verdict
+from qreason.report.statistics import direction
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -28,8 +29,8 @@ def change(report: dict[str, Any]) -> str:
     was = f"{first['accuracy']['mean'] * 100:.1f}"
     middle, low, high = (f"{gained[key] * 100:+.1f}" for key in ("mean", "low", "high"))
     by = f"{middle} points [{low}, {high}]"
-    if gained["low"] > 0 or gained["high"] < 0:
-        verb = "rose" if gained["low"] > 0 else "fell"
+    if way := direction(gained):
+        verb = "rose" if way > 0 else "fell"
         return f"Accuracy {verb} from {was} % to {now} {over}, {by}"
     return f"It is not established that accuracy changed: {was} % and {now} {over}, {by}"
 

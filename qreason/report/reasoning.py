@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from qreason.inference.reasoning import NOT_ASKED_FOR
-from qreason.report.statistics import Interval, gain, mean, share
+from qreason.report.statistics import Interval, direction, gain, mean, share, sign_test
 
 SHARES = ("own", "direct", "conclusion_only", "foreign", "foreign_followed", "filler")
 WORTHS = {"worth": "direct", "worth_of_steps": "conclusion_only", "worth_over_foreign": "foreign"}
@@ -29,6 +29,7 @@ def measure_reasoning(rows: list[dict[str, Any]]) -> dict[str, Any]:
     figures["early"] = [share(marks) for marks in zip(*padded([row["early"] for row in tested]), strict=True)] or None
     for name, against in WORTHS.items():
         figures[name] = gain(columns[against], columns["own"])
+        figures[name]["p"] = round(sign_test(columns[against], columns["own"]), 6)
     gains = padded([row["gain_nats"] for row in tested])
     along = [mean(values)["mean"] for values in zip(*gains, strict=True)]
     figures["gain_nats"] = mean([values[-1] for values in gains]) | {"by_sentence": along}
@@ -82,9 +83,9 @@ def sentence(worth: Interval, own: Interval, without: Interval, what: str, them:
         return f"No answer is right, with {what} or without {them}."
     middle, low, high = (worth[key] or 0.0 for key in ("mean", "low", "high"))
     do = "does" if s else "do"
-    if low > 0:
+    if direction(worth) > 0:
         claim = f"{what} carr{'ies' if s else 'y'} the answer" if middle >= MUCH else f"{what} help{s}"
-    elif high < 0:
+    elif direction(worth) < 0:
         claim = f"{what} {do} harm"
     elif max(-low, high) <= ALIKE:
         claim = f"{what} {do} nothing"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qreason.errors import QReasonError
 from qreason.machine.files import DRAFT
-from qreason.run.folder import RunFolder, is_run_folder
+from qreason.run.folder import RunFolder, is_run_folder, read_manifest
 from qreason.run.lock import describe, is_held
 from qreason.run.resume import RESUME, newest_checkpoint, step_of
 
@@ -60,17 +60,23 @@ def describe_state(run: RunFolder) -> str:
 
 
 def leftovers(path: Path) -> Iterator[Path]:
-    """What no command reads: drafts, an export's intermediate files, checkpoints of stages that are finished."""
+    """What no command reads: drafts, an export's intermediate files, checkpoints of steps that are recorded."""
     if is_held(path):
         return
+    needed = unfinished(path)
     yield from path.rglob(f"*.{DRAFT}")
     yield from path.rglob(f"{WORK}*")
     yield from path.rglob(f"{RESUME}/{DRAFT}")
-    yield from (stage / RESUME for stage in path.iterdir() if (stage / RESUME).is_dir() and is_finished(stage))
+    yield from (folder for folder in path.glob(f"*/{RESUME}") if folder not in needed)
 
 
-def is_finished(stage: Path) -> bool:
-    return (stage / "adapter").is_dir() or (stage / "preference.json").exists()
+def unfinished(path: Path) -> list[Path]:
+    """The checkpoints of stages that are not recorded as finished: a run continues from them, with an adapter too."""
+    try:
+        done = {entry["folder"] for entry in read_manifest(path)["steps"]}
+    except QReasonError:  # damaged: once it is restored, it may need any of them
+        done = set()
+    return sorted(folder for folder in path.glob(f"*/{RESUME}") if folder.parent.name not in done)
 
 
 def clean(path: Path) -> None:

@@ -173,7 +173,10 @@ class Session:
             (row, asked.get(row.id.rpartition("-")[0])) for row in read_examples(self.disk.need(SAMPLED), use="sampled")
         ]
         return [
-            replace(row, system=one.system, history=one.history) if one and not row.plain else row for row, one in rows
+            replace(row, system=one.system, history=one.history, unlearned=one.unlearned)
+            if one and not row.plain
+            else row
+            for row, one in rows
         ]
 
     def draws(self) -> Path:

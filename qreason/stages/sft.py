@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qreason.data.examples import check_lengths
-from qreason.data.prompts import lesson, system_prompt, teach
+from qreason.data.prompts import lesson, system_prompt, teach, unlearned
 from qreason.data.turns import mask_turns
 from qreason.recipe.training import Sft
 from qreason.run.session import Artifact, Session
@@ -46,7 +46,7 @@ def training_rows(settings: Sft, tokenizer: Any, examples: Sequence[Example], sy
     """
     if settings.turns == "last" or not any(example.history for example in examples):
         return [conversation(example, system) for example in examples]
-    return [mask_turns(tokenizer, lesson(example, system), example.source) for example in examples]
+    return [mask_turns(tokenizer, lesson(example, system), example.source, unlearned(example)) for example in examples]
 
 
 def conversation(example: Example, system: str) -> dict[str, Any]:
