@@ -262,9 +262,12 @@ def test_a_chat_that_cannot_rank_is_bad_input(arguments: tuple[str, ...], told: 
 def test_a_mistyped_folder_is_named_at_once_with_the_nearest(write_run: RunWriter) -> None:
     write_run("runs/quickstart", [[evaluated_row(0)]] * 3)
     Path("model").mkdir()
+    Path("model/config.json").write_text("{}", "utf-8")
     for mistyped in ("runs/quickstrat", "quickstart", "quickstrat"):
         with pytest.raises(ModelError, match=rf"{mistyped}: no such folder \(did you mean 'runs/quickstart'\?\)"):
             check_target(mistyped)
+    with pytest.raises(ModelError, match=r"runs: neither a run folder \(no manifest.json\) nor a model's"):
+        check_target("runs")
     with pytest.raises(ModelError, match="no such folder; give"):
         check_target("./nothing")
     for fine in ("qreason/tiny", "me/quickstart", "gpt2", "model"):

@@ -74,3 +74,5 @@ def check_target(target: str) -> None:
         raise ModelError(f"{target}: a run folder without its manifest.json; restore it from a copy")
     if (Path(target) / "adapter_config.json").is_file():
         raise ModelError(f"{target} is an adapter; give its run folder, or one that `qreason pull {target}` makes")
+    if folder.is_dir() and not is_run_folder(folder) and not (folder / "config.json").is_file():
+        raise ModelError(f"{target}: neither a run folder (no manifest.json) nor a model's (no config.json); give one")
