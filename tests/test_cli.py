@@ -173,6 +173,23 @@ def test_init_of_what_is_there_already_leaves_it(write_recipe: RecipeWriter, wor
     assert load_recipe(workplace / "other" / recipe.name).data.sft == sft
 
 
+def test_init_writes_nothing_outside_of_the_folder_it_is_given(write_recipe: RecipeWriter, workplace: Path) -> None:
+    recipe = write_recipe()
+    (workplace / "data").mkdir()
+    (recipe.parent / "sft.jsonl").rename(workplace / "data" / "sft.jsonl")
+    (workplace / "recipes").mkdir()
+    for file in (recipe, *recipe.parent.glob("*.jsonl")):
+        file.rename(workplace / "recipes" / file.name)
+    recipe = workplace / "recipes" / recipe.name
+    recipe.write_text(recipe.read_text().replace("sft: sft.jsonl", "sft: ../data/sft.jsonl"))
+    (workplace / "far").mkdir()
+    before = content(workplace)
+    said = refused("init", recipe, "--to", workplace / "far" / "new")
+    assert f"{workplace / 'far' / 'new' / '..' / 'data' / 'sft.jsonl'}, outside of" in said
+    assert content(workplace) == before
+    assert qreason("init", recipe, "--to", recipe.parent).exit_code == 0  # all are there
+
+
 def test_init_into_another_folder_after_init_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     qreason("init")

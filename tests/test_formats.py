@@ -446,6 +446,27 @@ def test_init_of_rows_that_cannot_be_used_writes_nothing(tmp_path: Path) -> None
     assert not (tmp_path / "rows.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("row", "cure"),
+    [
+        (
+            {"dialog": chat(*TALK)["messages"], "title": "a"},
+            "its column 'dialog' holds a chat: rename it to 'messages'",
+        ),
+        ({"dialog": json.dumps(chat(*TALK)["messages"])}, "its column 'dialog' holds a chat: rename it to 'messages'"),
+        ({"turns": ["a", "b"], "split": "x"}, "add it, as text"),
+        ({"question": "a", "answers": ["b"]}, "add it, as text"),
+        ({"frage": "a", "antwort": "b", "n": [1]}, "add it, or name yours in data.fields ('frage' or 'antwort')"),
+    ],
+)
+def test_data_fields_are_recommended_for_columns_only_that_they_take(
+    tmp_path: Path, row: dict[str, Any], cure: str
+) -> None:
+    told = qreason("init", "--from", write(tmp_path, row), "--to", tmp_path)
+    assert told.exit_code == 2
+    assert told.stderr.strip().endswith(f"; {cure}")
+
+
 def test_found_rows_are_those_that_the_recipe_reads() -> None:
     found = look(str(FILES / "support.jsonl"))
     assert len(found.training) + len(found.heldout) == 4

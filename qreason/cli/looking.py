@@ -65,6 +65,12 @@ def init(name: str, to: Path, own: str | None, model: str, force: bool) -> None:
         files += [(file, to / path) for file in beside if file.is_file()][:1]
     if taken := [new for old, new in files if new.exists() and new.read_bytes() != old.read_bytes()]:
         raise InputError(f"{taken[0]} already exists and differs; choose another folder with --to")
+    folder = to.resolve()
+    if outside := [new for _, new in files if not new.exists() and not new.resolve().is_relative_to(folder)]:
+        raise InputError(
+            f"{source}: its data would be written to {outside[0]}, outside of {to}; put them beside the recipe, or "
+            "give their whole path in it"
+        )
     for origin, target in files:
         if not target.exists():  # else it is the same, perhaps the file itself
             target.parent.mkdir(parents=True, exist_ok=True)

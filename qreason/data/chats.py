@@ -27,7 +27,7 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 CHAT = ("user", "assistant")
 CALLS, TOOLS = ("tool_calls", "function_call"), ("tools", "functions")
 """Keys of a message that call tools, and columns of a row that offer them."""
-NONE = (None, "", "[]", "null", [])
+NONE: tuple[Any, ...] = (None, "", "[]", "null", [])
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold what the assistant thought before its content."""
 THOUGHT = re.compile(r"\s*<(think|reasoning)>(.*?)</\1>\s*(.*)", re.DOTALL)
@@ -99,8 +99,13 @@ def as_messages(cell: Any) -> list[Any] | None:
         json.dumps(found, ensure_ascii=False).encode()  # half a character
     except (ValueError, RecursionError):
         return None
-    talks = isinstance(found, list) and all(isinstance(one, dict) and {"role", "from"} & one.keys() for one in found)
-    return found if talks else None
+    return found if found == [] or is_chat(found) else None
+
+
+def is_chat(cell: Any) -> bool:
+    """Whether a cell holds a list of messages."""
+    found = as_messages(cell)
+    return bool(found) and all(isinstance(one, dict) and {"role", "from"} & one.keys() for one in found or ())
 
 
 def alpaca(chat: Chat, fields: Mapping[Any, str], location: str) -> Chat:

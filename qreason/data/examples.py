@@ -18,7 +18,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, TypeGuard
 
-from qreason.data.chats import CHATS, Chat, bare_columns, form_of, read_chat
+from qreason.data.chats import CHATS, Chat, bare_columns, form_of, is_chat, read_chat
 from qreason.data.formats import read_rows
 from qreason.data.prompts import asks_for_reasoning, demonstrate
 from qreason.errors import DataError
@@ -38,6 +38,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Field of an example -> the columns it may come from."""
 MARKER = "####"
+MOST_NAMED = 6
+"""Columns that a message names."""
 FIRST = 100
 """Rows that say which system prompt fits."""
 
@@ -172,9 +174,7 @@ def read_texts(chat: Chat, fields: Mapping[Any, str], location: str) -> dict[str
         required = key in ("prompt", "reference")
         if required and column is None:
             wanted = fields.get(key) or " or ".join(f"'{name}'" for name in COLUMNS[key])
-            raise DataError(
-                f"{location}: no {key}: the row has no column {wanted}; add it, or name yours in data.fields"
-            )
+            raise DataError(f"{location}: no {key}: the row has no column {wanted}; {missing_cure(row)}")
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if isinstance(value, float) and isfinite(value):
@@ -185,6 +185,15 @@ def read_texts(chat: Chat, fields: Mapping[Any, str], location: str) -> dict[str
             raise DataError(f"{location}: '{column}' is empty; fill it or remove the row")
         texts[key] = value
     return texts
+
+
+def missing_cure(row: Mapping[str, Any]) -> str:
+    """What helps a row without a prompt or a reference: a chat is no column that data.fields could name."""
+    if chat := next((name for name, cell in row.items() if is_chat(cell)), None):
+        return f"its column '{chat}' holds a chat: rename it to 'messages'"
+    usual = {name for names in COLUMNS.values() for name in names}
+    texts = [repr(name) for name, cell in row.items() if is_text(cell) and name not in usual]
+    return f"add it, or name yours in data.fields ({' or '.join(texts[:MOST_NAMED])})" if texts else "add it, as text"
 
 
 def find_column(row: Mapping[str, Any], key: str, fields: Mapping[Any, str]) -> str | None:
