@@ -588,15 +588,24 @@ def test_lengths_are_those_of_the_data(recipe: Recipe) -> None:
     ],
 )
 def test_the_sizes_of_a_usual_base_are_known_without_its_files(
-    base: str, millions: float, context: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    base: str, millions: float, context: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    no_network(monkeypatch)
+    shape = read_shape(base)
+    assert (round(shape.parameters / 1e6, 1), shape.context) == (millions, context)
+
+
+def test_a_usual_base_is_planned_without_its_files(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_network(monkeypatch)
+    usual = changed(recipe, "model.base=Qwen/Qwen3-1.7B")
+    shape = read_shape("Qwen/Qwen3-1.7B")
+    assert plan(usual, shape, CARDS["t4"], read_lengths(usual)).peak[2] > shape.parameters / 2
+
+
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qreason.planning.shapes.read_base_config", lambda base: pytest.fail("asked the Hub"))
     monkeypatch.setattr("qreason.planning.shapes.is_here", lambda base: False)
     monkeypatch.setattr("qreason.planning.memory.is_here", lambda base: False)
-    shape = read_shape(base)
-    assert (round(shape.parameters / 1e6, 1), shape.context) == (millions, context)
-    usual = changed(recipe, f"model.base={base}")
-    assert plan(usual, shape, CARDS["t4"], read_lengths(usual)).peak[2] > millions * 1e6 / 2
 
 
 def test_a_base_that_is_not_usual_is_read_from_its_files() -> None:
