@@ -126,6 +126,27 @@ def test_seed_argument_wins_over_recipe_and_set(write_recipe: RecipeWriter) -> N
     assert load_recipe(write_recipe(("name: small", "name: small\nseed: 2")), ["seed=4"], seed=9).seed == 9
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.lora.r=-1", "model.lora.r: Input should be greater than 0"),
+        ("sft.learning_rate=fast", "steps.1.sft.learning_rate: Input should be a valid number"),
+        ("model.lora.rank=4", "unknown key 'model.lora.rank'"),
+        ("sampling={temperature: .nan}", "sampling.temperature: Input should be a finite number"),
+    ],
+)
+def test_a_wrong_value_of_set_is_told_of_the_set_and_not_of_a_line(
+    write_recipe: RecipeWriter, override: str, said: str
+) -> None:
+    (line,) = problems(write_recipe(), "seed=3", override)
+    assert line.startswith(f"--set {override.partition('=')[0]}: {said}")
+
+
+def test_a_temperature_that_makes_logits_infinite_is_refused(write_recipe: RecipeWriter) -> None:
+    (line,) = problems(write_recipe(("temperature: 0.9", "temperature: 1e-40")))
+    assert line.endswith("sampling.temperature: Input should be 0 (greedy) or at least 0.01")
+
+
 def test_set_of_a_stage_that_is_not_there_is_refused(write_recipe: RecipeWriter) -> None:
     assert problems(write_recipe(("  - merge\n", "")), "merge.dtype=float32") == [
         "--set merge.dtype=float32: the recipe has no merge step"

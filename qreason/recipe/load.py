@@ -78,7 +78,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), seed: int | Non
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError("\n".join(describe(file, lines, problem) for problem in error.errors())) from None
+        raise RecipeError("\n".join(describe(file, lines, overrides, p) for p in error.errors())) from None
     return find_files(recipe, file, lines)
 
 
@@ -189,17 +189,20 @@ def targets(raw: dict[str, Any], keys: list[str], override: str) -> Iterator[tup
         raise RecipeError(f"--set {override}: the recipe has no {keys[0]} step")
 
 
-def describe(file: Path, lines: dict[tuple[Any, ...], int], problem: Any) -> str:
-    """A problem that pydantic found, as `file:line: key: message`."""
+def describe(file: Path, lines: dict[tuple[Any, ...], int], overrides: Sequence[str], problem: Any) -> str:
+    """A problem that pydantic found, as `file:line: key: message`, or `--set NAME: key: message` of an override."""
     path = tuple(problem["loc"])
-    known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)
     key = ".".join(str(part) for part in path)
+    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)
+    names = [override.partition("=")[0].strip() for override in overrides]  # a value may be a secret
+    given = next((f"--set {name}" for name in names if f".{name}." in f".{key}."), None)
+    where = given or (f"{file}:{line}" if key else str(file))
     if problem["type"] == "extra_forbidden":
-        return f"{file}:{known}: unknown key '{key}'{nearest(str(path[-1]), sibling_fields(path[:-1]))}"
+        return f"{where}: unknown key '{key}'{nearest(str(path[-1]), sibling_fields(path[:-1]))}"
     if problem["type"] == "missing":
-        return f"{file}:{known}: '{key}' is missing"
+        return f"{where}: '{key}' is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{file}:{known}: {key}: {message}" if key else f"{file}: {message}"
+    return f"{where}: {key}: {message}" if key else f"{where}: {message}"
 
 
 def sibling_fields(path: tuple[Any, ...]) -> list[str]:

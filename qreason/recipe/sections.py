@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -137,7 +138,7 @@ class Draw(Strict):
     """How replies are drawn, in rollouts and for pass@1; in TRL's terms."""
 
     temperature: float = Field(1.0, ge=0)
-    """0 is greedy; training needs more than 0."""
+    """0 is greedy; training needs more than 0, at least 0.01."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Draw from the most probable tokens that make up this share; 1: all."""
     top_k: int = Field(0, ge=0)
@@ -148,6 +149,14 @@ class Draw(Strict):
     """Tokens of a reply at most."""
     max_num_seqs: int = Field(128, gt=0)
     """Replies that are decoded at a time; fewer need less memory and take longer."""
+
+    @field_validator("temperature")
+    @classmethod
+    def finite_logits(cls, temperature: float) -> float:
+        """Logits are divided by it, and have to stay finite in 16 bits."""
+        if 0 < temperature < 0.01:
+            raise ValueError("Input should be 0 (greedy) or at least 0.01")
+        return temperature
 
     def sampling(self, *, greedy: bool = False, seed: int | None = None) -> Sampling:
         drawn = self.model_dump() | ({"temperature": 0.0} if greedy else {})
