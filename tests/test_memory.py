@@ -608,6 +608,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qreason.planning.memory.is_here", lambda base: False)
 
 
+@pytest.mark.parametrize("size", ["0GiB", "t5", f"{'9' * 400}GiB"])
+def test_a_size_that_no_card_has_is_refused(size: str) -> None:
+    with pytest.raises(InputError, match=f"{size}: no such card"):
+        read_card(size)
+
+
 def test_a_base_that_is_not_usual_is_read_from_its_files() -> None:
     for base in ("someone/Qwen2.5-0.5B", "Qwen/Qwen9-0.5B", "qreason/tiny"):
         assert known_config(base) is None

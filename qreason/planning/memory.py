@@ -71,13 +71,15 @@ GGUF_BITS = {
 }  # fmt: skip
 """Bits per weight of a GGUF file, the mixture of its types included: approximate, for the room that an export needs."""
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
+MOST = 1e9
+"""More than any card has, in any of these units."""
 
 
 def read_card(text: str) -> Card:
     """A card of CARDS (`t4`, `RTX 3060`), or one with so much memory (`6GiB`, `6GB`, `6144MiB`)."""
     plain = re.sub(r"nvidia|geforce|tesla|[\s_-]", "", text.lower())
     size = re.fullmatch(r"(\d+(?:\.\d+)?)(gib|gb|mib|mb)", plain)
-    if size and float(size[1]):
+    if size and 0 < float(size[1]) < MOST:
         return Card(text.strip(), int(float(size[1]) * UNITS[size[2]]))
     known = {name.replace("-", ""): name for name in CARDS}
     if plain not in known:
