@@ -144,7 +144,7 @@ def test_a_wrong_value_of_set_is_told_of_the_set_and_not_of_a_line(
 
 def test_a_temperature_that_makes_logits_infinite_is_refused(write_recipe: RecipeWriter) -> None:
     (line,) = problems(write_recipe(("temperature: 0.9", "temperature: 1e-40")))
-    assert line.endswith("sampling.temperature: Input should be 0 (greedy) or at least 0.01")
+    assert line.endswith("sampling.temperature: Input should be 0 (greedy) or at least 0.0001")
 
 
 def test_set_of_a_stage_that_is_not_there_is_refused(write_recipe: RecipeWriter) -> None:

@@ -138,7 +138,7 @@ class Draw(Strict):
     """How replies are drawn, in rollouts and for pass@1; in TRL's terms."""
 
     temperature: float = Field(1.0, ge=0)
-    """0 is greedy; training needs more than 0, at least 0.01."""
+    """0 is greedy; training needs more than 0, at least 0.0001."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Draw from the most probable tokens that make up this share; 1: all."""
     top_k: int = Field(0, ge=0)
@@ -153,9 +153,9 @@ class Draw(Strict):
     @field_validator("temperature")
     @classmethod
     def finite_logits(cls, temperature: float) -> float:
-        """Logits are divided by it, and have to stay finite in 16 bits."""
-        if 0 < temperature < 0.01:
-            raise ValueError("Input should be 0 (greedy) or at least 0.01")
+        """Logits are divided by it, and have to stay finite."""
+        if 0 < temperature < 1e-4:
+            raise ValueError("Input should be 0 (greedy) or at least 0.0001")
         return temperature
 
     def sampling(self, *, greedy: bool = False, seed: int | None = None) -> Sampling:

@@ -85,7 +85,7 @@ def rows() -> Surface:
 
 
 def arguments() -> Surface:
-    files = ["small.yaml", "rows.jsonl", "replies.jsonl", "run", "absent", ".", "quickstart", "", "\0", "x" * 300]
+    files = ["small.yaml", "rows.jsonl", "replies.jsonl", "run", "absent", ".", "quickstart", "", "x" * 300]
     sets = [
         "name=x",
         "steps=[merge]",
@@ -98,7 +98,7 @@ def arguments() -> Surface:
     odd = st.sampled_from(
         [*files, *sets, "--json", "--set", "--rows", "--gpu", "t4", "6GiB", "0", "-1", "1e400MiB", "--"]
     )
-    word = odd | st.text(max_size=10)
+    word = odd | st.text(st.characters(exclude_characters="\0"), max_size=10)  # no system passes that one on
     paired = [["--set", one] for one in sets] + [["--gpu", "9" * 400 + "GiB"], ["--rows", "10" * 20], ["--by", "x"]]
     end = st.lists(st.sampled_from(paired) | word.map(lambda one: [one]), max_size=4).map(
         lambda parts: [*chain(*parts)]
