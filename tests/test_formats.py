@@ -457,6 +457,11 @@ def test_init_of_rows_that_cannot_be_used_writes_nothing(tmp_path: Path) -> None
         ({"turns": ["a", "b"], "split": "x"}, "add it, as text"),
         ({"question": "a", "answers": ["b"]}, "add it, as text"),
         ({"frage": "a", "antwort": "b", "n": [1]}, "add it, or name yours in data.fields ('frage' or 'antwort')"),
+        (
+            {"Frage": "a", " Antwort": "b", "Answer": "c"},
+            "add it, or name yours in data.fields ('Frage' or ' Antwort')",
+        ),
+        ({"Dialog": chat(*TALK)["messages"]}, "its column 'Dialog' holds a chat: rename it to 'messages'"),
     ],
 )
 def test_data_fields_are_recommended_for_columns_only_that_they_take(

@@ -189,10 +189,11 @@ def read_texts(chat: Chat, fields: Mapping[Any, str], location: str) -> dict[str
 
 def missing_cure(row: Mapping[str, Any]) -> str:
     """What helps a row without a prompt or a reference: a chat is no column that data.fields could name."""
-    if chat := next((name for name, cell in row.items() if is_chat(cell)), None):
+    written = {name.strip().lower(): name for name in row}  # as in the file, where they stand behind the small ones
+    if chat := next((name for name in written.values() if is_chat(row[name])), None):
         return f"its column '{chat}' holds a chat: rename it to 'messages'"
     usual = {name for names in COLUMNS.values() for name in names}
-    texts = [repr(name) for name, cell in row.items() if is_text(cell) and name not in usual]
+    texts = [repr(name) for small, name in written.items() if is_text(row[name]) and small not in usual]
     return f"add it, or name yours in data.fields ({' or '.join(texts[:MOST_NAMED])})" if texts else "add it, as text"
 
 
