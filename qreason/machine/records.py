@@ -243,14 +243,9 @@ class Origin(TypedDict):
 
 
 class Told(TypedDict):
-    """What a card says of judge.json."""
+    """What a card and a resumed step read of judge.json."""
 
     told: str
-
-
-class Dropped(TypedDict):
-    """What a resumed step reads of judge.json."""
-
     dropped: NotRequired[bool]
 
 

@@ -17,11 +17,9 @@ FOLD = (
 )
 """In front of a chat template that refuses or drops the system role: the user's turn begins with the system prompt."""
 PROBE = ({"role": "system", "content": "qreason asks"}, {"role": "user", "content": "does this arrive"})
+REPLY = {"role": "assistant", "content": "it does"}
 RENDERING, MOST_TEMPLATE = 10.0, 10**6
 """Seconds for rendering one short chat, and characters of a template and of what it makes of that chat."""
-
-
-REPLY = {"role": "assistant", "content": "it does"}
 TODAY, DAY = re.compile(r"strftime_now\([^()]*\)"), '"26 Jul 2024"'
 """The current date in a chat template, and the day in its place, which is Llama's own where there is no clock."""
 DATED = f"{{% set date_string = {DAY} %}}"
@@ -52,11 +50,12 @@ def fit_template(base: str, tokenizer: Any, *, thinking: bool = False) -> None:
     if "date_string" in own and DATED not in own:
         own = DATED + own
     tokenizer.chat_template = with_system(base, tokenizer, own)
-    if opens_thoughts(tokenizer) and THINKS not in own:
+    ends = around_the_reply(tokenizer)
+    if differ(*ends) and THINKS not in own:
         if thinking:
             tokenizer.chat_template = THINKS + tokenizer.chat_template
         else:
-            leave_thoughts_out(tokenizer)
+            leave_thoughts_out(tokenizer, ends[1])
 
 
 def with_system(base: str, tokenizer: Any, own: str) -> str:
@@ -89,28 +88,30 @@ def show(tokenizer: Any, chat: Sequence[dict[str, str]], template: str | None = 
     return str(within(RENDERING, partial(work, add_generation_prompt=asks)))
 
 
-def around_the_reply(tokenizer: Any) -> tuple[str, str] | None:
-    """(how a prompt ends, how the reply to it begins in a finished chat), after the chat; None where it is unclear."""
+def around_the_reply(tokenizer: Any) -> tuple[str, str]:
+    """(how a prompt ends, how the reply to it begins in a finished chat), after the chat; both empty where unclear."""
     try:
         chat, prompt = show(tokenizer, PROBE), show(tokenizer, PROBE, asks=True)
         whole = show(tokenizer, [*PROBE, REPLY])
     except Exception:  # of a template that knows no replies
-        return None
+        return "", ""
     begin, found, _ = whole.removeprefix(chat).partition(REPLY["content"])
     known = found and whole.startswith(chat) and prompt.startswith(chat)
-    return (prompt.removeprefix(chat), begin) if known else None
+    return (prompt.removeprefix(chat), begin) if known else ("", "")
+
+
+def differ(end: str, begin: str) -> bool:
+    """Whether prompts end otherwise than replies begin; white space at that place belongs to a reply's first token."""
+    return end.strip() != begin.strip()
 
 
 def opens_thoughts(tokenizer: Any) -> bool:
-    """Whether prompts end otherwise than replies begin; white space at that place belongs to a reply's first token."""
-    found = around_the_reply(tokenizer)
-    return found is not None and found[0].strip() != found[1].strip()
+    """Whether prompts ask for thoughts that finished replies do not show."""
+    return differ(*around_the_reply(tokenizer))
 
 
-def leave_thoughts_out(tokenizer: Any) -> None:
-    """End prompts as replies begin, without thoughts or with empty ones."""
-    found = around_the_reply(tokenizer)
-    assert found is not None, "it opens thoughts"
+def leave_thoughts_out(tokenizer: Any, begin: str) -> None:
+    """End prompts as replies `begin`, without thoughts or with empty ones."""
     before, behind = BEGUN
-    mark = json.dumps(found[1], ensure_ascii=False)
+    mark = json.dumps(begin, ensure_ascii=False)
     tokenizer.chat_template = before + tokenizer.chat_template.removesuffix("\n") + behind.replace("MARK", mark)

@@ -94,11 +94,10 @@ def gain_reward(settings: GainSettings, gain: Gain) -> Reward:
     """
 
     def reward(replies: Sequence[Reply], examples: Sequence[Example]) -> list[float | None]:
-        def mark(nats: float | None, reply: Reply, example: Example) -> float | None:
-            if not example.reference:
-                return None
-            return bounded(nats, settings.scale) if follows_format(reply.text) else 0.0
-
-        return [mark(*row) for row in zip(gain(replies, examples), replies, examples, strict=True)]
+        rows = zip(gain(replies, examples), replies, examples, strict=True)
+        return [
+            bounded(nats if follows_format(reply.text) else None, settings.scale) if example.reference else None
+            for nats, reply, example in rows
+        ]
 
     return reward

@@ -13,7 +13,7 @@ from qreason.judge.calibration import Label, calibrate, fitness
 from qreason.judge.verdict import Judge
 from qreason.machine.files import read_json, write_json
 from qreason.machine.progress import progress_bar
-from qreason.machine.records import Dropped
+from qreason.machine.records import Told
 from qreason.recipe.training import PREFLIGHT_PROMPTS
 from qreason.rewards.registry import FULL_MARKS
 from qreason.rewards.scoring import Scorer, applies
@@ -143,7 +143,7 @@ def check_judge(judge: Judge, labels: Sequence[Label], weight: float, folder: Pa
 def is_dropped(folder: Path) -> bool:
     """Whether the judge's weight was set to 0 when a step began."""
     file = folder / JUDGE
-    return file.is_file() and bool(read_json(file, Dropped).get("dropped"))
+    return file.is_file() and bool(read_json(file, Told).get("dropped"))
 
 
 def without_judge(scorer: Scorer, kinds: Mapping[str, str]) -> Scorer:
